@@ -1,0 +1,161 @@
+"""``python -m convert``: a Keras VGGFace2 ResNet-50 -> a trunk file, verified before it is written."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from facecls import __version__
+from facecls.errors import UserError, command
+from facecls.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convert.keras_h5 import KerasFile
+
+CONVERTER = f"facecls {__version__}"
+"""What stands in the metadata."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: As on the command line; ``None`` takes those.
+
+    Raises:
+        SystemExit: With status 2 and one line on stderr if the file can't be converted.
+    """
+    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    parser.add_argument("source", type=Path, metavar="SOURCE.h5", help="whole model or weights only, saved by Keras 2")
+    parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="write the ONNX model too (takes BGR minus mean)")
+    parser.add_argument("--keep-classifier", action="store_true", help="keep the 8631 identities, for facecls.identify")
+    options = parser.parse_args(arguments)
+    with command("convert"):
+        convert(options.source, options.dest, options.onnx, options.keep_classifier)
+
+
+def convert(source: Path, dest: Path, onnx_dest: Path | None, keep_classifier: bool) -> None:
+    """Converts a file, verifies the result, writes it and says what was done.
+
+    Args:
+        source: The Keras .h5 file.
+        dest: The trunk file to write.
+        onnx_dest: Where to write the ONNX model too, if anywhere.
+        keep_classifier: Whether the classifier comes along.
+
+    Raises:
+        UserError: If the file can't be converted or the result not be written; then nothing is.
+    """
+    places = [path.resolve() for path in (source, dest, onnx_dest) if path]
+    if len(set(places)) < len(places):
+        raise UserError("Expected different files to read and to write, but one is named twice; name another.")
+    # the big libraries are imported late, so that neither --help nor a wrong file waits for them
+    from convert.keras_h5 import open_keras
+
+    with (
+        open_keras(source) as file,
+        _scratch(dest) as folder,
+        replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part,
+    ):
+        if keep_classifier and not file.classifier:
+            raise UserError(f"{source} has no classifier to keep; take a file that has one or drop --keep-classifier.")
+        model = _write_onnx(file, keep_classifier, folder, onnx_part)
+        state, measured = _verify(model, keep_classifier)
+        _save(dest, file, state, measured)
+        _report(file, measured, {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {}))
+
+
+@contextmanager
+def _scratch(dest: Path) -> Iterator[Path]:
+    """Gives a folder beside ``dest``, where there must be room anyway."""
+    try:
+        with TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise UserError(
+            f"Can't write beside {dest}: {error.strerror or error}; name a folder that exists, is writable and "
+            "has room for twice the file."
+        ) from None
+
+
+def _write_onnx(file: "KerasFile", classifier: bool, folder: Path, onnx_part: Path | None) -> Path:
+    """Writes the ONNX model to ``folder``, and in one file to ``onnx_part`` too, each checked."""
+    import onnx
+
+    from convert.onnx_graph import to_onnx
+
+    model = to_onnx(file, classifier)
+    if onnx_part:
+        onnx_part.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(onnx_part, full_check=True)
+    path = folder / "model.onnx"
+    # weights apart: what reads the file maps them, or reads them once
+    onnx.save_model(model, path, save_as_external_data=True, location="model.weights")
+    onnx.checker.check_model(path, full_check=True)
+    return path
+
+
+def _verify(model: Path, classifier: bool) -> "tuple[dict[str, Tensor], dict[str, float]]":
+    """Makes the trunk's tensors of an ONNX file, and measures how far each stage is from ONNX Runtime."""
+    from convert import parity
+    from convert.trunk_weights import to_module, to_trunk, trunk_state
+
+    images = parity.seeded_images()
+    reference = parity.run_onnx(model, images)
+    module = to_module(model)
+    measured = parity.differences("onnx2torch", reference, parity.run_module(module, images))
+    state = trunk_state(module, classifier)
+    trunk = to_trunk(module, state)
+    measured |= parity.differences("trunk", reference, parity.run_trunk(trunk, state, images))
+    return state, measured
+
+
+def _save(dest: Path, file: "KerasFile", state: "dict[str, Tensor]", measured: dict[str, float]) -> None:
+    from convert import parity
+    from convert.layout import CLASSES, CLASSIFIER, SIZE
+    from facecls.model.trunk import VGGFACE2, VGGFACE2_MEAN, save_trunk
+
+    metadata: dict[str, Any] = {
+        "architecture": VGGFACE2,
+        "source": file.path.name,
+        "source_sha256": file.sha256,
+        "input": {"size": SIZE, "channels": "RGB", "range": [0, 255], "mean": list(VGGFACE2_MEAN), "std": [1, 1, 1]},
+        "classes": CLASSES if f"{CLASSIFIER}.weight" in state else 0,
+        "parity": {
+            "reference": "onnxruntime",
+            "images": parity.IMAGES,
+            "seed": parity.SEED,
+            "limit": parity.LIMIT,
+            "at_most": {name: parity.bound(difference) for name, difference in measured.items()},
+        },
+        "converter": CONVERTER,
+    }
+    save_trunk(dest, state, metadata)
+
+
+def _report(file: "KerasFile", measured: dict[str, float], written: dict[Path, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("read", "file", str(file.path))
+    table.add_row("", "kind", f"{file.kind}, Keras {file.keras_version}")
+    table.add_row("", "size", f"{len(file.layers)} layers, {file.parameters:,} parameters")
+    table.add_row("", "SHA-256", file.sha256)
+    for row, (name, difference) in enumerate(measured.items()):
+        table.add_row("" if row else "verified", name, f"{difference:.1e} from ONNX Runtime, of the largest")
+    for row, (path, what) in enumerate(written.items()):
+        table.add_row("" if row else "written", what, str(path))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""An ONNX model -> onnx2torch -> an explicit table of names -> the trunk's state dict, strict both ways."""
+
+import math
+from pathlib import Path
+
+import onnx2torch
+from torch import Tensor, fx, nn
+
+from convert.layout import CLASSIFIER, STAGES
+from facecls.errors import UserError
+from facecls.model.trunk import VGGFACE2, Trunk, create_trunk
+
+_CONV = ("weight",)
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_LINEAR = ("weight", "bias")
+_PARTS = (("1x1_reduce", 1), ("3x3", 2), ("1x1_increase", 3))
+"""End of the Keras name of each convolution on a block's long way, and its number in timm."""
+
+
+def to_module(model: Path) -> fx.GraphModule:
+    """Makes a torch module of an ONNX file.
+
+    Args:
+        model: The ONNX file; its weights may lie in a file beside it.
+
+    Returns:
+        onnx2torch's module in evaluation mode; its submodules have the names of the ONNX nodes.
+    """
+    module: fx.GraphModule = onnx2torch.convert(model)
+    module.eval()  # it comes in training mode
+    return module
+
+
+def norm_table() -> dict[str, str]:
+    """Gives the 53 BatchNorms: name in onnx2torch's module -> name in the timm model."""
+    table = {"conv1/7x7_s2/bn": "bn1"}
+    for here, there, projected in _blocks():
+        table |= {f"{here}_{part}/bn": f"{there}.bn{number}" for part, number in _PARTS}
+        if projected:
+            table[f"{here}_1x1_proj/bn"] = f"{there}.downsample.1"
+    return table
+
+
+def conv_table() -> dict[str, str]:
+    """Gives the 53 convolutions: name in onnx2torch's module -> name in the timm model."""
+    table = {"conv1/7x7_s2.1": "conv1"}  # .0 is the padding, which onnx2torch keeps apart where it is uneven
+    for here, there, projected in _blocks():
+        table |= {f"{here}_{part}": f"{there}.conv{number}" for part, number in _PARTS}
+        if projected:
+            table[f"{here}_1x1_proj"] = f"{there}.downsample.0"
+    return table
+
+
+def tensor_table(classifier: bool) -> dict[str, str]:
+    """Gives every tensor: name in onnx2torch's state dict -> name in a trunk file.
+
+    Args:
+        classifier: Whether the classifier is among them.
+
+    Returns:
+        One entry a tensor; no two have the same name on either side.
+    """
+    kinds = [(conv_table(), _CONV), (norm_table(), _NORM), ({CLASSIFIER: CLASSIFIER} if classifier else {}, _LINEAR)]
+    return {
+        f"{here}.{tensor}": f"{there}.{tensor}"
+        for modules, tensors in kinds
+        for here, there in modules.items()
+        for tensor in tensors
+    }
+
+
+def _blocks() -> list[tuple[str, str, bool]]:
+    """Gives of each block its name in Keras and in timm, and whether it has a projection."""
+    return [
+        (f"conv{stage}_{block}", f"layer{stage - 1}.{block - 1}", block == 1)
+        for stage, blocks, _ in STAGES
+        for block in range(1, blocks + 1)
+    ]
+
+
+def trunk_state(module: fx.GraphModule, classifier: bool) -> dict[str, Tensor]:
+    """Renames the tensors of onnx2torch's module to those of a trunk file.
+
+    The module takes BGR and the trunk RGB: the first convolution's input channels are turned round, here and nowhere
+    else.
+
+    Args:
+        module: What ``to_module`` gave.
+        classifier: Whether it has the classifier.
+
+    Returns:
+        Tensors by their names in a trunk file; all but the first convolution's share the module's memory.
+
+    Raises:
+        UserError: If a tensor is missing or left over.
+    """
+    table = tensor_table(classifier)
+    tensors = module.state_dict()
+    if odd := table.keys() ^ tensors.keys():
+        name = min(odd)
+        raise UserError(
+            f"Expected the graph of VGGFace2's ResNet-50, but its tensor {name} is "
+            f"{'missing' if name in table else 'not known'}; take the file of keras-vggface."
+        )
+    state = {there: tensors[here] for here, there in table.items()}
+    state["conv1.weight"] = state["conv1.weight"].flip(1)
+    return state
+
+
+def to_trunk(module: fx.GraphModule, state: dict[str, Tensor]) -> Trunk:
+    """Puts converted tensors into the trunk and checks that it has the settings that go with them.
+
+    Args:
+        module: What ``to_module`` gave.
+        state: What ``trunk_state`` made of it.
+
+    Returns:
+        The trunk in evaluation mode; it shares the memory of ``state``.
+
+    Raises:
+        UserError: If a tensor is missing, left over or misshapen, or a BatchNorm's epsilon or momentum is another one.
+    """
+    trunk = create_trunk(VGGFACE2)
+    own = {name: tensor for name, tensor in state.items() if not name.startswith(f"{CLASSIFIER}.")}
+    try:
+        trunk.net.load_state_dict(own, strict=True, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"Expected the tensors of the trunk, but: {error}") from None
+    for here, there in norm_table().items():
+        _check_norm(here, module.get_submodule(here), trunk.net.get_submodule(there))
+    trunk.eval()
+    return trunk
+
+
+def _check_norm(name: str, converted: nn.Module, own: nn.Module) -> None:
+    for setting in ("eps", "momentum"):
+        # ONNX keeps both as float32, and torch's momentum is 1 minus Keras'
+        if not math.isclose(getattr(converted, setting), getattr(own, setting), rel_tol=1e-4):
+            raise UserError(
+                f"Expected BatchNorm {name} to have the {setting} {getattr(own, setting):g}, but it has "
+                f"{getattr(converted, setting):g}; take the file of keras-vggface."
+            )

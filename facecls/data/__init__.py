@@ -1,0 +1,1 @@
+"""Faces on disk -> table -> split -> batches."""

@@ -1,0 +1,278 @@
+"""From a table of faces to batches."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.seed import pl_worker_init_function
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from facecls.data.labels import MISSING, TASKS
+from facecls.data.split import assign_split, leaks, read_split_file
+from facecls.data.store import ImageStore, decode
+from facecls.data.table import read_table
+from facecls.data.transforms import EvalTransform, TrainTransform, Transform
+from facecls.errors import UserError
+
+HOLDOUT = "holdout"
+"""A face of the seed's split file that serves as validation and as test."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which faces make a batch, and from what its augmentation is drawn.
+
+    Attributes:
+        faces: (N,) int64 rows of the table.
+        seed: Integers that no other batch of the run has; ``None`` where nothing is drawn.
+    """
+
+    faces: np.ndarray
+    seed: tuple[int, ...] | None
+
+
+class PlanSampler(Sampler[BatchPlan]):
+    """The batches of an epoch.
+
+    In training, order and augmentation are a function of the seed, the epoch and the number of the batch alone: they do
+    not depend on how many workers there are, and are the same again when a run is resumed.
+
+    Args:
+        faces: (N,) int64 rows of the table.
+        batch_size: Faces in a batch; the last one of an evaluation may be smaller.
+        seed: For training; ``None`` for evaluation, in the order of the table.
+        epoch: The first that will be asked for.
+        skip: Batches of that epoch that a resumed run has had already.
+    """
+
+    def __init__(
+        self, faces: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0, skip: int = 0
+    ) -> None:
+        self.faces = faces
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+        self.skip = skip
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        if self.seed is None:
+            return -(-len(self.faces) // self.batch_size)
+        # a last batch of one face would give BatchNorm nothing to average over
+        return max(1, len(self.faces) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        """The plans of this epoch."""
+        faces = self.faces
+        if self.seed is not None:
+            faces = np.random.default_rng((self.seed, self.epoch)).permutation(faces)
+        first, self.skip = self.skip, 0
+        for number in range(first, len(self)):
+            seed = None if self.seed is None else (self.seed, self.epoch, number)
+            yield BatchPlan(faces[number * self.batch_size : (number + 1) * self.batch_size], seed)
+
+
+class FaceBatches(Dataset[dict[str, Tensor]]):
+    """Turns plans into batches; an item is a whole batch.
+
+    Args:
+        store: The encoded images.
+        labels: (N, 3) int64, gender, race and age by row of the table, ``MISSING`` without.
+        transform: From an image to one of the wanted size.
+    """
+
+    def __init__(self, store: ImageStore, labels: np.ndarray, transform: Transform) -> None:
+        self.store = store
+        self.labels = labels
+        self.transform = transform
+
+    def __getitem__(self, plan: BatchPlan) -> dict[str, Tensor]:
+        """Decodes, augments and stacks a batch.
+
+        Args:
+            plan: Which faces.
+
+        Returns:
+            ``image`` (N, 3, H, W) uint8 RGB, laid out channels last; gender, race, age and index (N,) int64.
+        """
+        if plan.seed is not None:
+            self.transform.set_random_seed(int(np.random.SeedSequence(plan.seed).generate_state(1)[0]))
+        images = np.stack([self.transform(image=decode(self.store[face]))["image"] for face in plan.faces])
+        batch = {"image": torch.from_numpy(images).permute(0, 3, 1, 2), "index": torch.from_numpy(plan.faces)}
+        for column, task in enumerate(TASKS):
+            batch[task] = torch.from_numpy(self.labels[plan.faces, column])
+        return batch
+
+
+class ResumableLoader(DataLoader[dict[str, Tensor]]):
+    """A loader that Lightning knows it can resume within an epoch.
+
+    Lightning asks for these two methods; there is nothing to keep, since its own counters, which are in every
+    checkpoint, say which batch of which epoch comes next.
+    """
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing."""
+
+
+def _start_worker(worker: int) -> None:
+    pl_worker_init_function(worker)
+    cv2.setNumThreads(0)  # workers are one process a core already
+
+
+class FacesDataModule(pl.LightningDataModule):
+    """Faces of a folder, archive or manifest as batches for training, validation and test.
+
+    Args:
+        root: Folder, .tar, .tar.gz or .zip of UTKFace-like file names, a .csv or .parquet manifest, or ``synthetic:N``
+            for N drawn faces.
+        image_size: Side of the images in pixels, 64 or more.
+        batch_size: Faces in a batch.
+        num_workers: Processes that prepare batches; null for one a core, at most 8.
+        val_fraction: Share of the faces kept for validation, which chooses the best epoch.
+        test_fraction: Share of the faces kept for the test.
+        split_file: The seed's split (CSV with ``img_name`` and ``is_train``) in place of the fractions: 1 trains, the
+            others serve as validation and as test.
+        split: The part that is tested: ``test``, ``val``, ``train``, or ``all`` faces.
+        train_transform: Class path of another pipeline for training; null for facecls.data.transforms.TrainTransform.
+        eval_transform: The same for validation and test; null for facecls.data.transforms.EvalTransform.
+        seed: For split, order and augmentation; follows ``seed_everything``.
+
+    Attributes:
+        faces: The table with its ``split`` column, after ``setup``.
+        rejects: What is not used and why, after ``setup``.
+    """
+
+    faces: pd.DataFrame
+    rejects: pd.DataFrame
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_file: str | None = None,
+        split: Literal["train", "val", "test", "all"] = "test",
+        train_transform: Transform | None = None,
+        eval_transform: Transform | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if image_size < 64 or batch_size < 1 or (num_workers is not None and num_workers < 0):
+            raise UserError(
+                "Expected data.image_size of at least 64, data.batch_size of at least 1 and data.num_workers of at "
+                f"least 0, but got {image_size}, {batch_size} and {num_workers}."
+            )
+        self.save_hyperparameters()
+        self.root = root
+        self.batch_size = batch_size
+        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        self.fractions = (val_fraction, test_fraction)
+        self.split_file = split_file
+        self.split = split
+        self.train_transform = TrainTransform(image_size) if train_transform is None else train_transform
+        self.eval_transform = EvalTransform(image_size) if eval_transform is None else eval_transform
+        self.seed = seed
+        self._store: ImageStore | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and splits the faces, once.
+
+        Args:
+            stage: Not used; all parts come from one table.
+
+        Raises:
+            UserError: If the data can't be read or split as asked.
+        """
+        if self._store is not None:
+            return
+        table = read_table(self.root, self.seed)
+        faces, rejects = table.faces, table.rejects
+        if self.split_file is not None:
+            faces["split"] = read_split_file(Path(self.split_file), faces)
+            unlisted = faces["split"].isna()
+            extra = pd.DataFrame({"path": faces.loc[unlisted, "path"], "reason": "not in the split file"})
+            rejects = pd.concat([rejects, extra], ignore_index=True)
+        elif "split" not in faces:
+            faces["split"] = assign_split(faces, *self.fractions, self.seed)
+        self.faces, self.rejects, self._store = faces, rejects, table.store
+        self._labels = faces[list(TASKS)].fillna(MISSING).to_numpy(np.int64)  # (N, 3)
+
+    def describe(self) -> str:
+        """What was read, in a line or two, with the number of rejects always said."""
+        counts = self.faces["split"].value_counts()
+        parts = ", ".join(f"{counts[name]:,} {name}" for name in ("train", "val", "test", HOLDOUT) if name in counts)
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejects["reason"].value_counts().items())
+        text = (
+            f"{int(counts.sum()):,} faces ({parts}); {len(self.rejects):,} rejects{f' ({reasons})' if reasons else ''}"
+        )
+        crossing = leaks(self.faces, self.faces["split"])
+        if crossing:
+            text += f"\n{crossing:,} faces have a byte-identical copy in another part of the split that was given"
+        return text
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Augmented training faces in a new order each epoch."""
+        rows, epoch, skip = self._part("train"), 0, 0
+        if self.trainer is not None:
+            epoch, skip = _position(self.trainer)
+        return self._loader(PlanSampler(rows, self.batch_size, self.seed, epoch, skip), self.train_transform)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Validation faces."""
+        return self._loader(PlanSampler(self._part("val"), self.batch_size), self.eval_transform)
+
+    def test_dataloader(self) -> ResumableLoader:
+        """The faces of the part that ``split`` names."""
+        return self._loader(PlanSampler(self._part(self.split), self.batch_size), self.eval_transform)
+
+    def _part(self, name: str) -> np.ndarray:
+        split = self.faces["split"]
+        wanted = split.notna() if name == "all" else split.eq(name) | (name != "train") & split.eq(HOLDOUT)
+        rows = np.flatnonzero(wanted.fillna(False).to_numpy(bool))
+        if not len(rows):
+            raise UserError(
+                f"Expected faces in the {name} part of {self.root}, but it has none; see the data.* options."
+            )
+        return rows
+
+    def _loader(self, plans: PlanSampler, transform: Transform) -> ResumableLoader:
+        assert self._store is not None, "setup comes first"
+        batches: Any = FaceBatches(self._store, self._labels, transform)
+        return ResumableLoader(
+            batches,
+            sampler=plans,
+            batch_size=None,  # an item is a whole batch
+            num_workers=self.num_workers,
+            worker_init_fn=_start_worker,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _position(trainer: pl.Trainer) -> tuple[int, int]:
+    # Lightning makes the first iterator before it tells the sampler its epoch, so a resumed run must know it here
+    loop = trainer.fit_loop
+    begun, progress = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress
+    if progress.is_last_batch:
+        return begun, 0
+    return max(0, begun - 1), progress.current.processed  # type: ignore[attr-defined]

@@ -1,0 +1,173 @@
+"""Which faces train, validate and test."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from facecls.data.columns import read_columns
+from facecls.data.labels import RACES
+from facecls.errors import UserError
+
+SPLITS = ("train", "val", "test")
+AGE_BANDS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
+"""First age of each band in years, the last one open: those of FairFace (Karkkainen and Joo, WACV 2021)."""
+
+_IS_TRAIN = {"1": "train", "1.0": "train", "0": "holdout", "0.0": "holdout"}
+_TRAIN, _VAL, _TEST = range(3)  # indices into SPLITS
+_Ints = npt.NDArray[np.int64]
+
+
+def assign_split(faces: pd.DataFrame, val: float, test: float, seed: int) -> "pd.Series[str]":
+    """Divides faces into train, val and test, each with the same mixture of gender, race and age band.
+
+    The same faces and seed give the same division in whatever order the rows come. Byte-identical images always go
+    together. A stratum is a combination of gender, race and age band, where a missing label counts as a value of its
+    own; identical images with different labels belong to the first of their strata. Every stratum's shares are right
+    to about one face (or the largest group of identical images), and so are those of neighbouring strata together,
+    such as all women, and of the whole. A part that is wanted is never empty, as long as there are as many different
+    images as parts; with fewer all faces train.
+
+    Args:
+        faces: With the columns ``sha1``, ``age`` (years), ``gender`` and ``race`` (codes); NA for a missing label.
+        val: Share of the faces to validate with, 0 or more.
+        test: Share of the faces to test with, 0 or more; what is left by both trains, so they must not reach 1.
+        seed: Another seed gives another division.
+
+    Returns:
+        One of ``SPLITS`` for every row, with the index of ``faces``.
+
+    Raises:
+        UserError: If the fractions are negative or leave nothing to train with.
+    """
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise UserError(f"Expected fractions val >= 0 and test >= 0 with val + test < 1, got val={val}, test={test}.")
+    row_group, images = pd.factorize(faces["sha1"])
+    sizes = np.bincount(row_group, minlength=len(images))
+    strata = np.full(len(images), np.iinfo(np.int64).max)
+    np.minimum.at(strata, row_group, _strata(faces))
+    draws = np.fromiter((_draw(seed, sha1) for sha1 in images.tolist()), np.uint64, len(images))
+    order = np.lexsort((draws, strata))
+    by_stratum = np.split(order, np.flatnonzero(np.diff(strata[order])) + 1)
+
+    shares = {_TEST: test, _VAL: val}
+    parts = _deal(by_stratum, sizes, shares, {part: _draw(seed, SPLITS[part]) / 2**64 for part in shares})
+    _leave_none_empty(parts, [_TRAIN, *(part for part, share in shares.items() if share)], sizes, draws)
+    return pd.Series(np.array(SPLITS)[parts[row_group]], index=faces.index, name="split", dtype="str")
+
+
+def read_split_file(path: str | Path, faces: pd.DataFrame) -> "pd.Series[str]":
+    """Reads a division from a CSV file with the columns ``img_name`` and ``is_train`` (1 or 0).
+
+    Images are told by their file name without folders.
+
+    Args:
+        path: The CSV file.
+        faces: With the column ``path``.
+
+    Returns:
+        With the index of ``faces``: ``"train"`` where ``is_train`` is 1, ``"holdout"`` (validates and tests) where it
+        is 0, NA for a face that isn't listed.
+
+    Raises:
+        UserError: If the file can't be read as such a CSV, an image is listed as both, or no face is listed.
+    """
+    listed = read_columns(Path(path), ["img_name", "is_train"])
+    split = listed["is_train"].map(_IS_TRAIN)
+    if split.isna().any():
+        value = listed["is_train"][split.isna()].iloc[0]
+        raise UserError(f"Expected 1 or 0 under is_train in {path}, got {value!r}; correct the file.")
+    sides = (
+        pd.Series(split.to_numpy(), index=_file_names(listed["img_name"])).groupby(level=0).agg(["first", "nunique"])
+    )
+    both = sides.index[sides["nunique"] > 1]
+    if len(both):
+        raise UserError(
+            f"Expected each image once in {path}, but {both[0]} is listed with both 1 and 0; correct the file."
+        )
+    division = sides["first"].reindex(_file_names(faces["path"]))
+    if division.isna().all():
+        raise UserError(f"Expected the faces' file names under img_name in {path}, but none of the faces is listed.")
+    return pd.Series(division.to_numpy(), index=faces.index, name="split", dtype="str")
+
+
+def leaks(faces: pd.DataFrame, split: "pd.Series[str]") -> int:
+    """Counts the faces whose image lies, byte for byte, in another part of the division too.
+
+    ``assign_split`` makes none of them; divisions made elsewhere may.
+
+    Args:
+        faces: With the column ``sha1``.
+        split: The part of each face, in the rows' order; NA belongs to no part.
+
+    Returns:
+        How many faces, counted in every part.
+    """
+    placed = pd.DataFrame({"sha1": faces["sha1"].to_numpy(), "split": split.to_numpy()}).dropna()
+    places = placed.drop_duplicates()["sha1"]
+    return int(placed["sha1"].isin(places[places.duplicated()]).sum())
+
+
+def _file_names(paths: "pd.Series[str]") -> list[str]:
+    return [path.replace("\\", "/").rpartition("/")[2] for path in paths]
+
+
+def _strata(faces: pd.DataFrame) -> _Ints:
+    """Numbers the strata so that neighbours in number share gender, and those closer still race, ``(N,)``."""
+    age, gender, race = (faces[task].to_numpy(np.int64, na_value=-1) for task in ("age", "gender", "race"))
+    band = np.searchsorted(AGE_BANDS, age, side="right")  # 0 is no age
+    strata: _Ints = ((gender + 1) * (len(RACES) + 1) + race + 1) * (len(AGE_BANDS) + 1) + band
+    return strata
+
+
+def _draw(seed: int, text: str) -> int:
+    """A number from 0 to 2^64 - 1, as good as drawn, that depends on nothing but the seed and the text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), key=str(seed).encode(), digest_size=8).digest(), "big")
+
+
+def _deal(
+    by_stratum: Sequence[_Ints], sizes: _Ints, shares: dict[int, float], starts: dict[int, float]
+) -> npt.NDArray[np.int8]:
+    """Deals groups of identical images to the parts, stratum by stratum: systematic sampling with a drawn start.
+
+    What a part should hold by the end of a stratum is its share of all faces so far, so an error made in one stratum,
+    where a group didn't fit, is made good in the next.
+
+    Args:
+        by_stratum: The groups of each stratum in drawn order.
+        sizes: Faces in each group, ``(G,)``.
+        shares: Share of the faces for every part but train.
+        starts: Where between two whole faces rounding goes up, 0..1, for the same parts.
+
+    Returns:
+        The part of each group, ``(G,)``.
+    """
+    parts = np.full(len(sizes), _TRAIN, np.int8)
+    seen = 0
+    dealt = dict.fromkeys(shares, 0)
+    for groups in by_stratum:
+        seen += int(sizes[groups].sum())
+        due = {part: int(share * seen + starts[part]) - dealt[part] for part, share in shares.items()}
+        for group, size in zip(groups.tolist(), sizes[groups].tolist(), strict=True):
+            part = next((part for part in due if size <= due[part]), None)
+            if part is not None:
+                parts[group] = part
+                due[part] -= size
+                dealt[part] += size
+    return parts
+
+
+def _leave_none_empty(
+    parts: npt.NDArray[np.int8], wanted: list[int], sizes: _Ints, draws: npt.NDArray[np.uint64]
+) -> None:
+    """Gives every wanted part a group, the smallest there is to spare, or all to train if there are too few."""
+    if len(parts) < len(wanted):
+        parts[:] = _TRAIN
+        return
+    for part in wanted:
+        if not (parts == part).any():
+            giver = np.flatnonzero(parts == np.bincount(parts).argmax())
+            parts[giver[np.lexsort((draws[giver], sizes[giver]))[0]]] = part

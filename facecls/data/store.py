@@ -1,0 +1,129 @@
+"""The encoded images of a table, held once in memory, and what makes bytes an image."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_JPEG = b"\xff\xd8\xff"
+_START_OF_SCAN = 0xDA
+_END_OF_IMAGE = b"\xff\xd9"
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStore:
+    """Encoded images end to end in one tensor, so that all workers of a loader share one copy.
+
+    Forked workers share its pages, which no reference count ever touches. Spawned ones get it through torch's shared
+    memory, as any tensor that ``torch.multiprocessing`` pickles.
+
+    Attributes:
+        data: The bytes of all images, uint8 ``(B,)``.
+        ends: Where each image ends in ``data``, int64 ``(N,)``, ascending.
+
+    Examples:
+        >>> store = ImageStore(torch.tensor([7, 8, 9], dtype=torch.uint8), np.array([1, 3]))
+        >>> len(store), store[1]
+        (2, array([8, 9], dtype=uint8))
+    """
+
+    data: torch.Tensor
+    ends: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        """The bytes of one image, a view.
+
+        Args:
+            index: From 0 to ``len(self) - 1``; a table's row number.
+
+        Returns:
+            uint8 ``(b,)``.
+
+        Raises:
+            IndexError: If there is no such image.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"Expected an image from 0 to {len(self) - 1}, got {index}.")
+        start = self.ends[index - 1] if index else 0
+        view: npt.NDArray[np.uint8] = self.data.numpy()[start : self.ends[index]]
+        return view
+
+
+def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Turns an encoded image into pixels; grey becomes RGB, alpha is dropped, EXIF's orientation applied.
+
+    Args:
+        encoded: uint8 ``(b,)``, any format that OpenCV reads.
+
+    Returns:
+        RGB, uint8 ``(H, W, 3)``, 0..255.
+
+    Raises:
+        ValueError: If these bytes are no image, or one of more than 2^30 pixels (OpenCV's own limit).
+    """
+    try:
+        image: Any = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError("not an image")
+    pixels: npt.NDArray[np.uint8] = image
+    return pixels
+
+
+def why_unusable(encoded: bytes) -> str | None:
+    """Says what is wrong with an image file, if anything.
+
+    The end is looked for before decoding, since OpenCV before 5 decodes a cut JPEG without a word and fills the rest
+    of the picture with grey or with the picture before it (https://github.com/opencv/opencv/issues/26488).
+
+    Args:
+        encoded: The whole file.
+
+    Returns:
+        ``"truncated"`` for a JPEG or PNG without its end, ``"not an image"`` for what doesn't decode, else None.
+    """
+    if encoded.startswith(_JPEG) and not _jpeg_ends(encoded):
+        return "truncated"
+    if encoded.startswith(_PNG) and not _png_ends(encoded):
+        return "truncated"
+    try:
+        decode(np.frombuffer(encoded, np.uint8))
+    except ValueError:
+        return "not an image"
+    return None
+
+
+def _jpeg_ends(encoded: bytes) -> bool:
+    """Whether a JPEG has an end-of-image marker of its own, whatever follows it.
+
+    Segments before the scan are stepped over, because a thumbnail in one of them has such a marker too. Inside a scan
+    the two bytes can't occur (ITU-T T.81, F.1.2.3: 0xFF is followed by a stuffed zero).
+    """
+    at = 2
+    while 0 <= (at := encoded.find(b"\xff", at)) < len(encoded) - 3:  # decoders pass over bytes that are no marker
+        if encoded[at + 1] == _START_OF_SCAN:
+            return encoded.find(_END_OF_IMAGE, at) >= 0
+        if encoded[at + 1] == 0xFF:  # markers may be preceded by any number of fill bytes (T.81, B.1.1.2)
+            at += 1
+        else:
+            at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return False
+
+
+def _png_ends(encoded: bytes) -> bool:
+    """Whether a PNG has its last chunk, whatever follows it; a chunk is length, type, content and check sum."""
+    at = len(_PNG)
+    while at + 12 <= len(encoded):
+        if encoded[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + int.from_bytes(encoded[at : at + 4], "big")
+    return False

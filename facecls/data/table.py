@@ -1,0 +1,340 @@
+"""Faces on disk -> a table of faces, a table of rejects, and their images in memory."""
+
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+import zipfile
+import zlib
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from facecls.data.columns import read_columns
+from facecls.data.labels import EXPECTED, HIGHEST, MISSING, TASKS, LabelError, Labels, parse_name
+from facecls.data.split import SPLITS
+from facecls.data.store import ImageStore, why_unusable
+from facecls.errors import UserError
+
+ACCEPTED = "a folder, a .tar, .tar.gz, .tgz or .zip, a .csv or .parquet manifest, or synthetic:N"
+"""What ``read_table`` reads, in words."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was found at a place.
+
+    Attributes:
+        faces: One row a face: ``path`` (str, as in the archive or manifest, or relative to the folder), ``age``
+            (years), ``gender`` and ``race`` (codes; all three Int16 with NA for a missing label), ``sha1`` (of the
+            file's bytes, hexadecimal), and ``split`` (one of ``SPLITS``) if a manifest gives it. Numbered from 0.
+        rejects: One row for each file that is not used: ``path`` and ``reason``.
+        store: The images; row ``i`` of ``faces`` is image ``i``.
+    """
+
+    faces: pd.DataFrame
+    rejects: pd.DataFrame
+    store: ImageStore
+
+
+class _UnreadableError(Exception):
+    """Why one file among many can't be read; the text is the reason of a reject."""
+
+
+class _File(NamedTuple):
+    """One file of a source: why it is rejected unseen, or its labels (``MISSING`` where there is none) and bytes."""
+
+    path: str
+    reason: str | None = None
+    labels: Labels = Labels(MISSING, MISSING, MISSING)
+    data: bytes = b""
+    split: str | None = None
+
+
+def read_table(root: str | Path, seed: int) -> Table:
+    """Reads all faces of a place: each file becomes a face, or a reject with its reason.
+
+    Folders, archives and drawn faces carry their labels in UTKFace file names. Manifests carry them in columns ``age``,
+    ``gender`` and ``race``; each may be absent or have empty cells, and file names are not looked at then. The rows of
+    ``faces`` are sorted by path for a folder, else in the order of the source.
+
+    Args:
+        root: A folder (searched with its subfolders), a ``.tar``, ``.tar.gz``, ``.tgz`` or ``.zip`` archive (nothing is
+            unpacked to disk), a ``.csv`` or ``.parquet`` manifest with a ``path`` column (absolute, or relative to the
+            manifest's folder), or ``synthetic:N`` for N drawn faces.
+        seed: Of the drawn faces.
+
+    Returns:
+        The table, with one face at least.
+
+    Raises:
+        UserError: If there is nothing at ``root`` or nothing that can be read, or not one face in it.
+    """
+    try:
+        with _quiet():
+            table = _collect(_inspected(_files(str(root), seed)))
+    except OSError as error:
+        raise UserError(f"Can't read {root}: {error}; make it readable.") from None
+    if len(table.faces):
+        return table
+    if len(table.rejects):
+        reason = table.rejects["reason"].mode().iloc[0]
+        such = table.rejects["path"][table.rejects["reason"] == reason]
+        raise UserError(
+            f"Expected faces in {root}, but all {len(table.rejects)} files were rejected; commonest reason: {reason} "
+            f"({len(such)}, such as {such.iloc[0]})."
+        )
+    raise UserError(f"Expected faces in {root}, but there is no file in it.")
+
+
+def _files(root: str, seed: int) -> Iterator[_File]:
+    kind, _, count = root.partition(":")
+    if kind == "synthetic":
+        return _drawn(count, seed)
+    source = Path(root).expanduser()
+    if source.is_dir():
+        return _in_folder(source)
+    if not source.exists():
+        raise UserError(f"Expected {ACCEPTED}, but there is nothing at {root}.")
+    for endings, reader in _READERS.items():
+        if source.name.lower().endswith(endings):
+            return reader(source)
+    raise UserError(f"Expected {ACCEPTED}, got {root}.")
+
+
+def _drawn(count: str, seed: int) -> Iterator[_File]:
+    from facecls.data.synthetic import draw_faces
+
+    if not (count.isascii() and count.isdigit() and int(count)):
+        raise UserError(f"Expected synthetic:N with a whole number N from 1 up, got synthetic:{count}.")
+    for name, data in draw_faces(int(count), seed):
+        yield _named(name, partial(bytes, data))
+
+
+def _in_folder(folder: Path) -> Iterator[_File]:
+    for path in sorted(_walk(folder)):
+        yield _named(path, partial(_file_bytes, folder / path))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """The regular files below a folder, relative to it; linked folders too, but each folder once."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for where, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
+        subfolders.sort()
+        if (real := Path(where).resolve()) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            if (file := Path(where, name)).is_file():
+                yield file.relative_to(folder).as_posix()
+
+
+def _file_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _UnreadableError(f"unreadable ({error.strerror})") from None
+
+
+def _in_tar(archive: Path) -> Iterator[_File]:
+    with _archive_errors(archive), archive.open("rb") as raw:
+        # browsers unpack .tar.gz files without changing their names, so the bytes say what it is
+        plain = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+        stream = io.BufferedReader(plain, 1 << 20)
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                if member.isreg():
+                    yield _named(member.name, partial(_tar_bytes, tar, member))
+                tar.members.clear()  # type: ignore[attr-defined] # else it keeps them all, a kilobyte each
+            # tarfile takes a damaged or cut header for the end; what follows the true end is zeros
+            stream.seek(tar.offset)
+            while rest := stream.read(1 << 20):
+                if rest.strip(b"\0"):
+                    raise tarfile.ReadError("damaged in the middle")
+
+
+def _tar_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # it is regular
+    return file.read()
+
+
+def _in_zip(archive: Path) -> Iterator[_File]:
+    with _archive_errors(archive), zipfile.ZipFile(archive) as members:
+        for member in members.infolist():
+            if not member.is_dir():
+                yield _named(member.filename, partial(_zip_bytes, members, member))
+
+
+def _zip_bytes(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        return members.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # the last one: encrypted or a rare compression
+        raise _UnreadableError("damaged or encrypted in the archive") from None
+
+
+@contextmanager
+def _archive_errors(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f"Can't read the archive {archive}: {error}; is the download complete?") from None
+
+
+def _named(path: str, read: Callable[[], bytes]) -> _File:
+    """A file whose name holds its labels; it is read only if the name is right."""
+    at = PurePosixPath(path)
+    if at.name.startswith("._") or at.name == ".DS_Store" or "__MACOSX" in at.parts:  # left behind by macOS
+        return _File(path, "not an image")
+    try:
+        return _File(path, None, parse_name(at.name), read())
+    except (LabelError, _UnreadableError) as error:
+        return _File(path, str(error))
+
+
+def _in_manifest(manifest: Path) -> Iterator[_File]:
+    rows = read_columns(manifest, ["path"], [*TASKS, "split"])
+    reasons = np.full(len(rows), None, object)
+    labels = np.full((len(rows), len(Labels._fields)), MISSING, np.int64)
+    for task in TASKS:
+        if task in rows:
+            labels[:, Labels._fields.index(task)], wrong = _values(rows[task], HIGHEST[task])
+            reasons[wrong] = f"{task} is not {EXPECTED[task]}"
+    reasons[rows["path"].duplicated()] = "listed twice"
+    differing = rows["path"][~rows.duplicated()]
+    reasons[rows["path"].isin(differing[differing.duplicated()])] = "listed twice with different values"
+    reasons[rows["path"] == ""] = "no path"
+    splits = _checked_splits(rows["split"], manifest) if "split" in rows else [None] * len(rows)
+    folder = manifest.parent
+    labelled = map(Labels, *(column.tolist() for column in labels.T))
+    for path, reason, values, split in zip(rows["path"].tolist(), reasons, labelled, splits, strict=True):
+        yield _listed(folder, _File(path, reason, values, split=split))
+
+
+def _values(cells: pd.Series, highest: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The labels in a column, ``MISSING`` where there is none, and which cells hold something else, both ``(N,)``."""
+    row_text, texts = pd.factorize(cells)  # a million rows, but few different texts
+    missing = texts.str.lower().isin(["", "na", "n/a", "nan", "none", "null", "<na>"])
+    numbers = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(np.float64)
+    right = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= highest)
+    return np.where(right, numbers, MISSING).astype(np.int64)[row_text], ~(right | missing)[row_text]
+
+
+def _checked_splits(splits: pd.Series, manifest: Path) -> list[str]:
+    if empty := int((splits == "").sum()):
+        raise UserError(f"Expected a split in every row of {manifest}, but {empty} of {len(splits)} have none.")
+    if len(others := splits[~splits.isin(SPLITS)]):
+        raise UserError(f"Expected {', '.join(SPLITS)} under split in {manifest}, got {others.iloc[0]!r}.")
+    return list(splits)
+
+
+def _listed(folder: Path, row: _File) -> _File:
+    """Reads the image that a row of a manifest names."""
+    if row.reason is not None:
+        return row
+    file = folder / row.path
+    if not file.is_file():
+        return row._replace(reason="missing file")
+    try:
+        return row._replace(data=_file_bytes(file))
+    except _UnreadableError as error:
+        return row._replace(reason=str(error))
+
+
+_READERS: dict[tuple[str, ...], Callable[[Path], Iterator[_File]]] = {
+    (".tar", ".tar.gz", ".tgz"): _in_tar,
+    (".zip",): _in_zip,
+    (".csv", ".parquet"): _in_manifest,
+}
+
+
+def _inspected(files: Iterator[_File]) -> Iterator[tuple[_File, str]]:
+    """Looks into the files that aren't rejected yet, many at once: each with its SHA-1, or with a reason after all."""
+    workers = min(8, os.cpu_count() or 1)  # reading is one thread's work and feeds no more
+    waiting: deque[Future[list[tuple[_File, str]]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        while batch := list(islice(files, 16)):
+            waiting.append(pool.submit(_inspect, batch))
+            if len(waiting) > 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _inspect(batch: list[_File]) -> list[tuple[_File, str]]:
+    return [(file, hashlib.sha1(file.data).hexdigest()) for file in map(_with_reason, batch)]
+
+
+def _with_reason(file: _File) -> _File:
+    if file.reason is None and (reason := why_unusable(file.data)):
+        return file._replace(reason=reason)
+    return file
+
+
+def _collect(inspected: Iterator[tuple[_File, str]]) -> Table:
+    images, ends, labels = bytearray(), array("q"), array("h")
+    paths, hashes, splits = list[str](), list[str](), list[str]()
+    rejects = list[tuple[str, str]]()
+    for file, sha1 in inspected:
+        path = file.path.encode(errors="backslashreplace").decode()  # names on disk may hold bytes that are no text
+        if file.reason is not None:
+            rejects.append((path, file.reason))
+            continue
+        images += file.data
+        ends.append(len(images))
+        labels.extend(file.labels)
+        paths.append(path)
+        hashes.append(sha1)
+        if file.split is not None:
+            splits.append(file.split)
+    columns = dict(zip(Labels._fields, np.array(labels, np.int16).reshape(-1, len(Labels._fields)).T, strict=True))
+    faces = pd.DataFrame(
+        {
+            "path": pd.Series(paths, dtype="str"),
+            **{name: pd.array(values, "Int16") for name, values in columns.items()},
+            "sha1": pd.Series(hashes, dtype="str"),
+        }
+    )
+    for task in TASKS:
+        faces[task] = faces[task].mask(faces[task] == MISSING)
+    if splits:
+        faces["split"] = pd.Series(splits, dtype="str")
+    return Table(
+        faces,
+        pd.DataFrame(rejects, columns=["path", "reason"], dtype="str"),
+        ImageStore(
+            torch.frombuffer(images, dtype=torch.uint8) if images else torch.empty(0, dtype=torch.uint8),
+            np.array(ends, np.int64),
+        ),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what libjpeg, libpng and OpenCV say about damaged files off the screen; they write past ``sys.stderr``."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

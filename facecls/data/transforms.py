@@ -1,0 +1,76 @@
+"""Augmentation and resizing; the only file that imports albumentations."""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version at import otherwise
+
+import albumentations as A
+import cv2
+
+Transform = A.Compose
+"""What may stand in for a pipeline: any Compose, its own classes above included."""
+
+
+class TrainTransform(A.Compose):  # type: ignore[misc]
+    """What training does to a face: flip, small affine, crop, colour, noise and dropout of patches.
+
+    Args:
+        size: Side of the result in pixels.
+        affine: Share of faces that are turned, scaled and moved a little.
+        crop: Smallest share of the area that a crop keeps, 0..1; 1 for no crop.
+        colour: Strength of the changes of brightness, contrast, saturation and hue; 0 for none.
+        noise: Share of faces that are blurred, made noisy or compressed.
+        dropout: Share of faces that lose patches.
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        affine: float = 0.5,
+        crop: float = 0.75,
+        colour: float = 0.3,
+        noise: float = 0.15,
+        dropout: float = 0.2,
+    ) -> None:
+        shake = A.Affine(
+            scale=(0.9, 1.1),
+            translate_percent=(-0.05, 0.05),
+            rotate=(-12, 12),
+            border_mode=cv2.BORDER_REFLECT_101,  # a black border would tell that the face was turned
+            p=affine,
+        )
+        resize = (
+            A.RandomResizedCrop((size, size), scale=(crop, 1.0), ratio=(0.9, 1.1), interpolation=cv2.INTER_AREA)
+            if crop < 1
+            else A.Resize(size, size, interpolation=cv2.INTER_AREA)
+        )
+        jitter = A.ColorJitter(
+            brightness=(1 - colour, 1 + colour),
+            contrast=(1 - colour, 1 + colour),
+            saturation=(1 - colour, 1 + colour),
+            hue=(-colour / 10, colour / 10),
+            p=0.8 if colour else 0.0,
+        )
+        spoil = A.OneOf(
+            [
+                A.GaussianBlur(blur_limit=(3, 5)),
+                A.GaussNoise(std_range=(0.02, 0.08)),
+                A.ImageCompression(quality_range=(40, 90)),
+            ],
+            p=noise,
+        )
+        patches = A.CoarseDropout(
+            num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25), p=dropout
+        )
+        super().__init__([A.HorizontalFlip(p=0.5), shake, resize, jitter, A.ToGray(p=0.03), spoil, patches])
+
+
+class EvalTransform(A.Compose):  # type: ignore[misc]
+    """What evaluation does to a face: the whole of it at the wanted size.
+
+    Args:
+        size: Side of the result in pixels.
+    """
+
+    def __init__(self, size: int = 224) -> None:
+        super().__init__([A.Resize(size, size, interpolation=cv2.INTER_AREA)])

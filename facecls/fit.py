@@ -1,0 +1,74 @@
+"""Trains a model, tests the best epoch and leaves everything in ``runs/NAME/version_N``.
+
+``python -m facecls.fit --config configs/base.yaml [--any.option VALUE ...]``
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from facecls.cli import (
+    LAST,
+    FaceCLI,
+    checkpoints_folder,
+    console,
+    parse,
+    print_results,
+    run_folder,
+    write_rejects,
+    write_results,
+)
+from facecls.errors import command
+from facecls.model.module import load_module
+from facecls.study.predictions import PredictionCollector
+
+
+def main(args: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the command.
+
+    Args:
+        args: Words of the command line; ``None`` for the program's own.
+
+    Returns:
+        What is in ``metrics.json``.
+
+    Raises:
+        UserError: For a mistake in the options or the data.
+        SystemExit: With status 130 after Ctrl-C.
+    """
+    started = time.monotonic()
+    cli: FaceCLI = parse(FaceCLI, args)
+    out, trainer, data = console(), cli.trainer, cli.datamodule
+    out.print(cli.precision_note)
+    data.setup()
+    out.print(data.describe())
+    write_rejects(run_folder(trainer), data)
+    try:
+        trainer.fit(cli.model, datamodule=data, ckpt_path=cli.ckpt_path, weights_only=True)
+    except SystemExit:
+        last = checkpoints_folder(trainer) / f"{LAST}.ckpt"
+        if trainer.interrupted and last.exists():
+            out.print(f"stopped; go on with the same command and --ckpt_path {last}")
+            raise SystemExit(130) from None
+        raise
+    best = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    collector = PredictionCollector()
+    trainer.callbacks.append(collector)  # type: ignore[attr-defined]
+    # by the file, not by ckpt_path: the averaging callback would put the weights back that were not averaged
+    trainer.test(load_module(best), datamodule=data, verbose=False)
+    facts = {
+        "checkpoint": str(best),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    results = write_results(trainer, data, collector, facts)
+    print_results(results, run_folder(trainer))
+    return results
+
+
+if __name__ == "__main__":
+    with command("facecls.fit"):
+        main(sys.argv[1:])

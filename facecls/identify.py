@@ -1,0 +1,171 @@
+"""``python -m facecls.identify``: which of VGGFace2's 8631 identities is it? A quick look whether weights are sound.
+
+The whole picture is resized to 224 x 224, as keras-vggface's own test does it, so faces should be cropped closely.
+"""
+
+import argparse
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+import numpy.lib.format as npy
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from facecls.data.store import decode, why_unusable
+from facecls.errors import UserError, command
+from facecls.model.trunk import create_trunk, read_trunk
+
+_SIZE = 224
+"""Pixels; what VGGFace2's ResNet-50 was trained at."""
+_PICKLED = {
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+"""All that it takes to unpickle an array of str."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: As on the command line; ``None`` takes those.
+
+    Raises:
+        SystemExit: With status 2 and one line on stderr if weights, labels or an image can't be used.
+    """
+    parser = argparse.ArgumentParser(prog="python -m facecls.identify", description=__doc__)
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="trunk file converted with --keep-classifier")
+    parser.add_argument("images", type=Path, metavar="IMAGE", nargs="+", help="a closely cropped face")
+    parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="names, rcmalli_vggface_labels_v2.npy")
+    parser.add_argument("--top", type=int, default=5, help="how many identities to print (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    with command("facecls.identify"):
+        if options.top < 1:
+            raise UserError(f"Expected --top to be at least 1, but got {options.top}; name another number.")
+        faces = [read_face(image) for image in options.images]
+        labels = read_labels(options.labels) if options.labels else None
+        probabilities = identify(options.weights, faces)
+        if labels and len(labels) != probabilities.shape[1]:
+            raise UserError(
+                f"Expected {probabilities.shape[1]} labels, but {options.labels} has {len(labels)}; "
+                "take the labels that belong to the weights."
+            )
+        for image, row in zip(options.images, probabilities, strict=True):
+            Console().print(_table(image, row, labels, options.top))
+
+
+def read_face(path: Path) -> Tensor:
+    """Reads an image and resizes it.
+
+    Args:
+        path: An image in any format that OpenCV reads.
+
+    Returns:
+        (3, 224, 224) uint8 RGB.
+
+    Raises:
+        UserError: If the file is missing or no whole image.
+    """
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Expected an image at {path}, but: {error.strerror}; name an image file.") from None
+    if (reason := why_unusable(encoded)) is not None:
+        raise UserError(f"Expected an image, but {path} is {reason}; name a JPEG or PNG file.")
+    pixels = decode(np.frombuffer(encoded, np.uint8))
+    how = cv2.INTER_AREA if min(pixels.shape[:2]) > _SIZE else cv2.INTER_LINEAR
+    resized: Any = cv2.resize(pixels, (_SIZE, _SIZE), interpolation=how)
+    return torch.from_numpy(resized).permute(2, 0, 1)
+
+
+def identify(weights: Path, faces: Sequence[Tensor]) -> Tensor:
+    """Computes how probable each identity is.
+
+    Args:
+        weights: A trunk file with a classifier.
+        faces: Each (3, H, W) RGB, 0..255.
+
+    Returns:
+        (N, C) float probabilities, on the CPU.
+
+    Raises:
+        UserError: If the file is missing, not a trunk file or has no classifier.
+    """
+    state, metadata = read_trunk(weights)
+    if "classifier.weight" not in state:
+        raise UserError(
+            f"Expected weights with a classifier, but {weights} has none; convert them again with --keep-classifier."
+        )
+    trunk = create_trunk(metadata["architecture"], weights).eval()
+    with torch.inference_mode():
+        features = torch.cat([trunk(face[None]) for face in faces])  # (N, D); one by one, in little memory
+        return F.linear(features, state["classifier.weight"], state["classifier.bias"]).softmax(1)  # (N, C)
+
+
+def read_labels(path: Path) -> list[str]:
+    """Reads the names of the identities.
+
+    The file may hold Python objects, which NumPy can only unpickle, and a pickle can run any code. So it is unpickled
+    here with nothing at hand but what an array of str needs.
+
+    Args:
+        path: A .npy file with an array of str, as text or as objects.
+
+    Returns:
+        The names, in the order of the classes.
+
+    Raises:
+        UserError: If the file is missing or holds anything else.
+    """
+    try:
+        with path.open("rb") as stream:
+            labels = _read_npy(stream)
+    except OSError as error:
+        raise UserError(f"Expected labels at {path}, but: {error.strerror}; name a .npy file.") from None
+    except Exception:  # a broken pickle raises whatever its bytes happen to ask for
+        labels = None
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not all(isinstance(name, str) for name in labels):
+        raise UserError(
+            f"Expected a .npy file with an array of names, but {path} is none; get it with "
+            "`python -m facecls.download labels`."
+        )
+    return [name.strip() for name in labels.tolist()]
+
+
+def _read_npy(stream: IO[bytes]) -> Any:
+    version = npy.read_magic(stream)
+    _, _, dtype = npy.read_array_header_1_0(stream) if version == (1, 0) else npy.read_array_header_2_0(stream)
+    if dtype.hasobject:
+        return _ArrayUnpickler(stream).load()
+    stream.seek(0)
+    return npy.read_array(stream, allow_pickle=False)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows NumPy's arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core.", "numpy._core.")  # as it was called before NumPy 2
+        if (module, name) not in _PICKLED:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array of str")
+        return super().find_class(module, name)
+
+
+def _table(image: Path, probabilities: Tensor, labels: list[str] | None, top: int) -> Table:
+    table = Table("identity", "probability", title=str(image), title_justify="left")
+    values, classes = probabilities.topk(min(top, len(probabilities)))
+    for value, number in zip(values.tolist(), classes.tolist(), strict=True):
+        table.add_row(labels[number] if labels else f"class {number}", f"{value:.6f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()

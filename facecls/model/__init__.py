@@ -1,0 +1,1 @@
+"""Batches -> trunk -> heads; losses, metrics and what trains when."""

@@ -1,0 +1,268 @@
+"""The LightningModule: one step shared by training, validation and test."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from facecls.data.labels import CLASSES, TASKS, Task
+from facecls.errors import UserError
+from facecls.model.heads import AgeHead, FaceModel
+from facecls.model.losses import age_distribution_loss, age_regression_loss, class_loss, uncertainty_sum, weighted_sum
+from facecls.model.metrics import TaskMetrics
+from facecls.model.schedule import Schedule, freeze, learning_rate_factor, parameter_groups
+from facecls.model.trunk import VGGFACE2, create_trunk
+
+Batch = dict[str, Tensor]
+"""``image`` (N, 3, H, W) uint8 RGB; ``gender``, ``race``, ``age``, ``index`` (N,) int64; a label may be ``MISSING``."""
+
+
+class FaceModule(pl.LightningModule):
+    """Training of one model for gender, race and age.
+
+    Args:
+        trunk: timm name of the trunk; ``vggface2_resnet50`` is the converted one.
+        weights: Trunk file (safetensors) to start from; null for random weights.
+        tasks: What is learned: any of gender, race, age.
+        hidden: Sizes of each head's hidden layers; none for linear heads. The seed's are [512, 256, 32].
+        dropout: Share of features dropped before the first and after each hidden layer of a head.
+        age_head: ``distribution`` (117 bins, DLDL-v2) or ``regression`` (sigmoid x 116, as the seed).
+        age_sigma: Standard deviation of the label distribution in years.
+        label_smoothing: For gender and race, 0..1.
+        class_weights: Weight of a face in the loss by its class, for gender (2 numbers) and race (5); 1 if not given.
+        task_weights: Weight of each task's loss, 1 where not given; or ``learned`` (homoscedastic uncertainty).
+        optimizer: Class path of any torch optimizer and its arguments.
+        schedule: What trains when, and how fast.
+        tta: ``flip`` averages the estimates of a face and its mirror image in the test; ``none`` does not.
+        image_size: Side of the images in pixels; follows ``data.image_size``.
+
+    Raises:
+        UserError: If a value is out of range or the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        trunk: str = VGGFACE2,
+        weights: str | None = None,
+        tasks: list[Task] = list(TASKS),  # noqa: B006 - jsonargparse shows it as the default; it is never changed
+        hidden: list[int] = [],  # noqa: B006 - as above
+        dropout: float = 0.2,
+        age_head: AgeHead = "distribution",
+        age_sigma: float = 2.0,
+        label_smoothing: float = 0.0,
+        class_weights: dict[Literal["gender", "race"], list[float]] = {},  # noqa: B006 - as above
+        task_weights: Literal["learned"] | dict[Task, float] = {},  # noqa: B006 - as above
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.01),
+        schedule: Schedule = Schedule(),  # noqa: B008 - frozen
+        tta: Literal["none", "flip"] = "none",
+        image_size: int = 224,
+    ) -> None:
+        super().__init__()
+        _check(dropout, age_sigma, label_smoothing, class_weights)
+        self.save_hyperparameters()
+        self.model = FaceModel(create_trunk(trunk, weights), tasks, hidden, dropout, age_head)
+        # convolutions are faster in it on CPUs and GPUs; batches already come so
+        self.model.to(memory_format=torch.channels_last)
+        self.age_head = age_head
+        self.age_sigma = age_sigma
+        self.label_smoothing = label_smoothing
+        for task, values in class_weights.items():
+            self.register_buffer(f"{task}_weights", torch.tensor(values), persistent=False)
+        self.task_weights = {} if task_weights == "learned" else task_weights
+        self.log_variances = (
+            nn.ParameterDict({task: torch.zeros(()) for task in self.tasks}) if task_weights == "learned" else None
+        )
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.tta = tta
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_metrics": TaskMetrics(self.tasks) for stage in ("train", "val", "test")}
+        )
+        self._kept_norms: Sequence[nn.Module] = ()
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks that are learned, in the order gender, race, age."""
+        return list(self.model.heads)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Estimates, as ``FaceModel.estimate`` gives them.
+
+        Args:
+            images: (N, 3, H, W) RGB, 0..255, uint8 or float.
+
+        Returns:
+            Probabilities, and ages in years.
+        """
+        return self.model.estimate(self.model(images))
+
+    def train(self, mode: bool = True) -> "FaceModule":
+        """As for any module, but BatchNorms whose statistics are frozen stay in evaluation mode."""
+        super().train(mode)
+        for norm in self._kept_norms:
+            norm.eval()
+        return self
+
+    def losses(self, logits: Mapping[Task, Tensor], batch: Batch) -> dict[Task, Tensor]:
+        """The loss of each task over the faces of a batch that have its label.
+
+        Args:
+            logits: As ``FaceModel.forward`` gives them.
+            batch: With the labels.
+
+        Returns:
+            Scalars by task.
+        """
+        found: dict[Task, Tensor] = {}
+        for task, values in logits.items():
+            if task != "age":
+                weights = getattr(self, f"{task}_weights", None)
+                found[task] = class_loss(values, batch[task], self.label_smoothing, weights)
+            elif self.age_head == "distribution":
+                found[task] = age_distribution_loss(values, batch[task], self.age_sigma)
+            else:
+                found[task] = age_regression_loss(values, batch[task])
+        return found
+
+    def on_train_epoch_start(self) -> None:
+        """Freezes and unfreezes what the schedule says for this epoch, and makes dropout a function of the epoch."""
+        self._freeze()
+        torch.manual_seed(self._seed + self.current_epoch)
+
+    def _freeze(self) -> None:
+        self._kept_norms = freeze(self.model.trunk.net, self.schedule, self.current_epoch)
+        self.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        logits = self.model(batch["image"])
+        losses = self._count("train", logits, self.model.estimate({t: v.detach() for t, v in logits.items()}), batch)
+        self.log("lr", self.lr_schedulers().get_last_lr()[-1])  # type: ignore[union-attr]
+        if self.log_variances is None:
+            return weighted_sum(losses, self.task_weights)
+        for task, value in self.log_variances.items():
+            self.log(f"train/{task}/weight", torch.exp(-value.detach()), on_step=False, on_epoch=True)
+        return uncertainty_sum(losses, self.log_variances)  # type: ignore[arg-type]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Counts a batch."""
+        logits = self.model(batch["image"])
+        self._count("val", logits, self.model.estimate(logits), batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Counts a batch and gives its estimates, with ``index``."""
+        logits = self.model(batch["image"])
+        estimates = self.model.estimate(logits)
+        if self.tta == "flip":
+            mirrored = self(batch["image"].flip(3))
+            estimates = {name: (value + mirrored[name]) / 2 for name, value in estimates.items()}
+        self._count("test", logits, estimates, batch)
+        return {"index": batch["index"], **estimates}
+
+    def _count(
+        self, stage: str, logits: Mapping[Task, Tensor], estimates: Mapping[str, Tensor], batch: Batch
+    ) -> dict[Task, Tensor]:
+        losses = self.losses(logits, batch)
+        size = len(batch["index"])
+        # fixed weights, so that the values of all epochs can be compared when the weights are learned
+        total = weighted_sum({task: loss.detach() for task, loss in losses.items()}, self.task_weights)
+        self.log(f"{stage}/loss", total, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        for task, loss in losses.items():
+            self.log(f"{stage}/{task}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        self._stage_metrics(stage).update(estimates, batch)
+        return losses
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the metrics over the epoch's augmented faces."""
+        self._log_metrics("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the metrics."""
+        self._log_metrics("test")
+
+    def _stage_metrics(self, stage: str) -> TaskMetrics:
+        return self.metrics[f"{stage}_metrics"]  # type: ignore[return-value]
+
+    def _log_metrics(self, stage: str) -> None:
+        metrics = self._stage_metrics(stage)
+        for name, value in metrics.compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar=stage == "val" and not name.endswith(("f1_macro", "cs5")))
+        metrics.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer over all parameters, and the learning rate by step."""
+        rest = nn.ModuleList([self.model.heads, *([] if self.log_variances is None else [self.log_variances])])
+        groups = parameter_groups(self.model.trunk.net, rest, self.schedule.layer_decay)
+        optimizer = self.optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_scale"]
+        self._configured = [
+            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ]
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(self.schedule, step, steps, step * epochs // max(1, steps))
+
+        scheduler = LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Lets the configured learning rate, weight decay and so on win over those of a checkpoint that is resumed."""
+        self._seed = torch.initial_seed()
+        self._freeze()  # a run that is resumed within an epoch does not come by its start
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.base_lrs = [group["lr"] for group in self._configured]
+        for group, configured in zip(scheduler.optimizer.param_groups, self._configured, strict=True):
+            rate = configured["lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
+            group.update({**configured, "initial_lr": configured["lr"], "lr": rate})
+
+
+def _check(dropout: float, sigma: float, smoothing: float, class_weights: Mapping[Any, Sequence[float]]) -> None:
+    for name, value in (("dropout", dropout), ("label_smoothing", smoothing)):
+        if not 0 <= value < 1:
+            raise UserError(f"Expected model.{name} from 0 to below 1, but got {value}.")
+    if sigma <= 0:
+        raise UserError(f"Expected model.age_sigma above 0 years, but got {sigma}.")
+    for task, weights in class_weights.items():
+        if len(weights) != len(CLASSES[task]):
+            raise UserError(
+                f"Expected model.class_weights.{task} for {', '.join(CLASSES[task])}, but got {len(weights)} numbers."
+            )
+
+
+def load_module(path: str | Path) -> FaceModule:
+    """Loads a trained model from a checkpoint, on the CPU and in evaluation mode.
+
+    Args:
+        path: A checkpoint that ``facecls.fit`` wrote.
+
+    Returns:
+        The module; its trunk file is not needed.
+
+    Raises:
+        UserError: If there is no such file, or it is not such a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            f"Expected a checkpoint at {path}, but there is none; runs keep theirs in checkpoints/best.ckpt."
+        )
+    try:
+        module = FaceModule.load_from_checkpoint(path, map_location="cpu", weights=None, weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # torch.load and Lightning raise many kinds for a file that is none of theirs
+        raise UserError(f"Expected a checkpoint of facecls.fit, but could not load {path}: {error}") from error
+    return module.eval()

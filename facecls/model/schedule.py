@@ -1,0 +1,142 @@
+"""What trains when, and how fast: pure functions of epoch and step.
+
+Every parameter is in the optimizer from the start, and what is frozen is looked up anew each epoch, so that a run that
+is resumed past an unfreezing goes on as if it had never stopped.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from facecls.errors import UserError
+
+T = TypeVar("T", int, float)
+ALL = -1
+"""In ``Schedule.frozen``: every layer of the trunk."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What trains when, and how fast.
+
+    Attributes:
+        frozen: How many layers of the trunk, counted from the input, are frozen from which epoch on; -1 for all. A
+            layer is timm's: the stem, then each block. ``{0: -1, 2: 12, 5: 0}`` trains the heads alone for two epochs,
+            then all but the first 12 layers, and everything from epoch 5 on.
+        norms: BatchNorm statistics of the trunk: ``unfrozen`` are learned where the layer trains, and are kept in
+            frozen layers; ``none`` are learned, all are kept as loaded.
+        layer_decay: Factor of the learning rate from a layer to the one before it (BEiT, Bao et al. 2021); 1 for none.
+        warmup: Share of all steps in which the learning rate climbs from 0, 0..1.
+        decay: After that it stays ``constant`` or falls to 0 along a ``cosine``.
+        drops: Factors on the learning rate from an epoch on, such as ``{10: 0.1}``.
+    """
+
+    frozen: dict[int, int] = field(default_factory=lambda: {0: 0})
+    norms: Literal["unfrozen", "none"] = "unfrozen"
+    layer_decay: float = 1.0
+    warmup: float = 0.05
+    decay: Literal["cosine", "constant"] = "cosine"
+    drops: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks what types can't say.
+
+        Raises:
+            UserError: If a value is out of range.
+        """
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"Expected schedule.warmup as a share of all steps, 0..1, but got {self.warmup}.")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"Expected schedule.layer_decay above 0 and at most 1, but got {self.layer_decay}.")
+        if any(epoch < 0 for epoch in (*self.frozen, *self.drops)) or any(
+            count < ALL for count in self.frozen.values()
+        ):
+            raise UserError("Expected schedule.frozen and schedule.drops by epoch from 0 on, counts from -1 (all) on.")
+
+
+def at_epoch(changes: Mapping[int, T], epoch: int, before: T) -> T:
+    """The value of the last change up to an epoch; ``before`` if there is none yet."""
+    past = [start for start in changes if start <= epoch]
+    return changes[max(past)] if past else before
+
+
+def learning_rate_factor(schedule: Schedule, step: int, steps: int, epoch: int) -> float:
+    """What the learning rate is multiplied by in a step.
+
+    Args:
+        schedule: As configured.
+        step: Optimizer step from 0.
+        steps: How many there will be in all.
+        epoch: The epoch of the step.
+
+    Returns:
+        0..1 times the drops.
+    """
+    drop = at_epoch(schedule.drops, epoch, 1.0)
+    climb = schedule.warmup * steps
+    if step < climb:
+        return drop * (step + 1) / (climb + 1)
+    if schedule.decay == "constant":
+        return drop
+    progress = min(1.0, (step - climb) / max(1.0, steps - climb))
+    return drop * (1 + math.cos(math.pi * progress)) / 2
+
+
+def layer_of(net: nn.Module) -> dict[str, int]:
+    """The layer of each parameter of a timm model: 0 at the input, counted by timm's own groups of blocks."""
+    layers: dict[str, int] = group_parameters(net, net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    return layers
+
+
+def freeze(net: nn.Module, schedule: Schedule, epoch: int) -> list[nn.Module]:
+    """Sets which parameters of the trunk train in an epoch.
+
+    Args:
+        net: The timm model.
+        schedule: As configured.
+        epoch: From 0.
+
+    Returns:
+        The BatchNorms whose statistics must not change in this epoch: they are to run in evaluation mode.
+    """
+    layers = layer_of(net)
+    count = at_epoch(schedule.frozen, epoch, 0)
+    frozen = {name for name, layer in layers.items() if count == ALL or layer < count}
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return [
+        module
+        for name, module in net.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and (schedule.norms == "none" or f"{name}.weight" in frozen)
+    ]
+
+
+def parameter_groups(trunk: nn.Module, rest: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters for the optimizer, each with the factor of its learning rate.
+
+    Args:
+        trunk: The timm model; its groups follow timm's layers.
+        rest: Everything else that trains; its learning rate has the factor 1.
+        layer_decay: Factor from a layer to the one before it.
+
+    Returns:
+        Groups with ``params``, ``lr_scale`` and, for vectors (biases and norms), ``weight_decay`` 0. All parameters are
+        in them, whether they train now or not.
+    """
+    for parameter in trunk.parameters():
+        parameter.requires_grad_(True)  # timm leaves frozen ones out
+    groups: list[dict[str, Any]] = param_groups_layer_decay(trunk, weight_decay=1.0, layer_decay=layer_decay)
+    for decays in (True, False):
+        params = [parameter for parameter in rest.parameters() if (parameter.ndim > 1) == decays]
+        if params:
+            groups.append({"params": params, "lr_scale": 1.0, "weight_decay": float(decays)})
+    for group in groups:
+        if group["weight_decay"]:
+            del group["weight_decay"]  # the optimizer's own then holds
+    return groups

@@ -1,0 +1,245 @@
+"""The trunk: RGB faces 0..255 in, features out; the VGGFace2 ResNet-50 and any other timm model.
+
+The weights lie in a *trunk file*: safetensors with the tensors of the timm model and one metadata key, ``facecls``,
+whose value is a JSON object that says what they are. One key, because safetensors writes several in random order.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.layers import Conv2dSame
+from timm.models import register_model
+from timm.models.resnet import Bottleneck, ResNet
+from torch import Tensor, nn
+
+from facecls.errors import UserError
+from facecls.files import replacing
+
+VGGFACE2 = "vggface2_resnet50"
+VGGFACE2_MEAN = (131.0912, 103.8827, 91.4953)
+"""RGB, 0..255: what keras-vggface subtracts for its version 2 models (github.com/rcmalli/keras-vggface, utils.py)."""
+MIN_SIZE = 64
+"""Pixels; below it the last stage of a ResNet-50 sees less than 2x2 places."""
+_METADATA_KEY = "facecls"
+
+
+class _StrideFirstBottleneck(Bottleneck):  # type: ignore[misc]
+    """A bottleneck with its stride in the first 1x1, as in Caffe's ResNet and VGGFace2's; timm's is in the 3x3."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conv1.stride, self.conv2.stride = self.conv2.stride, (1, 1)
+
+
+@register_model  # type: ignore[untyped-decorator]
+def vggface2_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """The ResNet-50 of VGGFace2 (Cao et al. 2018) with the geometry of keras-vggface's port, to be made by timm.
+
+    It differs from timm's ``resnet50`` in four ways: the first convolution pads as TensorFlow's "same" does (2 before
+    and 3 after at even sizes), max pooling does not pad, the stride of a stage sits in its first 1x1 convolution, and
+    BatchNorm has epsilon 1e-3 and momentum 0.01 (Keras 0.99).
+
+    Args:
+        pretrained: Must be false; timm has no weights for it. They come from a trunk file.
+        **kwargs: As for any timm ResNet, such as ``num_classes``.
+
+    Returns:
+        The timm model; its input is RGB minus ``VGGFACE2_MEAN``.
+
+    Raises:
+        ValueError: If ``pretrained`` is true.
+    """
+    kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None), kwargs.pop("cache_dir", None)
+    if pretrained:
+        raise ValueError("timm has no weights for vggface2_resnet50; convert them and load the trunk file.")
+    norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+    net = ResNet(_StrideFirstBottleneck, (3, 4, 6, 3), norm_layer=norm, **kwargs)
+    net.conv1 = Conv2dSame(3, 64, 7, stride=2, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.MaxPool2d(3, stride=2)
+    net.pretrained_cfg = net.default_cfg = {
+        "architecture": VGGFACE2,
+        "input_size": (3, 224, 224),
+        "mean": tuple(value / 255 for value in VGGFACE2_MEAN),
+        "std": (1 / 255,) * 3,
+        "first_conv": "conv1",
+        "classifier": "fc",
+    }
+    return net
+
+
+class Trunk(nn.Module):
+    """A timm model without its classifier, behind one input contract.
+
+    Attributes:
+        net: The timm model.
+        name: Its timm name.
+        features: Length D of the feature vectors.
+        mean: (1, 3, 1, 1) float, in units of 0..255.
+        std: (1, 3, 1, 1) float, in units of 0..255.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        super().__init__()
+        self.net = net
+        self.name = name
+        self.features: int = net.head_hidden_size  # type: ignore[assignment]
+        config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+        for key in ("mean", "std"):
+            values = [255 * value for value in config[key]]
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turns faces into features.
+
+        Args:
+            images: (N, 3, H, W) RGB, 0..255, uint8 or float, H and W at least 64.
+
+        Returns:
+            (N, D) float features after global pooling.
+
+        Raises:
+            ValueError: If the shape or the range is another one.
+        """
+        _check(images)
+        x = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W), the mean before any zero padding
+        features: Tensor = self.net(x)
+        return features  # (N, D)
+
+
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"Expected images of shape (N, 3, H, W) with H and W at least {MIN_SIZE}, but got {tuple(images.shape)}."
+        )
+    # uint8 is the way batches come, and costs no look at the values, which would make a GPU wait
+    if images.is_floating_point() and not torch.compiler.is_compiling():
+        top = images.max().item() if images.numel() else 255.0
+        if top <= 1:
+            raise ValueError(
+                f"Expected images with values 0..255, but got floats up to {top:g}, which look like 0..1; "
+                "multiply them by 255 and don't normalise: the trunk does."
+            )
+
+
+def create_trunk(name: str, weights: str | Path | None = None) -> Trunk:
+    """Makes the trunk of a timm name.
+
+    Args:
+        name: A timm name; ``vggface2_resnet50`` is ours.
+        weights: A trunk file to load strictly, or ``None`` for random weights.
+
+    Returns:
+        The trunk, in training mode.
+
+    Raises:
+        UserError: If timm does not know the name, or the file is missing, not a trunk file or of another architecture.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise UserError(f"Expected a timm model as trunk, but got {name!r}; {_did_you_mean(near)}")
+    trunk = Trunk(timm.create_model(name, num_classes=0), name)
+    if weights is not None:
+        state, metadata = read_trunk(Path(weights))
+        if metadata["architecture"] != name:
+            raise UserError(
+                f"Expected weights of {name}, but {weights} holds {metadata['architecture']}; "
+                "name another file or set model.trunk to match."
+            )
+        _load(trunk.net, state, weights)
+    return trunk
+
+
+def _did_you_mean(near: list[str]) -> str:
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "timm.list_models() lists the names."
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    wanted = net.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")} | {
+        name: tensor for name, tensor in state.items() if name in wanted
+    }
+    wrong = sorted(
+        [f"{name} is missing" for name in wanted.keys() - state.keys()]
+        + [f"{name} is not part of the trunk" for name in state.keys() - wanted.keys()]
+        + [
+            f"{name} is {tuple(state[name].shape)}, not {tuple(wanted[name].shape)}"
+            for name in wanted.keys() & state.keys()
+            if state[name].shape != wanted[name].shape
+        ]
+    )
+    if wrong:
+        raise UserError(f"{source} does not fit the trunk: {wrong[0]} ({len(wrong)} such tensors); convert it again.")
+    net.load_state_dict(state)
+
+
+def read_trunk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a trunk file.
+
+    Args:
+        path: The safetensors file.
+
+    Returns:
+        Its tensors by name, and its metadata.
+
+    Raises:
+        UserError: If the file is missing or not a trunk file.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"Expected a trunk file at {path}, but there is none; get one with `python -m facecls.download weights` "
+            f"and `python -m convert weights/resnet50face.h5 {path}`, or for ImageNet with "
+            "`python -m facecls.download imagenet`; or train without by --model.weights null."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[_METADATA_KEY])
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError):
+        raise UserError(
+            f"Expected a trunk file, but {path} is none; make one with `python -m convert` or "
+            "`python -m facecls.download imagenet`."
+        ) from None
+
+
+def save_trunk(dest: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Writes a trunk file, reads it back and compares it bit for bit before it takes its name.
+
+    Args:
+        dest: The safetensors file to be made or replaced.
+        state: Tensors by name.
+        metadata: What they are; ``architecture`` at the least. The same arguments give the same bytes.
+
+    Raises:
+        UserError: If it can't be written, or what was read back differs.
+    """
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    with replacing(dest) as part:
+        try:
+            save_file(state, part, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+        except SafetensorError as error:  # the safetensors library reports a full disk with its own exception
+            raise OSError(str(error)) from None
+        back, told = read_trunk(part)
+        if told != json.loads(json.dumps(metadata)) or not _equal(state, back):
+            raise UserError(f"What was written to {dest} reads back differently; is the disk sound?")
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype
+        and torch.equal(tensor.view(-1).view(torch.uint8), other[name].view(-1).view(torch.uint8))
+        for name, tensor in one.items()
+    )

@@ -1,0 +1,85 @@
+"""One row per face: its truth, its probabilities, its estimated age and how far that spreads."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from facecls.data.datamodule import FacesDataModule
+from facecls.data.labels import CLASSES, TASKS
+
+INTERVAL = (0.05, 0.95)
+"""Quantiles of the age distribution between which 90 % of its probability lies."""
+
+
+class PredictionCollector(pl.Callback):
+    """Keeps what ``FaceModule.test_step`` gives, to be made into a table after the test."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Tensor]] = []
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts anew."""
+        self.batches = []
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the estimates of a batch on the host."""
+        self.batches.append({name: value.float().cpu() for name, value in outputs.items() if name != "index"})
+        self.batches[-1]["index"] = outputs["index"].cpu()
+
+    def table(self, data: FacesDataModule) -> pd.DataFrame:
+        """All faces tested, as ``predictions_table`` gives them."""
+        columns = {name: torch.cat([batch[name] for batch in self.batches]) for name in self.batches[0]}
+        faces = data.faces.iloc[columns.pop("index").numpy()]
+        return predictions_table(faces, {name: value.numpy() for name, value in columns.items()})
+
+
+def predictions_table(faces: pd.DataFrame, estimates: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Puts truth and estimates side by side.
+
+    Args:
+        faces: N rows with ``path``, ``sha1``, ``split``, ``gender``, ``race`` and ``age``.
+        estimates: ``gender`` (N, 2) and ``race`` (N, 5) probabilities, ``age`` (N,) years and ``age_distribution``
+            (N, 117), those that the model has.
+
+    Returns:
+        N rows with the columns above; per task ``<task>_predicted`` (a code, or years); ``p_<class>`` for each gender
+        and race; ``age_low`` and ``age_high``, between which 90 % of the age distribution lies.
+    """
+    table = faces[["path", "sha1", "split", *TASKS]].reset_index(drop=True)
+    for task, names in CLASSES.items():
+        if task in estimates:
+            table[f"{task}_predicted"] = estimates[task].argmax(1).astype(np.int16)
+            for code, name in enumerate(names):
+                table[f"p_{name}"] = estimates[task][:, code]
+    if "age" in estimates:
+        table["age_predicted"] = estimates["age"]
+    if "age_distribution" in estimates:
+        table["age_low"], table["age_high"] = age_interval(estimates["age_distribution"])
+    return table
+
+
+def age_interval(distribution: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ages between which 90 % of each distribution lies.
+
+    Args:
+        distribution: (N, 117) probabilities of the ages 0..116.
+
+    Returns:
+        (N,) and (N,) int16 years: the 5 % and the 95 % quantile.
+    """
+    cumulated = distribution.cumsum(1)
+    cumulated /= cumulated[:, -1:]  # float32 sums may miss 1
+    low, high = ((cumulated < share).sum(1).astype(np.int16) for share in INTERVAL)
+    return low, high

@@ -1,0 +1,132 @@
+"""Drawn faces: the same from the same seed, well named, and with labels that can be read off the picture."""
+
+import hashlib
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from facecls.data.labels import GENDERS, MAX_AGE, RACES, LabelError, parse_name
+from facecls.data.synthetic import draw_faces, write_faces
+
+
+def _digest(count, seed, size=200):
+    digest = hashlib.sha256()
+    for name, encoded in draw_faces(count, seed, size):
+        digest.update(name.encode() + encoded)
+    return digest.hexdigest()
+
+
+def _decode(encoded):
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """Names' labels (N, 3) and images (N, 200, 200, 3) of 700 faces."""
+    drawn = list(draw_faces(700, seed=3))
+    return np.array([parse_name(name) for name, _ in drawn]), np.stack([_decode(encoded) for _, encoded in drawn])
+
+
+def test_same_seed_draws_the_same_faces_in_another_process():
+    command = (
+        "import hashlib; from facecls.data.synthetic import draw_faces; d = hashlib.sha256();"
+        "[d.update(n.encode() + e) for n, e in draw_faces(5, 11)]; print(d.hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == _digest(5, 11)
+
+
+def test_seeds_differ_and_no_two_faces_are_alike():
+    first, second = ([encoded for _, encoded in draw_faces(30, seed)] for seed in (0, 1))
+    assert len(set(first + second)) == 60
+
+
+def test_a_face_does_not_depend_on_how_many_are_drawn():
+    assert list(draw_faces(7, seed=2))[:3] == list(draw_faces(3, seed=2))
+
+
+def test_names_are_unique_and_those_of_utkface():
+    names = [name for name, _ in draw_faces(200, seed=0)]
+    assert len(set(names)) == 200
+    assert all(len(name.split("_")[3]) == 17 + len(".jpg.chip.jpg") for name in names)
+    assert all(name.endswith(".jpg.chip.jpg") for name in names)
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_pictures_are_square_jpegs_of_the_size(size):
+    for _, encoded in draw_faces(3, seed=0, size=size):
+        assert encoded[:3] == b"\xff\xd8\xff"
+        assert _decode(encoded).shape == (size, size, 3)
+
+
+def test_every_class_and_the_whole_range_of_ages_occur(faces):
+    ages, genders, races = faces[0].T
+    assert np.bincount(genders, minlength=len(GENDERS)).min() > 300
+    assert np.bincount(races, minlength=len(RACES)).min() > 110
+    assert ages.min() == 0
+    assert ages.max() >= MAX_AGE - 3
+    assert all(np.mean((ages >= low) & (ages < high)) > 0.05 for low, high in pairwise([0, 3, 15, 30, 45, 70, 117]))
+
+
+def _features(images):
+    """Gives the brightness and colour of a coarse grid of patches, and how rough each patch is (wrinkles)."""
+    small = np.stack([cv2.resize(image, (20, 20), interpolation=cv2.INTER_AREA) for image in images]) / 255.0
+    edges = np.stack([cv2.resize(np.abs(cv2.Laplacian(image, cv2.CV_32F, ksize=3)), (20, 20)) for image in images])
+    return np.concatenate([small.reshape(len(images), -1), edges.reshape(len(images), -1) / 50], axis=1)
+
+
+def test_labels_can_be_read_off_the_picture_by_linear_models(faces):
+    labels, images = faces
+    ages, genders, races = labels.T
+    features = _features(images)
+    train, test = slice(0, 500), slice(500, None)
+
+    for codes, chance, wanted in ((genders, 1 / len(GENDERS), 0.85), (races, 1 / len(RACES), 0.85)):
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        accuracy = classifier.fit(features[train], codes[train]).score(features[test], codes[test])
+        assert accuracy > wanted > chance
+
+    estimate = make_pipeline(StandardScaler(), RidgeCV(np.logspace(1, 5, 9))).fit(features[train], ages[train])
+    error = np.abs(estimate.predict(features[test]) - ages[test]).mean()
+    blind = np.abs(np.median(ages[train]) - ages[test]).mean()
+    assert error < 0.5 * blind
+
+
+def test_age_shows_over_the_whole_range(faces):
+    """Among adults alone and among the old alone, wrinkles still tell age: no cue is used up early."""
+    ages, images = faces[0][:, 0], faces[1]
+    features = _features(images)
+    for low, high in ((0, 20), (20, 60), (50, MAX_AGE)):
+        chosen = np.flatnonzero((ages >= low) & (ages <= high))
+        train, test = chosen[::2], chosen[1::2]
+        estimate = make_pipeline(StandardScaler(), RidgeCV(np.logspace(1, 5, 9))).fit(features[train], ages[train])
+        assert np.corrcoef(estimate.predict(features[test]), ages[test])[0, 1] > 0.6
+
+
+def test_written_faces_are_those_drawn(tmp_path: Path):
+    write_faces(tmp_path / "new" / "folder", 4, seed=5)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "new" / "folder").iterdir()}
+    assert written == dict(draw_faces(4, seed=5))
+
+
+def test_malformed_names_come_on_top_in_every_kind(tmp_path: Path):
+    write_faces(tmp_path, 5, seed=0, malformed=8)
+    reasons = []
+    for path in tmp_path.iterdir():
+        assert _decode(path.read_bytes()).shape == (200, 200, 3)
+        try:
+            parse_name(path.name)
+        except LabelError as error:
+            reasons.append(str(error))
+    assert len(list(tmp_path.iterdir())) == 13
+    assert sorted(reasons) == ["age out of range", "gender out of range"] + ["malformed name"] * 5 + [
+        "race out of range"
+    ]
