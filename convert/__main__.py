@@ -108,9 +108,9 @@ def _verify(model: Path, classifier: bool) -> "tuple[dict[str, Tensor], dict[str
     images = parity.seeded_images()
     reference = parity.run_onnx(model, images)
     module = to_module(model)
-    measured = parity.differences("onnx2torch", reference, parity.run_module(module, images))
     state = trunk_state(module, classifier)
     trunk = to_trunk(module, state)
+    measured = parity.differences("onnx2torch", reference, parity.run_module(module, images))
     measured |= parity.differences("trunk", reference, parity.run_trunk(trunk, state, images))
     return state, measured
 

@@ -27,9 +27,9 @@ def parse_graph(path: Path, model_config: str) -> tuple[list[Layer], str]:
         if model["class_name"] not in ("Functional", "Model"):
             raise _unlike(path, f"the model's class is {model['class_name']}")
         layers = [_layer(path, entry) for entry in model["config"]["layers"]]
-        outputs = _names(model["config"]["output_layers"])
+        outputs = _names(path, model["config"]["output_layers"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise _unlike(path, repr(error)) from None
+        raise _unlike(path, f"it can't be understood ({error!r})") from None
     if len(outputs) != 1:
         raise _unlike(path, f"it has the {len(outputs)} outputs {', '.join(outputs)}")
     _check_order(path, layers, outputs[0])
@@ -55,19 +55,19 @@ def _layer(path: Path, entry: dict[str, Any]) -> Layer:
         dtype = dtype["config"]["name"]
     if dtype != "float32":
         raise _unlike(path, f"layer {name} computes in {dtype}, not float32")
-    return Layer(name, kind, config, tuple(_names(entry["inbound_nodes"])))
+    return Layer(name, kind, config, tuple(_names(path, entry["inbound_nodes"])))
 
 
-def _names(nodes: Any) -> list[str]:
+def _names(path: Path, nodes: Any) -> list[str]:
     """Gives the layer names in references such as ``[[["conv1", 0, 0, {}]]]``, however deeply they are nested."""
     if not isinstance(nodes, list):
-        raise TypeError(f"no list of layers: {nodes!r}")
+        raise _unlike(path, f"{nodes!r} is not how Keras 2 refers to layers")
     if nodes and isinstance(nodes[0], str):
         name, node, tensor = nodes[:3]
         if (node, tensor) != (0, 0):
-            raise ValueError(f"layer {name} is used more than once")
+            raise _unlike(path, f"layer {name} is used more than once")
         return [name]
-    return [name for inner in nodes for name in _names(inner)]
+    return [name for inner in nodes for name in _names(path, inner)]
 
 
 def _check_order(path: Path, layers: list[Layer], output: str) -> None:

@@ -49,11 +49,15 @@ def to_onnx(file: KerasFile, classifier: bool) -> onnx.ModelProto:
         try:
             graph.add(layer)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"Expected layer {layer.name} in {file.path} to be configured as Keras 2 writes it, but {error!r}; "
-                "save the model again with Keras 2 (tf_keras)."
-            ) from None
+            raise _unlike(layer, f"its settings can't be understood ({error!r})") from None
     return graph.finish()
+
+
+def _unlike(layer: Layer, what: str) -> UserError:
+    return UserError(
+        f"Expected layer {layer.name} to be as in VGGFace2's ResNet-50, but {what}; "
+        "take the unchanged file of keras-vggface."
+    )
 
 
 def _upstream(layers: list[Layer], ends: Iterable[str]) -> list[Layer]:
@@ -168,7 +172,7 @@ def _operator(file: KerasFile, layer: Layer, shape: tuple[int, ...]) -> _Operato
             return _Operator("ReduceMean", shape[:1], {"axes": [2, 3], "keepdims": 0})
         case "Flatten":
             if shape[1:] not in ((), (1, 1)):
-                raise ValueError(f"{shape[1:]} places would be flattened in another order than Keras'")
+                raise _unlike(layer, f"it flattens {shape[1:]} places, not one")  # Keras would in another order
             return _Operator("Flatten", shape[:1], {"axis": 1})
         case "Dense":
             kernel = file.read(f"{layer.name}/kernel").T  # (in, out) -> (out, in)
@@ -180,10 +184,7 @@ def _operator(file: KerasFile, layer: Layer, shape: tuple[int, ...]) -> _Operato
 def _activation(layer: Layer, shape: tuple[int, ...]) -> _Operator:
     activation = layer.config["activation"]
     if activation not in _ACTIVATIONS:
-        raise UserError(
-            f"Expected the activations {' and '.join(_ACTIVATIONS)}, but layer {layer.name} has {activation}; "
-            "only keras-vggface's VGGFace2 ResNet-50 can be converted."
-        )
+        raise _unlike(layer, f"its activation is {activation}, not {' or '.join(_ACTIVATIONS)}")
     kind = _ACTIVATIONS[activation]
     return _Operator(kind, shape, _AXES.get(kind, {}))
 
@@ -192,14 +193,14 @@ def _allow(layer: Layer, key: str, *allowed: Any) -> None:
     """Refuses a setting, one number or several, that is there and none of those allowed."""
     for value in np.atleast_1d(layer.config.get(key, allowed[0])).tolist():
         if value not in allowed:
-            raise ValueError(f"{key} is {value}, not {' or '.join(map(str, allowed))}")
+            raise _unlike(layer, f"its {key} is {value}, not {' or '.join(map(str, allowed))}")
 
 
 def _input_shape(layer: Layer) -> tuple[int, int, int]:
     batch_shape = layer.config.get("batch_input_shape") or layer.config["batch_shape"]
     height, width, channels = (SIZE if size is None else size for size in batch_shape[1:])
     if (height, width, channels) != (SIZE, SIZE, 3):
-        raise ValueError(f"its shape is {batch_shape}, not [None, {SIZE}, {SIZE}, 3]")
+        raise _unlike(layer, f"its shape is {batch_shape}, not [None, {SIZE}, {SIZE}, 3]")
     return channels, height, width
 
 

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+# Lightning 2.6 calls what jsonargparse 4.49 deprecated; users can do nothing about it
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +28,9 @@ from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.model.module import FaceModule
 from facecls.study.predictions import PredictionCollector
+
+# Lightning 2.6 asks for a class that torch 2.12 deprecated; users can do nothing about it
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*is deprecated", category=FutureWarning)
 
 RUNS = "runs"
 BEST, LAST = "best", "last"
@@ -82,7 +89,7 @@ class FaceCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"default_root_dir": RUNS},
             parser_kwargs={"exit_on_error": False, "prog": "python -m facecls.fit"},
-            args=list(args) if args is not None else None,
+            args=None if args is None else list(args),
             run=False,
         )
 
@@ -95,6 +102,10 @@ class FaceCLI(LightningCLI):
         )
         parser.link_arguments("data.image_size", "model.image_size")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the words it is given, without Lightning's warning when Python's own command line has some as well."""
+        self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         """Decides precision, folder and callbacks."""

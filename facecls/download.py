@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facecls.errors import UserError, command
+from facecls.files import replacing
 
 _TIMEOUT = 30.0
 """Seconds without a byte after which the server counts as gone."""
@@ -94,7 +95,8 @@ def fetch(source: Source, folder: Path) -> Path:
     except UserError:
         arrived.unlink()
         raise _by_hand(source, dest, f"the server sent something that is not {source.kind}") from None
-    arrived.replace(dest)
+    with replacing(dest) as part:  # also gives it the usual permissions, which gdown's temporary files don't have
+        arrived.replace(part)
     print(f"Fetched {dest} ({dest.stat().st_size / 1e6:.1f} MB).")
     return dest
 

@@ -28,6 +28,7 @@ _PICKLED = {
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
+    ("_codecs", "encode"),  # bytes in pickles of protocol 2, which NumPy wrote until 2019
 }
 """All that it takes to unpickle an array of str."""
 

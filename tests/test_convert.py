@@ -469,7 +469,7 @@ def test_every_way_of_writing_gives_the_same_graph(
     assert onnx_of(path) == plain[kind]
 
 
-def test_whole_model_without_its_top_loads(folder: Path, tmp_path: Path, plain: onnx.ModelProto) -> None:
+def test_whole_model_without_its_top_loads(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "notop.h5"
     copy_linked(folder / "whole.h5", path)
 
@@ -640,8 +640,8 @@ def insert_dropout(config: Config) -> None:
 CONFIGS: dict[str, tuple[Callable[[Config], None], str]] = {
     "unknown class": (kind("conv2_1_3x3", "SeparableConv2D"), "conv2_1_3x3 in .* is a SeparableConv2D"),
     "inserted layer": (insert_dropout, "dropout in .* is a Dropout"),
-    "unknown activation": (setting("activation_5", activation="elu"), "activation_5 has elu"),
-    "fused activation": (setting("conv2_1_3x3", activation="tanh"), "conv2_1_3x3 has tanh"),
+    "unknown activation": (setting("activation_5", activation="elu"), "activation_5 .* its activation is elu"),
+    "fused activation": (setting("conv2_1_3x3", activation="tanh"), "conv2_1_3x3 .* its activation is tanh"),
     "capped ReLU": (
         lambda config: layer_of(config, "activation_5").update(class_name="ReLU", config={"max_value": 6.0}),
         "activation_5 .* max_value is 6.0, not None",
@@ -664,7 +664,7 @@ CONFIGS: dict[str, tuple[Callable[[Config], None], str]] = {
     ),
     "Keras 3 nodes": (
         lambda config: layer_of(config, "add_1").update(inbound_nodes=[{"args": [], "kwargs": {}}]),
-        "no list of layers",
+        "is not how Keras 2 refers to layers",
     ),
     "half precision": (setting("conv2_1_3x3", dtype="float16"), "conv2_1_3x3 computes in float16"),
     "dilation": (setting("conv2_1_3x3", dilation_rate=[2, 2]), "conv2_1_3x3 .* dilation_rate is 2, not 1"),
@@ -673,7 +673,7 @@ CONFIGS: dict[str, tuple[Callable[[Config], None], str]] = {
     "missing setting": (lambda config: layer_of(config, "avg_pool")["config"].pop("strides"), "avg_pool .*strides"),
     "padded mean": (setting("avg_pool", padding="same"), "avg_pool .* padding is same"),
     "other input": (setting("input_1", batch_input_shape=[None, 160, 160, 3]), "input_1 .* shape is .*160"),
-    "flattened places": (setting("avg_pool", pool_size=[3, 3], strides=[3, 3]), "flatten .* another order"),
+    "flattened places": (setting("avg_pool", pool_size=[3, 3], strides=[3, 3]), r"flatten .* flattens \(2, 2\) places"),
     "two layers less": (lambda config: config["config"]["layers"].__delitem__(slice(-2, None)), "is no layer"),
 }
 
@@ -702,8 +702,8 @@ def move_stride(config: Config) -> None:
         (setting("conv3_2_3x3/bn", epsilon=1e-5), "conv3_2_3x3/bn to have the eps 0.001, but it has 1e-05"),
         (setting("conv3_2_3x3/bn", momentum=0.9), "conv3_2_3x3/bn to have the momentum 0.01, but it has 0.1"),
         (source("activation_48", "conv5_3_1x1_increase/bn"), "features of trunk within 1e-05"),
-        (move_stride, r"tensor conv3_1_3x3\.\S*weight is"),
-        (setting("conv1/7x7_s2", strides=[1, 1], padding="valid"), r"conv1/7x7_s2\.\S*weight is"),
+        (move_stride, "features of trunk within 1e-05 .* differ by .*e-0[1-4] "),
+        (setting("conv1/7x7_s2", padding="valid"), r"tensor conv1/7x7_s2\.1\.weight is missing"),
     ],
     ids=["epsilon", "momentum", "shortcut", "stride", "stem"],
 )
@@ -765,11 +765,10 @@ def test_full_disk_is_refused(
     step: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, name = {
-        "onnx": (Path, "write_bytes"),
+        "onnx": (onnx.ModelProto, "SerializeToString"),
         "scratch": (onnx, "save_model"),
         "trunk": (facecls.model.trunk, "save_file"),
     }[step]
-    (tmp_path / "trunk.safetensors").touch()
     monkeypatch.setattr(owner, name, no_room)
     options = ["--onnx", str(tmp_path / "model.onnx")]
     assert_refused(folder / "notop.h5", tmp_path, capsys, "Can't write .* No space left on device", options)

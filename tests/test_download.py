@@ -45,6 +45,9 @@ class _Server(ThreadingHTTPServer):
         self.stop_after = None
         self.ranges = []
 
+    def handle_error(self, request, client_address):
+        """Stays silent about a client that has hung up."""
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/file"
@@ -101,6 +104,8 @@ def test_whole_file_arrives_and_nothing_else(server, source, tmp_path, capsys):
     assert dest == tmp_path / "new" / "weights" / "resnet50face.h5"
     assert dest.read_bytes() == WHOLE_FILE
     assert _names(dest.parent) == ["resnet50face.h5"]
+    (tmp_path / "any").touch()
+    assert dest.stat().st_mode == (tmp_path / "any").stat().st_mode  # others may read it
     assert f"Fetched {dest} (3.0 MB)" in capsys.readouterr().out
 
 
@@ -161,8 +166,14 @@ def test_refused_connection(server, source, tmp_path, monkeypatch, retries):
 
 
 def test_silent_server_is_given_up(server, source, tmp_path, monkeypatch):
+    answer = _Handler.do_GET
+
+    def answer_late(handler):
+        time.sleep(1)
+        answer(handler)
+
     monkeypatch.setattr(download, "_TIMEOUT", 0.2)
-    monkeypatch.setattr(_Handler, "do_GET", lambda self: time.sleep(1))
+    monkeypatch.setattr(_Handler, "do_GET", answer_late)
     with pytest.raises(UserError, match="no connection to the server"):
         fetch(source, tmp_path)
 

@@ -166,6 +166,7 @@ def test_a_split_file_divides_the_faces_it_lists(text: str, tmp_path: Path) -> N
         (b"img_name,train\na.jpg,1\n", "columns img_name, is_train .*is_train is missing among img_name, train"),
         (b"img_name,is_train\na.jpg,1\nb.jpg,yes\n", "Expected 1 or 0 .*got 'yes'"),
         (b"img_name,is_train\na.jpg,1\nb.jpg,\n", "Expected 1 or 0 .*got ''"),
+        (b"img_name,is_train\na.jpg,1\nb.jpg,NA\n", "Expected 1 or 0 .*got 'NA'"),
         (b"img_name,is_train\na.jpg,1\nx/a.jpg,0\n", "a.jpg is listed with both 1 and 0"),
         (b"img_name,is_train\nx.jpg,1\n", "none of the faces is listed"),
         (b"img_name,is_train\n", "none of the faces is listed"),

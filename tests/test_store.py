@@ -125,13 +125,13 @@ def test_whole_images_are_usable_with_or_without_padding(ending: str) -> None:
 
 
 JPEG = encode(".jpg", picture(3, 24))
+THUMBNAIL = with_segment(JPEG, 0xE1, b"Exif\0\0" + JPEG)  # holds an end-of-image marker of its own
 WHOLE = {
     "baseline": JPEG,
     "progressive": encode(".jpg", picture(3, 24), cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
     "restart markers": encode(".jpg", picture(3, 24), cv2.IMWRITE_JPEG_RST_INTERVAL, 1),
-    "thumbnail": with_segment(JPEG, 0xE1, b"Exif\0\0" + JPEG),  # holds an end-of-image marker of its own
-    "a fill byte": JPEG[:2] + b"\xff" + JPEG[2:],
-    "more fill bytes": JPEG[:2] + b"\xff\xff" + JPEG[2:],
+    "thumbnail": THUMBNAIL,
+    "fill byte": THUMBNAIL[:2] + b"\xff" + THUMBNAIL[2:],
     "stray bytes": JPEG[:20] + b"stray" + JPEG[20:],  # after the first segment
     "png": encode(".png", picture(3, 24)),
 }

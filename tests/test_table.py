@@ -357,6 +357,7 @@ def test_a_file_listed_twice_counts_once_and_not_at_all_when_its_rows_differ(end
     [
         "\ufeffpath,age\n0.jpg,5\n1.jpg,6\n",  # a spreadsheet's byte order mark
         "path, age\n0.jpg, 5\n1.jpg, 6\n",
+        "path,age\n0.jpg  ,  5\n  1.jpg,6  \n",
         "path,age,note\n0.jpg,5,a,\n1.jpg,6,b,\n",  # pandas would take the paths for an index
         'path,age,note\r\n0.jpg,5,"a, b"\r\n\r\n1.jpg,6,\r\n',
         "age,path\n5,0.jpg\n6,1.jpg",

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facecls import __version__
 from facecls.errors import UserError
 from facecls.model.trunk import Trunk, create_trunk
 
@@ -136,7 +137,7 @@ def read_imagenet(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "std": trunk.std.flatten().tolist(),
         },
         "parity": {"reference": difference},
-        "converter": "facecls 0.1.0",
+        "converter": f"facecls {__version__}",
         "classes": 0,
     }
     return state, metadata

@@ -1,0 +1,115 @@
+"""Tests a trained model on any faces.
+
+``python -m facecls.evaluate --ckpt_path FILE [--data.root WHERE] [--data.split all]``
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from facecls.cli import RUNS, choose_precision, console, parse, print_results, run_folder, write_rejects, write_results
+from facecls.data.datamodule import FacesDataModule
+from facecls.errors import UserError, command
+from facecls.files import replacing
+from facecls.model.module import load_module
+from facecls.study.predictions import PredictionCollector
+
+
+def main(args: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the command.
+
+    Args:
+        args: Words of the command line; ``None`` for the program's own.
+
+    Returns:
+        What is in ``metrics.json``.
+
+    Raises:
+        UserError: For a mistake in the options, the checkpoint or the data.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    parser = create_parser(trained_on(words))
+    config = parse(parser.parse_args, words)
+    model = load_module(config.ckpt_path)
+    trainer, collector = _trainer(config)
+    data: FacesDataModule = parser.instantiate(config).data
+    data.setup()
+    console().print(data.describe())
+    write_rejects(run_folder(trainer), data)
+    with replacing(run_folder(trainer) / "config.yaml") as part:
+        parser.save(config, part, overwrite=True)
+    trainer.test(model, datamodule=data, verbose=False)
+    results = write_results(trainer, data, collector, {"checkpoint": str(config.ckpt_path), "split": data.split})
+    print_results(results, run_folder(trainer))
+    return results
+
+
+def _trainer(config: Namespace) -> tuple[pl.Trainer, PredictionCollector]:
+    precision, why = choose_precision(config.accelerator)
+    console().print(f"precision {precision}: {why}")
+    collector = PredictionCollector()
+    trainer = pl.Trainer(
+        accelerator=config.accelerator,
+        devices=1,  # several would test some faces twice
+        precision=precision,  # type: ignore[arg-type]
+        logger=TensorBoardLogger(RUNS, config.name),
+        callbacks=[RichProgressBar(), collector],
+    )
+    return trainer, collector
+
+
+def trained_on(words: Sequence[str]) -> Mapping[str, Any]:
+    """The options of the data that a checkpoint was trained with: what the command line does not say is as there.
+
+    Args:
+        words: The command line, from which ``--ckpt_path`` is read.
+
+    Returns:
+        Options by name; none if there is no such option, which is said later.
+
+    Raises:
+        UserError: If it is not a checkpoint of ``facecls.fit``.
+    """
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--ckpt_path")
+    path = reader.parse_known_args(words)[0].ckpt_path
+    if path is None:
+        return {}
+    load_module(path)  # says what is wrong with it, if anything is
+    found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("datamodule_hyper_parameters")
+    if found is None:
+        raise UserError(f"Expected a checkpoint of facecls.fit, but {path} does not say what data it was trained on.")
+    return {name: value for name, value in found.items() if not name.startswith("_")}
+
+
+def create_parser(data: Mapping[str, Any]) -> LightningArgumentParser:
+    """The command's options.
+
+    Args:
+        data: Defaults of ``--data.*``.
+
+    Returns:
+        The parser.
+    """
+    parser = LightningArgumentParser(prog="python -m facecls.evaluate", description=__doc__, exit_on_error=False)
+    parser.add_argument(
+        "--ckpt_path", required=True, type=str, help="The trained model, such as checkpoints/best.ckpt."
+    )
+    parser.add_argument("--name", default="evaluate", help="The results are kept in runs/NAME/version_N.")
+    parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto for a GPU where there is one.")
+    parser.add_lightning_class_args(FacesDataModule, "data")
+    parser.set_defaults({f"data.{name}": value for name, value in data.items()})
+    return parser
+
+
+if __name__ == "__main__":
+    with command("facecls.evaluate"):
+        main()

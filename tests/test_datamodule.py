@@ -1,0 +1,169 @@
+"""Batches: what they carry, that workers and epochs differ, and that a seed gives the same again."""
+
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from facecls.data.datamodule import FaceBatches, FacesDataModule, PlanSampler
+from facecls.data.labels import MISSING, parse_name
+from facecls.data.transforms import EvalTransform, TrainTransform
+from facecls.errors import UserError
+
+
+def _module(faces: Path, workers: int = 0, **options: object) -> FacesDataModule:
+    data = FacesDataModule(str(faces), image_size=64, batch_size=8, num_workers=workers, **options)
+    data.setup()
+    return data
+
+
+def _epoch(data: FacesDataModule, epoch: int = 0, skip: int = 0) -> list[dict[str, torch.Tensor]]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    loader.sampler.skip = skip
+    return list(loader)
+
+
+def test_a_batch_carries_images_and_the_labels_of_their_names(faces: Path) -> None:
+    data = _module(faces)
+    seen = []
+    for batch in (*data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()):
+        assert batch["image"].dtype == torch.uint8
+        assert batch["image"].shape[1:] == (3, 64, 64)
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        for row, index in enumerate(batch["index"].tolist()):
+            labels = parse_name(Path(data.faces.loc[index, "path"]).name)
+            assert {task: batch[task][row].item() for task in ("age", "gender", "race")} == labels._asdict()
+            seen.append(index)
+    assert len(seen) == len(set(seen))
+    assert len(seen) >= 80 - 7  # the last training batch is left out when it is not full
+    assert "80 faces" in data.describe()
+    assert "5 rejects" in data.describe()
+
+
+def test_images_are_rgb_of_the_file(faces: Path) -> None:
+    data = _module(faces)
+    batch = next(iter(data.test_dataloader()))
+    path = faces / data.faces.loc[batch["index"][0].item(), "path"]
+    bgr = cv2.resize(cv2.imread(str(path)), (64, 64), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(batch["image"][0].permute(1, 2, 0).numpy(), bgr[:, :, ::-1])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_seed_gives_the_same_batches_with_any_number_of_real_workers(faces: Path, workers: int) -> None:
+    wanted = _epoch(_module(faces, 0, seed=3), 4)
+    for batch, other in zip(wanted, _epoch(_module(faces, workers, seed=3), 4), strict=True):
+        assert all(torch.equal(batch[name], other[name]) for name in batch)
+
+
+def test_workers_and_epochs_draw_different_augmentations(faces: Path) -> None:
+    data = _module(faces, 2, train_transform=TrainTransform(64, dropout=1.0))
+    loader = data.train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        epochs.append({i: image for b in loader for i, image in zip(b["index"].tolist(), b["image"], strict=True)})
+    both = epochs[0].keys() & epochs[1].keys()
+    assert len(both) > 40
+    assert not any(torch.equal(epochs[0][face], epochs[1][face]) for face in both)
+
+
+class _Noise(A.Compose):
+    """Replaces a face by noise: two equal results can only come from equal generators."""
+
+    def __init__(self) -> None:
+        super().__init__([A.Resize(64, 64), A.CoarseDropout((1, 1), (64, 64), (64, 64), fill="random", p=1)])
+
+
+def test_no_two_faces_of_a_run_share_their_random_numbers(faces: Path) -> None:
+    data = _module(faces, 2, train_transform=_Noise())
+    images = [image for epoch in range(3) for batch in _epoch(data, epoch) for image in batch["image"]]
+    different = {image.numpy().tobytes() for image in images}
+    assert len(different) == len(images) == 3 * 64
+
+
+def test_orders_and_augmentations_differ_by_seed(faces: Path) -> None:
+    one, other = (_epoch(_module(faces, seed=seed))[0] for seed in (1, 2))
+    assert not torch.equal(one["index"], other["index"])
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped(faces: Path) -> None:
+    whole, rest = _epoch(_module(faces), 2), _epoch(_module(faces, 2), 2, skip=3)
+    assert len(rest) == len(whole) - 3
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_plans_cover_every_face_once_and_evaluation_keeps_the_last_ones() -> None:
+    rows = np.arange(10, 33)
+    plans = list(PlanSampler(rows, 5))
+    assert np.concatenate([plan.faces for plan in plans]).tolist() == rows.tolist()
+    assert len(plans) == len(PlanSampler(rows, 5)) == 5
+    trained = np.concatenate([plan.faces for plan in PlanSampler(rows, 5, seed=0)])
+    assert len(trained) == len(set(trained)) == 20
+    assert [len(plan.faces) for plan in PlanSampler(rows, 64, seed=0)] == [23]
+
+
+def test_a_manifest_may_lack_labels(faces: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in faces.iterdir() if path.name.count("_") == 3)[:40]
+    rows = pd.DataFrame({"path": [str(faces / name) for name in names], "gender": [0, None] * 20, "note": "x"})
+    rows.to_csv(tmp_path / "m.csv", index=False)
+    data = _module(tmp_path / "m.csv", split="all")
+    batches = list(data.test_dataloader())
+    gender, age = (torch.cat([batch[task] for batch in batches]) for task in ("gender", "age"))
+    known = int((gender == 0).sum())
+    assert known == int(data.faces["gender"].notna().sum()) > 10
+    assert set(gender.tolist()) == {0, MISSING}
+    assert set(age.tolist()) == {MISSING}
+
+
+def test_the_seeds_split_file_serves_validation_and_test(faces: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in faces.iterdir() if path.name.count("_") == 3)
+    listed = [parse for parse in names if _is_face(parse)][:60]
+    table = pd.DataFrame({"img_name": listed, "is_train": [1] * 48 + [0] * 12})
+    table.to_csv(tmp_path / "split.csv", index=False)
+    data = _module(faces, split_file=str(tmp_path / "split.csv"))
+    val, test = (torch.cat([b["index"] for b in loader]) for loader in (data.val_dataloader(), data.test_dataloader()))
+    assert torch.equal(val, test)
+    assert {Path(path).name for path in data.faces.loc[val.tolist(), "path"]} == set(listed[48:])
+    assert (data.rejects["reason"] == "not in the split file").sum() == 20
+
+
+def _is_face(name: str) -> bool:
+    try:
+        parse_name(name)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test", "all"])
+def test_any_part_can_be_tested(faces: Path, part: str) -> None:
+    data = _module(faces, split=part)
+    wanted = set(data.faces.index if part == "all" else data.faces.index[data.faces["split"] == part])
+    assert {i for batch in data.test_dataloader() for i in batch["index"].tolist()} == wanted
+
+
+def test_mistakes_are_said(faces: Path) -> None:
+    with pytest.raises(UserError, match=r"Expected data\.image_size of at least 64"):
+        FacesDataModule(str(faces), image_size=32)
+    with pytest.raises(UserError, match="Expected faces in the val part"):
+        _module(faces, val_fraction=0.0).val_dataloader()
+
+
+def test_pipelines_give_the_size_and_keep_uint8() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (200, 180, 3), dtype=np.uint8)
+    for transform in (TrainTransform(96), TrainTransform(96, crop=1.0, colour=0.0), EvalTransform(96)):
+        found = transform(image=image)["image"]
+        assert found.shape == (96, 96, 3)
+        assert found.dtype == np.uint8
+
+
+def test_evaluation_draws_nothing(faces: Path) -> None:
+    data = _module(faces)
+    one, other = (next(iter(data.test_dataloader()))["image"] for _ in range(2))
+    assert torch.equal(one, other)
+    assert isinstance(data.test_dataloader().dataset, FaceBatches)

@@ -1,0 +1,275 @@
+"""The commands fit and evaluate as users run them, on a few drawn faces."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from facecls import cli, evaluate, fit
+from facecls.data.datamodule import FacesDataModule
+from facecls.errors import UserError, command
+from facecls.model.module import load_module
+from facecls.model.trunk import create_trunk, save_trunk
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+SMALL = ["--data.image_size=64", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+SMALL += [
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1",
+]
+TINY = ["--model.trunk=test_resnet", "--name=tiny", "--seed_everything=1", *SMALL]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # runs/ is made here
+
+
+@pytest.fixture(scope="module")
+def trunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with trunk files of random weights, named as the configurations name them."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("vggface2_resnet50", "tf_efficientnet_lite0"):
+        save_trunk(folder / f"{name}.safetensors", create_trunk(name).net.state_dict(), {"architecture": name})
+    return folder
+
+
+def _json(run: str) -> dict[str, object]:
+    return json.loads((Path(run) / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_runs(config: Path, faces: Path, trunks: Path) -> None:
+    Path("weights").symlink_to(trunks)
+    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    root = [] if config.stem == "demo" else [f"--data.root={faces}"]
+    shorter = ["--data.root=synthetic:60"] if config.stem == "demo" else []
+    results = fit.main([f"--config={config}", *root, *shorter, *SMALL, *few])
+    run = Path("runs") / config.stem / "version_0"
+    kept = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert kept >= {"config.yaml", "rejects.csv", "metrics.json", "predictions.parquet"}
+    assert kept >= {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert any("events.out.tfevents" in name for name in kept)
+    assert results == _json(str(run))
+    assert "test/loss" in results
+
+
+def _recomputed(table: pd.DataFrame) -> dict[str, float]:
+    wanted = {}
+    for task in ("gender", "race"):
+        truth, guess = table[task].astype(int), table[f"{task}_predicted"]
+        wanted[f"test/{task}/accuracy"] = accuracy_score(truth, guess)
+        wanted[f"test/{task}/f1_macro"] = f1_score(truth, guess, average="macro", labels=sorted({*truth, *guess}))
+    wanted["test/age/mae_years"] = mean_absolute_error(table["age"].astype(int), table["age_predicted"])
+    wanted["test/age/cs5"] = ((table["age"] - table["age_predicted"]).abs() <= 5).mean()
+    return wanted
+
+
+def test_what_a_run_leaves(faces: Path) -> None:
+    shown = ["--ema=0.5", "--model.tta=flip", "--trainer.max_epochs=3", "--data.test_fraction=0.3"]
+    results = fit.main([*TINY, f"--data.root={faces}", *shown])
+    run = Path("runs/tiny/version_0")
+    table = pd.read_parquet(run / "predictions.parquet")
+    assert len(table) == results["faces/tested"] == results["faces/test"] == 24
+    wanted = _recomputed(table)
+    assert {name: results[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+    assert table.filter(regex="^p_(male|female)$").sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    assert (table["age_low"] <= table["age_high"]).all()
+    assert len(pd.read_csv(run / "rejects.csv")) == results["rejects"] == 5
+    curves = EventAccumulator(str(run)).Reload().Tags()["scalars"]
+    assert {"lr", "train/loss", "val/loss", "val/age/mae_years", "train/race/accuracy", "val/gender/loss"} <= {*curves}
+
+    # the configuration that was kept runs again as it is, and gives the same
+    again = fit.main([f"--config={run / 'config.yaml'}"])
+    same = [name for name in results if name.startswith(("test/", "faces/"))]
+    assert {name: again[name] for name in same} == {name: results[name] for name in same}
+    assert Path("runs/tiny/version_1/metrics.json").exists()
+
+    # evaluate takes the averaged weights of the best epoch from the file alone, as fit's own test should have done
+    found = evaluate.main([f"--ckpt_path={run / 'checkpoints/best.ckpt'}", "--accelerator=cpu"])
+    assert {name: found[name] for name in same} == pytest.approx({name: results[name] for name in same}, rel=1e-5)
+    everything = evaluate.main(
+        [f"--ckpt_path={run / 'checkpoints/best.ckpt'}", "--data.split=all", "--accelerator=cpu"]
+    )
+    assert everything["faces/tested"] == 80
+    assert len(pd.read_parquet("runs/evaluate/version_1/predictions.parquet")) == 80
+
+
+class _Kept:
+    """Copies of every last.ckpt of a run, by step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: dict[int, Path] = {}
+        original = cli.LastCheckpoint._save
+
+        def save(callback: cli.LastCheckpoint, trainer: object) -> None:
+            original(callback, trainer)
+            if trainer.global_step and not trainer.sanity_checking:
+                path = Path(f"step_{trainer.global_step}.ckpt")
+                shutil.copy(cli.checkpoints_folder(trainer) / "last.ckpt", path)
+                self.files[trainer.global_step] = path
+
+        monkeypatch.setattr(cli.LastCheckpoint, "_save", save)
+        monkeypatch.setattr(cli, "SAVE_EVERY", timedelta(0))  # after every batch
+
+
+def test_resuming_past_an_unfreezing_goes_on_exactly(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = _Kept(monkeypatch)
+    schedule = ["--model.schedule.frozen={0: -1, 1: 2, 2: 0}", "--model.schedule.layer_decay=0.7"]
+    words = [*TINY, f"--data.root={faces}", *schedule, "--ema=0.9", "--trainer.max_epochs=4"]
+    fit.main(words)
+    whole = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
+    steps = whole["global_step"] // 4
+    # the end of an epoch before an unfreezing, of one after it, and the middle of an epoch
+    for stop in (steps, 3 * steps, 2 * steps + 3):
+        fit.main([*words, f"--ckpt_path={kept.files[stop]}"])
+        version = max(Path("runs/tiny").iterdir(), key=lambda path: int(path.name.split("_")[1]))
+        resumed = torch.load(version / "checkpoints/last.ckpt", weights_only=True)
+        assert resumed["global_step"] == whole["global_step"]
+        for part in ("state_dict", "current_model_state"):
+            for name, tensor in whole[part].items():
+                assert torch.equal(tensor, resumed[part][name]), f"{part} {name} after {stop} steps"
+
+
+def test_a_resumed_run_goes_on_in_its_folder_and_keeps_its_best(faces: Path) -> None:
+    fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1"])
+    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    results = fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=2", f"--ckpt_path={last}"])
+    assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
+    assert results["epochs"] == 2
+    assert yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())["ckpt_path"] is None
+    best = "runs/tiny/version_0/checkpoints/best.ckpt"  # was written while its epoch was being validated
+    fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=3", f"--ckpt_path={best}", "--name=other"])
+    assert torch.load("runs/other/version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_the_command_line_wins_over_the_checkpoint(faces: Path) -> None:
+    words = [*TINY, f"--data.root={faces}", "--model.optimizer=torch.optim.SGD", "--model.schedule.decay=constant"]
+    fit.main([*words, "--model.optimizer.lr=0.01", "--trainer.max_epochs=1"])
+    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    fit.main(
+        [*words, "--model.optimizer.lr=0.002", "--model.dropout=0.4", "--trainer.max_epochs=2", f"--ckpt_path={last}"]
+    )
+    checkpoint = torch.load(last, weights_only=True)
+    assert {group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]} == {0.002}
+    assert checkpoint["hyper_parameters"]["dropout"] == 0.4
+
+
+def test_frozen_means_frozen_statistics_too(faces: Path, trunks: Path) -> None:
+    weights = trunks / "tf_efficientnet_lite0.safetensors"
+    frozen = ["--model.trunk=tf_efficientnet_lite0", f"--model.weights={weights}", "--model.schedule.frozen={0: -1}"]
+    fit.main([*TINY, *frozen, f"--data.root={faces}", "--trainer.max_epochs=1", "--ema=null"])
+    state = load_module("runs/tiny/version_0/checkpoints/best.ckpt").model.trunk.net.state_dict()
+    before = create_trunk("tf_efficientnet_lite0", weights).net.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in before.items())
+
+
+def test_labels_may_be_missing(faces: Path) -> None:
+    data = FacesDataModule(str(faces), image_size=64)
+    data.setup()
+    rows = data.faces[["path", "gender", "race", "age"]].copy()
+    rows["path"] = [str(faces / path) for path in rows["path"]]
+    rows.loc[rows.index[::2], "age"] = pd.NA
+    rows.drop(columns="race").to_csv("m.csv", index=False)
+    results = fit.main([*TINY, "--data.root=m.csv", "--trainer.max_epochs=1", "--model.task_weights=learned"])
+    assert not any(name.startswith("test/race") and "faces" not in name and "loss" not in name for name in results)
+    assert results["test/race/faces"] == 0
+    assert 0 < results["test/age/faces"] < results["test/gender/faces"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data.root=nowhere"], "nowhere"),
+        (["--model.trunk=resnet51"], "did you mean"),
+        (["--model.weights=none.safetensors"], "python -m facecls.download weights"),
+        (["--data.batchsize=3"], "batchsize"),
+        (["--model.tasks=[height]"], "height"),
+        (["--config=missing.yaml"], "missing.yaml"),
+        (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
+        (["--seed_everything=true"], "seed_everything"),
+        (["--model.schedule.warmup=7"], "warmup"),
+        (["--data.val_fraction=0.9", "--data.test_fraction=0.3"], "fraction"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_status_2(
+    words: list[str], said: str, faces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, command("facecls.fit"):
+        fit.main([*TINY, f"--data.root={faces}", *words])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("facecls.fit: error:")
+    assert said in lines[0]
+
+
+def test_evaluate_refuses_what_is_no_checkpoint() -> None:
+    Path("text.ckpt").write_text("nothing")
+    for path, words in (("none.ckpt", "there is none"), ("text.ckpt", "Expected a checkpoint of facecls")):
+        with pytest.raises(UserError, match=words):
+            evaluate.main([f"--ckpt_path={path}"])
+    with pytest.raises(UserError, match="ckpt_path"):
+        evaluate.main([])
+
+
+def _start(faces: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "facecls.fit", *TINY, f"--data.root={faces}", "--trainer.max_epochs=1000"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    last, deadline = Path("runs/tiny/version_0/checkpoints/last.ckpt"), time.monotonic() + 120
+    while not last.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def test_ctrl_c_ends_cleanly_and_the_last_checkpoint_goes_on(faces: Path) -> None:
+    process = _start(faces)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "--ckpt_path runs/tiny/version_0/checkpoints/last.ckpt" in out.replace("\n", "")
+    last = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    done = torch.load(last, weights_only=True)["epoch"] + 2
+    results = fit.main([*TINY, f"--data.root={faces}", f"--trainer.max_epochs={done}", f"--ckpt_path={last}"])
+    assert results["epochs"] == done
+
+
+def test_a_killed_run_leaves_a_last_checkpoint_that_loads(faces: Path) -> None:
+    process = _start(faces)
+    process.kill()
+    process.communicate(timeout=60)
+    load_module("runs/tiny/version_0/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("computes", "wanted"), [((True, False), "bf16-mixed"), ((False, True), "bf16-mixed"), ((False, False), "32-true")]
+)
+def test_precision_follows_what_the_processor_has(
+    computes: tuple[bool, bool], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes[0])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: computes[1])
+    assert cli.choose_precision("cpu")[0] == wanted
+
+
+def test_a_precision_that_was_asked_for_wins(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, f"--data.root={faces}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    assert fit.main([*words, "--trainer.precision=64-true"])["precision"] == "64-true"
+    assert "precision 64-true: as asked" in capsys.readouterr().out

@@ -1,0 +1,132 @@
+"""Losses and heads against SciPy, NumPy and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, softmax
+from scipy.stats import entropy, norm
+from sklearn.metrics import log_loss, mean_squared_error
+
+from facecls.data.labels import MISSING, TASKS
+from facecls.errors import UserError
+from facecls.model.heads import FaceModel, create_head, expected_age
+from facecls.model.losses import (
+    age_distribution_loss,
+    age_regression_loss,
+    class_loss,
+    label_distribution,
+    uncertainty_sum,
+    weighted_sum,
+)
+from facecls.model.trunk import create_trunk
+
+YEARS = np.arange(117)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def test_class_loss_is_log_loss_over_the_labelled(rng: np.random.Generator) -> None:
+    logits, labels = rng.normal(size=(9, 5)), np.array([0, 1, 2, 3, 4, 0, 1, MISSING, MISSING])
+    found = class_loss(torch.tensor(logits), torch.tensor(labels))
+    assert found.item() == pytest.approx(log_loss(labels[:7], softmax(logits[:7], 1), labels=range(5)))
+
+
+def test_class_weights_and_smoothing(rng: np.random.Generator) -> None:
+    logits, labels, weights = rng.normal(size=(6, 2)), np.array([0, 1, 1, 0, 1, 0]), np.array([1.0, 3.0])
+    found = class_loss(torch.tensor(logits), torch.tensor(labels), weights=torch.tensor(weights))
+    assert found.item() == pytest.approx(log_loss(labels, softmax(logits, 1), sample_weight=weights[labels]))
+    targets = 0.9 * np.eye(2)[labels] + 0.1 / 2
+    smoothed = class_loss(torch.tensor(logits), torch.tensor(labels), smoothing=0.1)
+    assert smoothed.item() == pytest.approx(-(targets * np.log(softmax(logits, 1))).sum(1).mean())
+
+
+@pytest.mark.parametrize("age", [0, 30, 116])
+def test_label_distribution_is_a_normal_cut_to_the_range(age: int) -> None:
+    wanted = norm.pdf(YEARS, age, 2.5)
+    found = label_distribution(torch.tensor([age]), 2.5)
+    np.testing.assert_allclose(found[0], wanted / wanted.sum(), rtol=2e-5, atol=1e-9)
+
+
+def test_age_distribution_loss_is_divergence_plus_error_of_the_mean(rng: np.random.Generator) -> None:
+    logits, ages = rng.normal(size=(5, 117)), np.array([3, 116, 40, MISSING, 0])
+    guess, known = softmax(logits, 1), ages != MISSING
+    targets = norm.pdf(YEARS, ages[:, None], 2.0)
+    targets /= targets.sum(1, keepdims=True)
+    divergence = entropy(targets[known], guess[known], axis=1).mean()
+    error = np.abs(guess @ YEARS - ages)[known].mean()
+    found = age_distribution_loss(torch.tensor(logits, dtype=torch.float32), torch.tensor(ages), 2.0)
+    assert found.item() == pytest.approx(divergence + error, rel=1e-4)
+
+
+def test_age_regression_loss_is_the_seeds(rng: np.random.Generator) -> None:
+    logits, ages = rng.normal(size=(5, 1)), np.array([3, 116, 40, MISSING, 0])
+    found = age_regression_loss(torch.tensor(logits, dtype=torch.float32), torch.tensor(ages))
+    keep = ages != MISSING
+    assert found.item() == pytest.approx(mean_squared_error(ages[keep] / 116, expit(logits[keep, 0])), rel=1e-5)
+
+
+def test_without_labels_a_loss_is_zero_and_has_a_gradient() -> None:
+    none = torch.full((3,), MISSING)
+    for size, loss in ((5, class_loss), (117, lambda x, y: age_distribution_loss(x, y, 2.0)), (1, age_regression_loss)):
+        logits = torch.randn(3, size, requires_grad=True)
+        value = loss(logits, none)
+        value.backward()
+        assert value.item() == 0
+        assert logits.grad is not None
+        assert logits.grad.abs().sum() == 0
+
+
+def test_sums_of_losses() -> None:
+    losses = {"gender": torch.tensor(0.5), "race": torch.tensor(1.0), "age": torch.tensor(6.0)}
+    assert weighted_sum(losses, {"age": 0.1}).item() == pytest.approx(2.1)
+    logs = {task: torch.tensor(value) for task, value in zip(TASKS, (0.0, 1.0, 2.0), strict=True)}
+    wanted = sum(np.exp(-s) * loss + s / 2 for s, loss in ((0, 0.5), (1, 1.0), (2, 6.0)))
+    assert uncertainty_sum(losses, logs).item() == pytest.approx(wanted)
+
+
+def test_the_learned_weight_of_a_loss_settles_where_theory_says() -> None:
+    log_variance = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.SGD([log_variance], lr=0.1)
+    for _ in range(500):
+        optimizer.zero_grad()
+        uncertainty_sum({"age": torch.tensor(6.0)}, {"age": log_variance}).backward()
+        optimizer.step()
+    assert log_variance.exp().item() == pytest.approx(12, rel=1e-3)  # d/ds (6 exp(-s) + s/2) = 0
+
+
+def test_expected_age_is_the_mean(rng: np.random.Generator) -> None:
+    guess = rng.dirichlet(np.ones(117), size=4)
+    np.testing.assert_allclose(expected_age(torch.tensor(guess)), [np.average(YEARS, weights=row) for row in guess])
+
+
+def test_the_seeds_head_has_the_seeds_layers() -> None:
+    head = create_head(2048, [512, 256, 32], 0.2, 5)
+    linear = [(module.in_features, module.out_features) for module in head if isinstance(module, torch.nn.Linear)]
+    assert linear == [(2048, 512), (512, 256), (256, 32), (32, 5)]
+
+
+@pytest.mark.parametrize(("age", "bins"), [("distribution", 117), ("regression", 1)])
+def test_estimates_follow_from_logits(age: str, bins: int, rng: np.random.Generator) -> None:
+    model = FaceModel(create_trunk("resnet10t"), ["age", "gender", "race"], [8], 0.0, age)
+    assert list(model.heads) == list(TASKS)
+    model.eval()
+    with torch.no_grad():
+        logits = model(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+        estimates = model.estimate(logits)
+    assert {task: tuple(value.shape) for task, value in logits.items()} == {
+        "gender": (2, 2),
+        "race": (2, 5),
+        "age": (2, bins),
+    }
+    np.testing.assert_allclose(estimates["race"], softmax(logits["race"].numpy(), 1), rtol=1e-5)
+    values = logits["age"].numpy()
+    wanted = softmax(values, 1) @ YEARS if bins > 1 else 116 * expit(values[:, 0])
+    np.testing.assert_allclose(estimates["age"], wanted, rtol=1e-5)
+
+
+def test_tasks_must_be_known_and_named_once() -> None:
+    with pytest.raises(UserError, match="Expected some of the tasks gender, race, age, each once"):
+        FaceModel(create_trunk("resnet10t"), ["age", "age"], [], 0.0)
