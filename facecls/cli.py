@@ -3,10 +3,8 @@
 import json
 import os
 import subprocess
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,14 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentError
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 import facecls
+from facecls.callbacks import LastCheckpoint, Progress, run_folder
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
 from facecls.files import replacing
@@ -33,45 +32,12 @@ from facecls.study.predictions import PredictionCollector
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*is deprecated", category=FutureWarning)
 
 RUNS = "runs"
-BEST, LAST = "best", "last"
-SAVE_EVERY = timedelta(minutes=10)
-"""How much work a killed run loses at most."""
+BEST = "best"
 
 
 def console() -> Console:
     """Where the commands write what people read."""
     return Console(soft_wrap=True)
-
-
-class LastCheckpoint(pl.Callback):
-    """Keeps ``last.ckpt``: after every epoch, every ten minutes within one, before validation, and on Ctrl-C."""
-
-    def __init__(self) -> None:
-        self._saved = time.monotonic()
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.sanity_checking or not trainer.global_step:
-            return
-        trainer.save_checkpoint(checkpoints_folder(trainer) / f"{LAST}.ckpt", weights_only=False)
-        self._saved = time.monotonic()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Saves if it is time."""
-        if time.monotonic() - self._saved > SAVE_EVERY.total_seconds():
-            self._save(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves: while validation runs, model and average are swapped, and Ctrl-C could not save them."""
-        self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves."""
-        self._save(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Saves on Ctrl-C during training."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.training:
-            self._save(trainer)
 
 
 class FaceCLI(LightningCLI):
@@ -87,6 +53,7 @@ class FaceCLI(LightningCLI):
             FacesDataModule,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS},
             parser_kwargs={"exit_on_error": False, "prog": "python -m facecls.fit"},
             args=None if args is None else list(args),
@@ -132,6 +99,8 @@ class FaceCLI(LightningCLI):
                 root, self.config.name, resumed_version(self.ckpt_path, root, self.config.name)
             )
         kwargs["precision"] = self.trainer_defaults["precision"]
+        if config.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False  # the command says what is trained in a line of its own
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self) -> list[pl.Callback]:
@@ -142,7 +111,7 @@ class FaceCLI(LightningCLI):
         if self.config.ema is not None:
             callbacks.append(EMAWeightAveraging(decay=self.config.ema))
         if self.config.trainer.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar())
+            callbacks.append(Progress())
         return callbacks
 
 
@@ -201,16 +170,6 @@ def parse(make: Any, args: Sequence[str] | None) -> Any:
         return make(args)
     except ArgumentError as error:
         raise UserError(str(error)) from error
-
-
-def run_folder(trainer: pl.Trainer) -> Path:
-    """The folder of the run: the logger's, or the root where there is no logger."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-def checkpoints_folder(trainer: pl.Trainer) -> Path:
-    """The folder of its checkpoints."""
-    return run_folder(trainer) / "checkpoints"
 
 
 def git_commit() -> str | None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from facecls.cli import RUNS, choose_precision, console, parse, print_results, run_folder, write_rejects, write_results
+from facecls.callbacks import Progress, run_folder
+from facecls.cli import RUNS, choose_precision, console, parse, print_results, write_rejects, write_results
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError, command
 from facecls.files import replacing
@@ -61,7 +61,8 @@ def _trainer(config: Namespace) -> tuple[pl.Trainer, PredictionCollector]:
         devices=1,  # several would test some faces twice
         precision=precision,  # type: ignore[arg-type]
         logger=TensorBoardLogger(RUNS, config.name),
-        callbacks=[RichProgressBar(), collector],
+        callbacks=[Progress(), collector],
+        enable_model_summary=False,
     )
     return trainer, collector
 

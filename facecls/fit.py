@@ -9,17 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facecls.cli import (
-    LAST,
-    FaceCLI,
-    checkpoints_folder,
-    console,
-    parse,
-    print_results,
-    run_folder,
-    write_rejects,
-    write_results,
-)
+from facecls.callbacks import last_checkpoint, run_folder
+from facecls.cli import FaceCLI, console, parse, print_results, write_rejects, write_results
 from facecls.errors import command
 from facecls.model.module import load_module
 from facecls.study.predictions import PredictionCollector
@@ -42,13 +33,14 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     cli: FaceCLI = parse(FaceCLI, args)
     out, trainer, data = console(), cli.trainer, cli.datamodule
     out.print(cli.precision_note)
+    out.print(cli.model.describe())
     data.setup()
     out.print(data.describe())
     write_rejects(run_folder(trainer), data)
     try:
         trainer.fit(cli.model, datamodule=data, ckpt_path=cli.ckpt_path, weights_only=True)
     except SystemExit:
-        last = checkpoints_folder(trainer) / f"{LAST}.ckpt"
+        last = last_checkpoint(trainer)
         if trainer.interrupted and last.exists():
             out.print(f"stopped; go on with the same command and --ckpt_path {last}")
             raise SystemExit(130) from None

@@ -42,6 +42,9 @@ TOLERANCE = 1e-5
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What keras_files.py writes; made in another process, so that TensorFlow stays out of this one."""
     path = tmp_path_factory.mktemp("keras")
+    if os.environ.get("KF"):
+        yield Path(os.environ["KF"])
+        return
     script = Path(__file__).with_name("keras_files.py")
     done = subprocess.run([sys.executable, script, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -63,14 +66,6 @@ def converted(folder: Path) -> dict[str, Path]:
     main([str(folder / "weights.h5"), str(dests["weights"]), "--keep-classifier"])
     main([str(folder / "notop.h5"), str(dests["notop"])])
     return dests
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for a busy core cost ten times what they save
-    yield
-    torch.set_num_threads(threads)
 
 
 def relative(got: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -309,10 +304,10 @@ def copy_linked(source: Path, dest: Path) -> None:
 
 def own_group(group: Any, name: str) -> Any:
     """Replaces a link by a copy of what it leads to, so that it can be edited."""
-    linked = group[name]
-    group.file.copy(linked, "copied")
+    link = group.get(name, getlink=True)
     del group[name]
-    group.move("/copied", name)
+    with h5py.File(link.filename, "r") as source:  # following the link would open it for writing
+        source.copy(link.path, group, name)
     return group[name]
 
 
@@ -438,10 +433,10 @@ WAYS: list[tuple[str, Callable[[Any], None]]] = [
 ]
 
 
-def onnx_of(path: Path, classifier: bool = True) -> onnx.ModelProto:
+def onnx_of(path: Path) -> onnx.ModelProto:
     """The model, but for the hash of the source and the names of layers without weights."""
     with open_keras(path) as file:
-        model = to_onnx(file, classifier)
+        model = to_onnx(file, classifier=True)
     del model.metadata_props[:]
     names: dict[str, str] = {}
     for node in model.graph.node:
@@ -469,7 +464,9 @@ def test_every_way_of_writing_gives_the_same_graph(
     assert onnx_of(path) == plain[kind]
 
 
-def test_whole_model_without_its_top_loads(folder: Path, tmp_path: Path) -> None:
+def test_whole_model_without_its_top_gives_what_keras_gives(
+    folder: Path, tmp_path: Path, oracle: dict[str, NDArray[Any]]
+) -> None:
     path = tmp_path / "notop.h5"
     copy_linked(folder / "whole.h5", path)
 
@@ -480,7 +477,12 @@ def test_whole_model_without_its_top_loads(folder: Path, tmp_path: Path) -> None
     with h5py.File(path, "r+") as file:
         edit_config(file, cut)
         file["model_weights"].attrs["layer_names"] = file["model_weights"].attrs["layer_names"][:-2]
-    assert onnx_of(path, classifier=False) == onnx_of(folder / "notop.h5", classifier=False)
+    dest = tmp_path / "trunk.safetensors"
+    main([str(path), str(dest)])
+    trunk = create_trunk("vggface2_resnet50", dest).eval()
+    with torch.inference_mode():
+        features = trunk(torch.from_numpy(oracle["images"])).numpy()
+    assert relative(features, oracle["features"]) < TOLERANCE
 
 
 # Refusals
@@ -562,22 +564,18 @@ def add_weight(file: Any) -> None:
     group.attrs["weight_names"] = [*group.attrs["weight_names"], "classifier/scale:0"]
 
 
-def replace_weight(file: Any, value: Any, layer: str = "conv2_1_3x3", weight: str = "conv2_1_3x3/kernel:0") -> None:
-    group = own_group(file, layer)
-    del group[weight]
-    group[weight] = value
+def replace_weight(file: Any, value: NDArray[Any]) -> None:
+    group = own_group(file, "conv2_1_3x3")
+    del group["conv2_1_3x3/kernel:0"]
+    group["conv2_1_3x3/kernel:0"] = value
 
 
 def spoil_weight(file: Any) -> None:
-    kernel = file["conv2_1_3x3/conv2_1_3x3/kernel:0"][()]
-    kernel[1, 2, 3, 4] = np.nan
-    replace_weight(file, kernel)
+    own_group(file, "conv2_1_3x3")["conv2_1_3x3/kernel:0"][1, 2, 3, 4] = np.nan
 
 
 def spoil_bias(file: Any) -> None:
-    bias = file["classifier/classifier/bias:0"][()]
-    bias[-1] = -np.inf
-    replace_weight(file, bias, "classifier", "classifier/bias:0")
+    own_group(file, "classifier")["classifier/bias:0"][-1] = -np.inf
 
 
 def strip_names(file: Any) -> None:
@@ -722,7 +720,7 @@ def test_damaged_config_is_refused(folder: Path, tmp_path: Path, capsys: pytest.
     copy_linked(folder / "whole.h5", path)
     with h5py.File(path, "r+") as file:
         file.attrs["model_config"] = file.attrs["model_config"][:1000]
-    assert_refused(path, tmp_path, capsys, "graph of a functional Keras 2 model .* JSONDecodeError")
+    assert_refused(path, tmp_path, capsys, r"can\'t be understood \(JSONDecodeError")
 
 
 def test_missing_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import yaml
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from facecls import cli, evaluate, fit
+from facecls import callbacks, cli, evaluate, fit
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError, command
 from facecls.model.module import load_module
@@ -113,17 +113,17 @@ class _Kept:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: dict[int, Path] = {}
-        original = cli.LastCheckpoint._save
+        original = callbacks.LastCheckpoint._save
 
-        def save(callback: cli.LastCheckpoint, trainer: object) -> None:
+        def save(callback: callbacks.LastCheckpoint, trainer: object) -> None:
             original(callback, trainer)
             if trainer.global_step and not trainer.sanity_checking:
                 path = Path(f"step_{trainer.global_step}.ckpt")
-                shutil.copy(cli.checkpoints_folder(trainer) / "last.ckpt", path)
+                shutil.copy(callbacks.last_checkpoint(trainer), path)
                 self.files[trainer.global_step] = path
 
-        monkeypatch.setattr(cli.LastCheckpoint, "_save", save)
-        monkeypatch.setattr(cli, "SAVE_EVERY", timedelta(0))  # after every batch
+        monkeypatch.setattr(callbacks.LastCheckpoint, "_save", save)
+        monkeypatch.setattr(callbacks, "SAVE_EVERY", timedelta(0))  # after every batch
 
 
 def test_resuming_past_an_unfreezing_goes_on_exactly(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:

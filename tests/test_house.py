@@ -11,13 +11,23 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("facecls.errors", "facecls.files", "facecls.data", "facecls.model", "facecls.study", "facecls.cli")
+ROOMS = (
+    "facecls.errors",
+    "facecls.files",
+    "facecls.data",
+    "facecls.model",
+    "facecls.study",
+    "facecls.callbacks",
+    "facecls.cli",
+)
 """In this order: a file imports from its own room or one before it; the commands come after all of them."""
 INSTALL = "pip install -e . && python -m facecls.fit --config configs/demo.yaml"
 TEST = 'pip install -e ".[dev]" && pytest'
 
 
-@pytest.mark.parametrize("words", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy", "--strict"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy", "--strict"]], ids=" ".join
+)
 def test_style_and_types(words: list[str]) -> None:
     ended = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -50,7 +60,9 @@ def test_imports_go_one_way() -> None:
     for module, path in _modules("facecls"):
         for imported in _imports(path):
             top = imported.split(".")[0]
-            assert top not in {"convert", "h5py", "onnx2torch", "tensorflow", "tf_keras", "keras"}, f"{module}: {imported}"
+            assert top not in {"convert", "h5py", "onnx2torch", "tensorflow", "tf_keras", "keras"}, (
+                f"{module}: {imported}"
+            )
             if top == "facecls" and imported != "facecls":
                 assert _room(imported) <= _room(module), f"{module} imports {imported}, which comes after it"
                 assert _room(imported) < len(ROOMS), f"{module} imports the command {imported}"

@@ -12,6 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from facecls.data.labels import GENDERS, MAX_AGE, RACES, LabelError, parse_name
 from facecls.data.synthetic import draw_faces, write_faces
@@ -78,37 +79,50 @@ def test_every_class_and_the_whole_range_of_ages_occur(faces):
 
 def _features(images):
     """Gives the brightness and colour of a coarse grid of patches, and how rough each patch is (wrinkles)."""
-    small = np.stack([cv2.resize(image, (20, 20), interpolation=cv2.INTER_AREA) for image in images]) / 255.0
-    edges = np.stack([cv2.resize(np.abs(cv2.Laplacian(image, cv2.CV_32F, ksize=3)), (20, 20)) for image in images])
-    return np.concatenate([small.reshape(len(images), -1), edges.reshape(len(images), -1) / 50], axis=1)
+    grid = {"dsize": (12, 12), "interpolation": cv2.INTER_AREA}
+    colours = np.stack([cv2.resize(image, **grid) for image in images]) / 255
+    edges = np.stack([cv2.resize(np.abs(cv2.Laplacian(image, cv2.CV_32F, ksize=3)), **grid) for image in images]) / 50
+    return np.concatenate([colours, edges], axis=3).reshape(len(images), -1)
 
 
+def _estimate_age():
+    return make_pipeline(StandardScaler(), RidgeCV(np.logspace(1, 5, 9)))
+
+
+@pytest.fixture
+def one_thread():
+    """Keeps the linear algebra to one thread: on busy processors several wait for each other, for minutes."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_labels_can_be_read_off_the_picture_by_linear_models(faces):
     labels, images = faces
     ages, genders, races = labels.T
     features = _features(images)
     train, test = slice(0, 500), slice(500, None)
 
-    for codes, chance, wanted in ((genders, 1 / len(GENDERS), 0.85), (races, 1 / len(RACES), 0.85)):
+    for codes in (genders, races):
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-        accuracy = classifier.fit(features[train], codes[train]).score(features[test], codes[test])
-        assert accuracy > wanted > chance
+        assert classifier.fit(features[train], codes[train]).score(features[test], codes[test]) > 0.9
 
-    estimate = make_pipeline(StandardScaler(), RidgeCV(np.logspace(1, 5, 9))).fit(features[train], ages[train])
-    error = np.abs(estimate.predict(features[test]) - ages[test]).mean()
+    error = np.abs(_estimate_age().fit(features[train], ages[train]).predict(features[test]) - ages[test]).mean()
     blind = np.abs(np.median(ages[train]) - ages[test]).mean()
-    assert error < 0.5 * blind
+    assert error < 0.35 * blind
+    assert error < 8
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_age_shows_over_the_whole_range(faces):
-    """Among adults alone and among the old alone, wrinkles still tell age: no cue is used up early."""
+    """Among children, adults and the old alone the picture still tells age: no cue is used up early."""
     ages, images = faces[0][:, 0], faces[1]
     features = _features(images)
     for low, high in ((0, 20), (20, 60), (50, MAX_AGE)):
         chosen = np.flatnonzero((ages >= low) & (ages <= high))
         train, test = chosen[::2], chosen[1::2]
-        estimate = make_pipeline(StandardScaler(), RidgeCV(np.logspace(1, 5, 9))).fit(features[train], ages[train])
-        assert np.corrcoef(estimate.predict(features[test]), ages[test])[0, 1] > 0.6
+        estimate = _estimate_age().fit(features[train], ages[train])
+        assert np.corrcoef(estimate.predict(features[test]), ages[test])[0, 1] > 0.75
 
 
 def test_written_faces_are_those_drawn(tmp_path: Path):

@@ -91,6 +91,12 @@ class FaceModule(pl.LightningModule):
         """The tasks that are learned, in the order gender, race, age."""
         return list(self.model.heads)  # type: ignore[arg-type]
 
+    def describe(self) -> str:
+        """What is trained, in a line."""
+        size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        source = self.hparams["weights"] or "random weights"
+        return f"{self.model.trunk.name} from {source}, heads for {', '.join(self.tasks)}: {size:.1f} M parameters"
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Estimates, as ``FaceModel.estimate`` gives them.
 
@@ -172,7 +178,7 @@ class FaceModule(pl.LightningModule):
         size = len(batch["index"])
         # fixed weights, so that the values of all epochs can be compared when the weights are learned
         total = weighted_sum({task: loss.detach() for task, loss in losses.items()}, self.task_weights)
-        self.log(f"{stage}/loss", total, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        self.log(f"{stage}/loss", total, prog_bar=stage == "train", on_step=False, on_epoch=True, batch_size=size)
         for task, loss in losses.items():
             self.log(f"{stage}/{task}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
         self._stage_metrics(stage).update(estimates, batch)
@@ -196,7 +202,7 @@ class FaceModule(pl.LightningModule):
     def _log_metrics(self, stage: str) -> None:
         metrics = self._stage_metrics(stage)
         for name, value in metrics.compute().items():
-            self.log(f"{stage}/{name}", value, prog_bar=stage == "val" and not name.endswith(("f1_macro", "cs5")))
+            self.log(f"{stage}/{name}", value)
         metrics.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
