@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,25 @@ from facecls.files import replacing
 from facecls.model.module import FaceModule
 from facecls.study.predictions import PredictionCollector
 
-# Lightning 2.6 asks for a class that torch 2.12 deprecated; users can do nothing about it
-warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*is deprecated", category=FutureWarning)
-
 RUNS = "runs"
 BEST = "best"
+
+
+NOISE = (
+    "isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 with torch since 2.12
+    "Checkpoint directory .* exists and is not empty",  # of course it does when a run is resumed
+    "The dirpath has changed from",  # a run that is resumed under another name chooses its best anew
+)
+"""What Lightning warns of though a user can do nothing about it."""
+
+
+@contextmanager
+def without_noise() -> Iterator[None]:
+    """Hides ``NOISE``; all other warnings are shown."""
+    with warnings.catch_warnings():
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message=f".*{message}")
+        yield
 
 
 def console() -> Console:
@@ -81,13 +96,10 @@ class FaceCLI(LightningCLI):
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
         if self.ckpt_path is not None and not Path(self.ckpt_path).is_file():
             raise UserError(f"Expected a checkpoint to resume at {self.ckpt_path}, but there is none.")
-        trainer = config.trainer
-        precision, why = choose_precision(trainer.accelerator)
-        if trainer.precision is None:
-            self.precision_note = f"precision {precision}: {why}"
-        else:
-            precision, self.precision_note = trainer.precision, f"precision {trainer.precision}: as asked"
-        self.trainer_defaults |= {"precision": precision}
+        self.precision, why = config.trainer.precision, "as asked"
+        if self.precision is None:
+            self.precision, why = choose_precision(config.trainer.accelerator)
+        self.precision_note = f"precision {self.precision}: {why}"
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Makes the trainer with logger, checkpoints, average and progress bar."""
@@ -98,18 +110,18 @@ class FaceCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(
                 root, self.config.name, resumed_version(self.ckpt_path, root, self.config.name)
             )
-        kwargs["precision"] = self.trainer_defaults["precision"]
+        kwargs["precision"] = self.precision
         if config.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # the command says what is trained in a line of its own
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self) -> list[pl.Callback]:
         callbacks: list[pl.Callback] = [
-            LastCheckpoint(),  # before the average, which swaps weights
-            ModelCheckpoint(filename=BEST, monitor="val/loss", mode="min", enable_version_counter=False),
+            ModelCheckpoint(filename=BEST, monitor="val/loss", mode="min", enable_version_counter=False)
         ]
         if self.config.ema is not None:
             callbacks.append(EMAWeightAveraging(decay=self.config.ema))
+        callbacks.append(LastCheckpoint())  # after the average, so that it holds the step that has just been taken
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
         return callbacks
@@ -214,7 +226,6 @@ def write_results(
         "precision": str(trainer.precision),
         "device": device_name(trainer),
         "version": facecls.__version__,
-        "git_commit": git_commit(),
     }
     with replacing(folder / "predictions.parquet") as part:
         table.to_parquet(part, index=False)

@@ -15,7 +15,16 @@ from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from facecls.callbacks import Progress, run_folder
-from facecls.cli import RUNS, choose_precision, console, parse, print_results, write_rejects, write_results
+from facecls.cli import (
+    RUNS,
+    choose_precision,
+    console,
+    parse,
+    print_results,
+    without_noise,
+    write_rejects,
+    write_results,
+)
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError, command
 from facecls.files import replacing
@@ -35,6 +44,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         UserError: For a mistake in the options, the checkpoint or the data.
     """
+    commit = git_commit()  # before anybody changes the checkout beside the run
     words = list(sys.argv[1:] if args is None else args)
     parser = create_parser(trained_on(words))
     config = parse(parser.parse_args, words)
@@ -46,8 +56,10 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     write_rejects(run_folder(trainer), data)
     with replacing(run_folder(trainer) / "config.yaml") as part:
         parser.save(config, part, overwrite=True)
-    trainer.test(model, datamodule=data, verbose=False)
-    results = write_results(trainer, data, collector, {"checkpoint": str(config.ckpt_path), "split": data.split})
+    with without_noise():
+        trainer.test(model, datamodule=data, verbose=False)
+    facts = {"checkpoint": str(config.ckpt_path), "split": data.split, "git_commit": commit}
+    results = write_results(trainer, data, collector, facts)
     print_results(results, run_folder(trainer))
     return results
 

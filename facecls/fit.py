@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from facecls.callbacks import last_checkpoint, run_folder
-from facecls.cli import FaceCLI, console, parse, print_results, write_rejects, write_results
+from facecls.cli import FaceCLI, console, git_commit, parse, print_results, without_noise, write_rejects, write_results
 from facecls.errors import command
 from facecls.model.module import load_module
 from facecls.study.predictions import PredictionCollector
@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         UserError: For a mistake in the options or the data.
         SystemExit: With status 130 after Ctrl-C.
     """
-    started = time.monotonic()
+    started, commit = time.monotonic(), git_commit()  # before anybody changes the checkout beside the run
     cli: FaceCLI = parse(FaceCLI, args)
     out, trainer, data = console(), cli.trainer, cli.datamodule
     out.print(cli.precision_note)
@@ -38,7 +38,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     out.print(data.describe())
     write_rejects(run_folder(trainer), data)
     try:
-        trainer.fit(cli.model, datamodule=data, ckpt_path=cli.ckpt_path, weights_only=True)
+        with without_noise():
+            trainer.fit(cli.model, datamodule=data, ckpt_path=cli.ckpt_path, weights_only=True)
     except SystemExit:
         last = last_checkpoint(trainer)
         if trainer.interrupted and last.exists():
@@ -49,12 +50,14 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     collector = PredictionCollector()
     trainer.callbacks.append(collector)  # type: ignore[attr-defined]
     # by the file, not by ckpt_path: the averaging callback would put the weights back that were not averaged
-    trainer.test(load_module(best), datamodule=data, verbose=False)
+    with without_noise():
+        trainer.test(load_module(best), datamodule=data, verbose=False)
     facts = {
         "checkpoint": str(best),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(time.monotonic() - started, 1),
+        "git_commit": commit,
     }
     results = write_results(trainer, data, collector, facts)
     print_results(results, run_folder(trainer))

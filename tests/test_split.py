@@ -78,6 +78,14 @@ def test_identical_images_stay_together_though_their_labels_differ() -> None:
     assert (split.value_counts() - pd.Series({"train": 1800, "val": 600, "test": 600})).abs().max() <= largest
 
 
+def test_a_part_never_takes_more_than_its_share_for_the_sake_of_copies() -> None:
+    faces = pd.concat([made_faces(20)] * 5, ignore_index=True)
+    for seed in range(10):
+        sizes = assign_split(faces, val=0.12, test=0.22, seed=seed).value_counts()
+        assert sizes["val"] == 10
+        assert sizes["test"] == 20
+
+
 def test_order_and_numbering_of_rows_do_not_matter() -> None:
     faces = made_faces(2000, copies=0.2, missing=0.1)
     split = assign_split(faces, val=0.1, test=0.1, seed=3)

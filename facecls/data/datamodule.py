@@ -119,8 +119,8 @@ class FaceBatches(Dataset[dict[str, Tensor]]):
 class ResumableLoader(DataLoader[dict[str, Tensor]]):
     """A loader that Lightning knows it can resume within an epoch.
 
-    Lightning asks for these two methods; there is nothing to keep, since its own counters, which are in every
-    checkpoint, say which batch of which epoch comes next.
+    Lightning asks for these two methods; there is nothing to keep, since the datamodule keeps which batch of which epoch
+    comes next.
     """
 
     def state_dict(self) -> dict[str, int]:
@@ -193,6 +193,7 @@ class FacesDataModule(pl.LightningDataModule):
         self.eval_transform = EvalTransform(image_size) if eval_transform is None else eval_transform
         self.seed = seed
         self._store: ImageStore | None = None
+        self._start = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and splits the faces, once.
@@ -230,12 +231,26 @@ class FacesDataModule(pl.LightningDataModule):
             text += f"\n{crossing:,} faces have a byte-identical copy in another part of the split that was given"
         return text
 
+    def state_dict(self) -> dict[str, int]:
+        """Which batch of which epoch comes next; Lightning keeps it in every checkpoint."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        begun, progress = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress
+        if progress.is_last_batch:
+            return {"epoch": begun, "batch": 0}
+        return {"epoch": max(0, begun - 1), "batch": progress.current.processed}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on with that batch.
+
+        Lightning makes the first iterator before it tells the sampler its epoch, so a resumed run must know it here.
+        """
+        self._start = (state_dict["epoch"], state_dict["batch"])
+
     def train_dataloader(self) -> ResumableLoader:
         """Augmented training faces in a new order each epoch."""
-        rows, epoch, skip = self._part("train"), 0, 0
-        if self.trainer is not None:
-            epoch, skip = _position(self.trainer)
-        return self._loader(PlanSampler(rows, self.batch_size, self.seed, epoch, skip), self.train_transform)
+        plans = PlanSampler(self._part("train"), self.batch_size, self.seed, *self._start)
+        return self._loader(plans, self.train_transform)
 
     def val_dataloader(self) -> ResumableLoader:
         """Validation faces."""
@@ -267,12 +282,3 @@ class FacesDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _position(trainer: pl.Trainer) -> tuple[int, int]:
-    # Lightning makes the first iterator before it tells the sampler its epoch, so a resumed run must know it here
-    loop = trainer.fit_loop
-    begun, progress = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress
-    if progress.is_last_batch:
-        return begun, 0
-    return max(0, begun - 1), progress.current.processed  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable
@@ -137,9 +138,13 @@ class FaceModule(pl.LightningModule):
         return found
 
     def on_train_epoch_start(self) -> None:
-        """Freezes and unfreezes what the schedule says for this epoch, and makes dropout a function of the epoch."""
+        """Freezes and unfreezes what the schedule says for this epoch."""
         self._freeze()
-        torch.manual_seed(self._seed + self.current_epoch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes dropout a function of seed, epoch and batch, so that a resumed run draws what it would have drawn."""
+        sequence = np.random.SeedSequence((self._seed, self.current_epoch, batch_idx))
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _freeze(self) -> None:
         self._kept_norms = freeze(self.model.trunk.net, self.schedule, self.current_epoch)
