@@ -119,8 +119,8 @@ class FaceBatches(Dataset[dict[str, Tensor]]):
 class ResumableLoader(DataLoader[dict[str, Tensor]]):
     """A loader that Lightning knows it can resume within an epoch.
 
-    Lightning asks for these two methods; there is nothing to keep, since the datamodule keeps which batch of which epoch
-    comes next.
+    Lightning asks for these two methods; there is nothing to keep, since the datamodule keeps which batch of which
+    epoch comes next.
     """
 
     def state_dict(self) -> dict[str, int]:
