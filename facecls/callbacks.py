@@ -29,7 +29,7 @@ class LastCheckpoint(pl.Callback):
         self._saved = time.monotonic()
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.sanity_checking or not trainer.global_step:
+        if trainer.sanity_checking or trainer.fast_dev_run or not trainer.global_step:  # type: ignore[attr-defined]
             return
         trainer.save_checkpoint(last_checkpoint(trainer), weights_only=False)
         self._saved = time.monotonic()

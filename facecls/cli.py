@@ -15,6 +15,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -69,7 +70,7 @@ class FaceCLI(LightningCLI):
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": RUNS},
+            trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15},
             parser_kwargs={"exit_on_error": False, "prog": "python -m facecls.fit"},
             args=None if args is None else list(args),
             run=False,
@@ -107,7 +108,7 @@ class FaceCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks()
         if config.logger is None or config.logger is True:
             root = config.default_root_dir or RUNS
-            kwargs["logger"] = TensorBoardLogger(
+            kwargs["logger"] = create_logger(
                 root, self.config.name, resumed_version(self.ckpt_path, root, self.config.name)
             )
         kwargs["precision"] = self.precision
@@ -116,8 +117,9 @@ class FaceCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self) -> list[pl.Callback]:
+        validates = self.config.trainer.limit_val_batches != 0  # else the last state is the best there is
         callbacks: list[pl.Callback] = [
-            ModelCheckpoint(filename=BEST, monitor="val/loss", mode="min", enable_version_counter=False)
+            ModelCheckpoint(filename=BEST, monitor="val/loss" if validates else None, enable_version_counter=False)
         ]
         if self.config.ema is not None:
             callbacks.append(EMAWeightAveraging(decay=self.config.ema))
@@ -133,6 +135,11 @@ def _seed(value: bool | int) -> int:
             f"Expected seed_everything as a number, but got {str(value).lower()}; all randomness comes from it."
         )
     return value
+
+
+def create_logger(root: str, name: str, version: str | None = None) -> TensorBoardLogger:
+    """The logger of a run; its folder is ROOT/NAME/VERSION, or the next ``version_N``."""
+    return TensorBoardLogger(root, name, version, default_hp_metric=False)  # else a curve that is always -1
 
 
 def resumed_version(ckpt_path: str | None, root: str, name: str) -> str | None:
@@ -177,10 +184,10 @@ def choose_precision(accelerator: Any) -> tuple[str, str]:
 
 
 def parse(make: Any, args: Sequence[str] | None) -> Any:
-    """Calls ``make(args)`` and turns what jsonargparse raises into a ``UserError``."""
+    """Calls ``make(args)`` and turns what jsonargparse and Lightning say about options into a ``UserError``."""
     try:
         return make(args)
-    except ArgumentError as error:
+    except (ArgumentError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
 
 

@@ -12,13 +12,14 @@ import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from facecls.callbacks import Progress, run_folder
 from facecls.cli import (
     RUNS,
     choose_precision,
     console,
+    create_logger,
+    git_commit,
     parse,
     print_results,
     without_noise,
@@ -72,7 +73,7 @@ def _trainer(config: Namespace) -> tuple[pl.Trainer, PredictionCollector]:
         accelerator=config.accelerator,
         devices=1,  # several would test some faces twice
         precision=precision,  # type: ignore[arg-type]
-        logger=TensorBoardLogger(RUNS, config.name),
+        logger=create_logger(RUNS, config.name),
         callbacks=[Progress(), collector],
         enable_model_summary=False,
     )

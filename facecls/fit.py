@@ -23,7 +23,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         args: Words of the command line; ``None`` for the program's own.
 
     Returns:
-        What is in ``metrics.json``.
+        What is in ``metrics.json``; nothing after ``--trainer.fast_dev_run``.
 
     Raises:
         UserError: For a mistake in the options or the data.
@@ -46,6 +46,9 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
             out.print(f"stopped; go on with the same command and --ckpt_path {last}")
             raise SystemExit(130) from None
         raise
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        out.print("fast_dev_run: a batch of each kind went through, nothing was kept")
+        return {}
     best = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     collector = PredictionCollector()
     trainer.callbacks.append(collector)  # type: ignore[attr-defined]

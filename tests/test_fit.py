@@ -190,6 +190,20 @@ def test_labels_may_be_missing(faces: Path) -> None:
     assert 0 < results["test/age/faces"] < results["test/gender/faces"]
 
 
+def test_without_validation_the_last_state_is_tested(faces: Path) -> None:
+    results = fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"])
+    best, last = (
+        torch.load(f"runs/tiny/version_0/checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last")
+    )
+    assert results["checkpoint"] == "runs/tiny/version_0/checkpoints/best.ckpt"
+    assert all(torch.equal(tensor, last["state_dict"][name]) for name, tensor in best["state_dict"].items())
+
+
+def test_a_development_run_keeps_nothing(faces: Path) -> None:
+    assert fit.main([*TINY, f"--data.root={faces}", "--trainer.fast_dev_run=true"]) == {}
+    assert not list(Path().rglob("*.ckpt"))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -203,6 +217,8 @@ def test_labels_may_be_missing(faces: Path) -> None:
         (["--seed_everything=true"], "seed_everything"),
         (["--model.schedule.warmup=7"], "warmup"),
         (["--data.val_fraction=0.9", "--data.test_fraction=0.3"], "fraction"),
+        (["--data.val_fraction=0"], "val part"),
+        (["--trainer.enable_checkpointing=false"], "checkpoint"),
     ],
 )
 def test_mistakes_end_in_one_line_and_status_2(
