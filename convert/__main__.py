@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from convert.keras_h5 import KerasFile
 
+_ABOUT = "Turns keras-vggface's VGGFace2 ResNet-50 into a trunk file, and verifies it before anything is written."
 CONVERTER = f"facecls {__version__}"
 """What stands in the metadata."""
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on stderr if the file can't be converted.
     """
-    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m convert", description=_ABOUT)
     parser.add_argument("source", type=Path, metavar="SOURCE.h5", help="whole model or weights only, saved by Keras 2")
     parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="write the ONNX model too (takes BGR minus mean)")
@@ -57,34 +58,18 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, keep_classifier: b
     # the big libraries are imported late, so that neither --help nor a wrong file waits for them
     from convert.keras_h5 import open_keras
 
-    with (
-        open_keras(source) as file,
-        _scratch(dest) as folder,
-        replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part,
-    ):
+    with open_keras(source) as file, replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part:
         if keep_classifier and not file.classifier:
             raise UserError(f"{source} has no classifier to keep; take a file that has one or drop --keep-classifier.")
-        model = _write_onnx(file, keep_classifier, folder, onnx_part)
-        state, measured = _verify(model, keep_classifier)
+        with _scratch(dest, file, keep_classifier, onnx_part) as model:
+            state, measured = _verify(model, keep_classifier)
         _save(dest, file, state, measured)
         _report(file, measured, {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {}))
 
 
 @contextmanager
-def _scratch(dest: Path) -> Iterator[Path]:
-    """Gives a folder beside ``dest``, where there must be room anyway."""
-    try:
-        with TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise UserError(
-            f"Can't write beside {dest}: {error.strerror or error}; name a folder that exists, is writable and "
-            "has room for twice the file."
-        ) from None
-
-
-def _write_onnx(file: "KerasFile", classifier: bool, folder: Path, onnx_part: Path | None) -> Path:
-    """Writes the ONNX model to ``folder``, and in one file to ``onnx_part`` too, each checked."""
+def _scratch(dest: Path, file: "KerasFile", classifier: bool, onnx_part: Path | None) -> Iterator[Path]:
+    """Writes the ONNX model to a folder beside ``dest`` for a while, and to ``onnx_part`` to stay; both are checked."""
     import onnx
 
     from convert.onnx_graph import to_onnx
@@ -93,11 +78,17 @@ def _write_onnx(file: "KerasFile", classifier: bool, folder: Path, onnx_part: Pa
     if onnx_part:
         onnx_part.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(onnx_part, full_check=True)
-    path = folder / "model.onnx"
-    # weights apart: what reads the file maps them, or reads them once
-    onnx.save_model(model, path, save_as_external_data=True, location="model.weights")
-    onnx.checker.check_model(path, full_check=True)
-    return path
+    try:
+        with TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as folder:
+            path = Path(folder) / "model.onnx"
+            # weights in a file of their own, so that who reads the model maps them or reads them once
+            onnx.save_model(model, path, save_as_external_data=True, location="model.weights")
+            onnx.checker.check_model(path, full_check=True)
+            yield path
+    except OSError as error:
+        raise UserError(
+            f"Can't write beside {dest}: {error.strerror or error}; name a writable folder with room for twice that."
+        ) from None
 
 
 def _verify(model: Path, classifier: bool) -> "tuple[dict[str, Tensor], dict[str, float]]":
@@ -151,7 +142,7 @@ def _report(file: "KerasFile", measured: dict[str, float], written: dict[Path, s
     table.add_row("", "size", f"{len(file.layers)} layers, {file.parameters:,} parameters")
     table.add_row("", "SHA-256", file.sha256)
     for row, (name, difference) in enumerate(measured.items()):
-        table.add_row("" if row else "verified", name, f"{difference:.1e} from ONNX Runtime, of the largest")
+        table.add_row("" if row else "verified", name, f"within {difference:.1e} of ONNX Runtime's")
     for row, (path, what) in enumerate(written.items()):
         table.add_row("" if row else "written", what, str(path))
     Console().print(table)

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from torch import Tensor
+
+from facecls.files import replacing
 
 SAVE_EVERY = timedelta(minutes=10)
 """How much work a killed run loses at most."""
@@ -22,34 +25,44 @@ def last_checkpoint(trainer: pl.Trainer) -> Path:
     return run_folder(trainer) / "checkpoints" / "last.ckpt"
 
 
-class LastCheckpoint(pl.Callback):
-    """Keeps ``last.ckpt``: after every epoch, every ten minutes within one, before validation, and on Ctrl-C."""
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``: after every epoch, every ten minutes within one, near its end, and on Ctrl-C.
+
+    Near its end is one batch before the validation: a checkpoint of the last batch, or of the validation, would make
+    Lightning skip that validation when it is resumed, and during it model and average are swapped.
+
+    A ``Checkpoint``, since Lightning calls those after all other callbacks and in the order of their list: behind the
+    one that keeps the best, it saves what that one has just learned.
+    """
 
     def __init__(self) -> None:
         self._saved = time.monotonic()
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.sanity_checking or trainer.fast_dev_run or not trainer.global_step:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or not trainer.global_step:  # type: ignore[attr-defined]
             return
-        trainer.save_checkpoint(last_checkpoint(trainer), weights_only=False)
+        path = last_checkpoint(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            trainer.save_checkpoint(part, weights_only=False)
         self._saved = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Saves if it is time."""
-        if time.monotonic() - self._saved > SAVE_EVERY.total_seconds():
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves if it is time, or one batch is left."""
+        left = trainer.num_training_batches - 1 - batch_idx
+        if left == 1 or (left > 1 and time.monotonic() - self._saved > SAVE_EVERY.total_seconds()):
             self._save(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves: while validation runs, model and average are swapped, and Ctrl-C could not save them."""
-        self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves."""
         self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Saves on Ctrl-C during training."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.training:
+        """Saves on Ctrl-C between the first batch of an epoch and the last."""
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if isinstance(exception, KeyboardInterrupt) and trainer.training and not last:
             self._save(trainer)
 
 
@@ -58,7 +71,7 @@ class Progress(RichProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What stands beside the bar: the training loss alone."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name == "train/loss"}
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name == "loss"}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Shows what the epoch reached."""
@@ -79,3 +92,32 @@ def epoch_line(trainer: pl.Trainer) -> str:
     }
     parts = [text.format(values[name]) for name, text in shown.items() if name in values]
     return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {', '.join(parts)}"
+
+
+class Average:
+    """The rule of an exponential moving average, as ``WeightAveraging`` takes it.
+
+    Its memory grows with the number of steps, as TensorFlow's ``ExponentialMovingAverage`` has it with ``num_updates``,
+    so that a short run is not mostly its first weights.
+
+    Attributes:
+        decay: Share of the average that a step leaves, at most.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, average: Tensor, current: Tensor, averaged: Tensor | int) -> Tensor:
+        """One step of the average.
+
+        Args:
+            average: The average so far.
+            current: The weights now, of the same shape.
+            averaged: How many steps are in the average.
+
+        Returns:
+            The average with them; exactly the same where both are equal, so that what is frozen stays as it is.
+        """
+        count = int(averaged)
+        decay = min(self.decay, (1 + count) / (10 + count))
+        return average + (1 - decay) * (current - average)

@@ -16,14 +16,14 @@ import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 import facecls
-from facecls.callbacks import LastCheckpoint, Progress, run_folder
+from facecls.callbacks import Average, LastCheckpoint, Progress, run_folder
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
 from facecls.files import replacing
@@ -37,6 +37,7 @@ BEST = "best"
 NOISE = (
     "isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 with torch since 2.12
     "Checkpoint directory .* exists and is not empty",  # of course it does when a run is resumed
+    "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and is dealt with
     "The dirpath has changed from",  # a run that is resumed under another name chooses its best anew
 )
 """What Lightning warns of though a user can do nothing about it."""
@@ -70,7 +71,7 @@ class FaceCLI(LightningCLI):
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15},
+            trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
             parser_kwargs={"exit_on_error": False, "prog": "python -m facecls.fit"},
             args=None if args is None else list(args),
             run=False,
@@ -97,6 +98,10 @@ class FaceCLI(LightningCLI):
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
         if self.ckpt_path is not None and not Path(self.ckpt_path).is_file():
             raise UserError(f"Expected a checkpoint to resume at {self.ckpt_path}, but there is none.")
+        if config.trainer.overfit_batches:
+            raise UserError(
+                "Expected no trainer.overfit_batches; trainer.limit_train_batches takes a part of the batches."
+            )
         self.precision, why = config.trainer.precision, "as asked"
         if self.precision is None:
             self.precision, why = choose_precision(config.trainer.accelerator)
@@ -122,8 +127,10 @@ class FaceCLI(LightningCLI):
             ModelCheckpoint(filename=BEST, monitor="val/loss" if validates else None, enable_version_counter=False)
         ]
         if self.config.ema is not None:
-            callbacks.append(EMAWeightAveraging(decay=self.config.ema))
-        callbacks.append(LastCheckpoint())  # after the average, so that it holds the step that has just been taken
+            # Lightning would put it where the model is at first, on the CPU
+            device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
+            callbacks.append(WeightAveraging(device, avg_fn=Average(self.config.ema)))
+        callbacks.append(LastCheckpoint())  # after the one that keeps the best
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
         return callbacks
@@ -159,6 +166,11 @@ def resumed_version(ckpt_path: str | None, root: str, name: str) -> str | None:
     return run.name if run.parent == (Path(root) / name).resolve() and run.name.startswith("version_") else None
 
 
+def uses_cuda(accelerator: Any) -> bool:
+    """Whether the trainer will compute on a CUDA device."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
 def choose_precision(accelerator: Any) -> tuple[str, str]:
     """The fastest precision that the device computes in, bfloat16 where it really does.
 
@@ -171,7 +183,7 @@ def choose_precision(accelerator: Any) -> tuple[str, str]:
     Returns:
         Lightning's name of the precision, and why.
     """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if uses_cuda(accelerator):
         name = torch.cuda.get_device_name()
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", f"{name} computes in bfloat16"
@@ -184,10 +196,10 @@ def choose_precision(accelerator: Any) -> tuple[str, str]:
 
 
 def parse(make: Any, args: Sequence[str] | None) -> Any:
-    """Calls ``make(args)`` and turns what jsonargparse and Lightning say about options into a ``UserError``."""
+    """Calls ``make(args)`` and turns what jsonargparse, Lightning and torch say about options into a ``UserError``."""
     try:
         return make(args)
-    except (ArgumentError, MisconfigurationException) as error:
+    except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(str(error)) from error
 
 
@@ -222,6 +234,8 @@ def write_results(
         What is in ``metrics.json``.
     """
     folder = run_folder(trainer)
+    if not collector.batches:
+        raise UserError("Expected faces to test, but trainer.limit_test_batches leaves none.")
     table = collector.table(data)
     results: dict[str, Any] = {
         name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")

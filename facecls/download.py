@@ -205,7 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     }
     for what, text in helps.items():
         one = commands.add_parser(what, help=text, description=text)
-        one.add_argument("--dest", type=Path, default=Path("weights"), metavar="FOLDER", help="default: weights")
+        default = Path("data" if what in ("utkface", "split") else "weights")  # where configs/*.yaml look for them
+        one.add_argument("--dest", type=Path, default=default, metavar="FOLDER", help="default: %(default)s")
         if what == "weights":
             one.add_argument(
                 "--file",

@@ -6,6 +6,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -50,7 +51,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     parser = create_parser(trained_on(words))
     config = parse(parser.parse_args, words)
     model = load_module(config.ckpt_path)
-    trainer, collector = _trainer(config)
+    collector = PredictionCollector()
+    trainer = parse(partial(create_trainer, collector=collector), config)
     data: FacesDataModule = parser.instantiate(config).data
     data.setup()
     console().print(data.describe())
@@ -65,19 +67,28 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def _trainer(config: Namespace) -> tuple[pl.Trainer, PredictionCollector]:
-    precision, why = choose_precision(config.accelerator)
+def create_trainer(config: Namespace, collector: PredictionCollector) -> pl.Trainer:
+    """The trainer that tests.
+
+    Args:
+        config: The command's options.
+        collector: Keeps the predictions.
+
+    Returns:
+        The trainer, on one device: several would test some faces twice.
+    """
+    precision, why = config.precision, "as asked"
+    if precision is None:
+        precision, why = choose_precision(config.accelerator)
     console().print(f"precision {precision}: {why}")
-    collector = PredictionCollector()
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator=config.accelerator,
-        devices=1,  # several would test some faces twice
-        precision=precision,  # type: ignore[arg-type]
+        devices=1,
+        precision=precision,
         logger=create_logger(RUNS, config.name),
         callbacks=[Progress(), collector],
         enable_model_summary=False,
     )
-    return trainer, collector
 
 
 def trained_on(words: Sequence[str]) -> Mapping[str, Any]:
@@ -101,7 +112,9 @@ def trained_on(words: Sequence[str]) -> Mapping[str, Any]:
     found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("datamodule_hyper_parameters")
     if found is None:
         raise UserError(f"Expected a checkpoint of facecls.fit, but {path} does not say what data it was trained on.")
-    return {name: value for name, value in found.items() if not name.startswith("_")}
+    elsewhere = any(word.partition("=")[0] == "--data.root" for word in words)
+    left_out = {"split_file"} if elsewhere else set()  # it names the faces of the place that it was made for
+    return {name: value for name, value in found.items() if not name.startswith("_") and name not in left_out}
 
 
 def create_parser(data: Mapping[str, Any]) -> LightningArgumentParser:
@@ -119,6 +132,7 @@ def create_parser(data: Mapping[str, Any]) -> LightningArgumentParser:
     )
     parser.add_argument("--name", default="evaluate", help="The results are kept in runs/NAME/version_N.")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto for a GPU where there is one.")
+    parser.add_argument("--precision", type=str | None, help="Such as 32-true; null for the fastest that there is.")
     parser.add_lightning_class_args(FacesDataModule, "data")
     parser.set_defaults({f"data.{name}": value for name, value in data.items()})
     return parser

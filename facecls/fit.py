@@ -36,7 +36,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     out.print(cli.model.describe())
     data.setup()
     out.print(data.describe())
-    write_rejects(run_folder(trainer), data)
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        write_rejects(run_folder(trainer), data)
     try:
         with without_noise():
             trainer.fit(cli.model, datamodule=data, ckpt_path=cli.ckpt_path, weights_only=True)
@@ -49,7 +50,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         out.print("fast_dev_run: a batch of each kind went through, nothing was kept")
         return {}
-    best = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    # a run that was killed in its last validation and resumed after it has none
+    best = Path(trainer.checkpoint_callback.best_model_path or last_checkpoint(trainer))  # type: ignore[union-attr]
     collector = PredictionCollector()
     trainer.callbacks.append(collector)  # type: ignore[attr-defined]
     # by the file, not by ckpt_path: the averaging callback would put the weights back that were not averaged

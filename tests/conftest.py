@@ -8,7 +8,7 @@ import torch
 
 from facecls.data.synthetic import write_faces
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests must say the same on every machine
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests must say the same on every machine
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -86,9 +86,11 @@ def test_no_two_faces_of_a_run_share_their_random_numbers(faces: Path) -> None:
     assert len(different) == len(images) == 3 * 64
 
 
-def test_orders_and_augmentations_differ_by_seed(faces: Path) -> None:
-    one, other = (_epoch(_module(faces, seed=seed))[0] for seed in (1, 2))
-    assert not torch.equal(one["index"], other["index"])
+def test_orders_and_augmentations_differ_by_seed() -> None:
+    rows = np.arange(64)
+    one, other = (list(PlanSampler(rows, 8, seed=seed)) for seed in (1, 2))
+    assert not any(np.array_equal(a.faces, b.faces) for a, b in zip(one, other, strict=True))
+    assert not {plan.seed for plan in one} & {plan.seed for plan in other}
 
 
 def test_a_resumed_epoch_goes_on_where_it_stopped(faces: Path) -> None:
@@ -162,8 +164,13 @@ def test_pipelines_give_the_size_and_keep_uint8() -> None:
         assert found.dtype == np.uint8
 
 
-def test_evaluation_draws_nothing(faces: Path) -> None:
-    data = _module(faces)
-    one, other = (next(iter(data.test_dataloader()))["image"] for _ in range(2))
-    assert torch.equal(one, other)
-    assert isinstance(data.test_dataloader().dataset, FaceBatches)
+def test_evaluation_does_not_seed_what_it_is_given(faces: Path) -> None:
+    batches = FaceBatches(_module(faces)._store, np.zeros((80, 3), np.int64), _Noise())
+    plan = next(iter(PlanSampler(np.arange(4), 4)))
+    assert plan.seed is None
+    assert not torch.equal(batches[plan]["image"], batches[plan]["image"])
+
+
+def test_a_pipeline_of_another_size_is_refused(faces: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.train_transform .* \(64, 64, 3\), but it gives \(96, 96, 3\)"):
+        _module(faces, train_transform=TrainTransform(96))

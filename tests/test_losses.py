@@ -102,6 +102,14 @@ def test_expected_age_is_the_mean(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(expected_age(torch.tensor(guess)), [np.average(YEARS, weights=row) for row in guess])
 
 
+def test_ages_are_not_rounded_by_autocast() -> None:
+    guess = torch.zeros(2, 117)
+    guess[0, [98, 99]], guess[1, [32, 33]] = 0.5, torch.tensor([0.3, 0.7])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = expected_age(guess)
+    assert found.tolist() == pytest.approx([98.5, 32.7], abs=1e-4)
+
+
 def test_the_seeds_head_has_the_seeds_layers() -> None:
     head = create_head(2048, [512, 256, 32], 0.2, 5)
     linear = [(module.in_features, module.out_features) for module in head if isinstance(module, torch.nn.Linear)]

@@ -17,13 +17,15 @@ def test_metrics_are_those_of_scikit_learn_over_the_labelled_faces() -> None:
     guesses = {task: rng.dirichlet(np.ones(size), 50) for task, size in sizes.items()}
     guesses["age"] = labels["age"] + rng.choice([-5.0, -4.9, 0.0, 5.0, 5.1], 50)
     metrics = TaskMetrics(["gender", "race", "age"])
+    per_face = {task: np.where(values == MISSING, np.nan, rng.random(50)) for task, values in labels.items()}
     for part in (slice(0, 20), slice(20, 50)):
         metrics.update(
             {name: torch.tensor(values[part], dtype=torch.float64) for name, values in guesses.items()},
             {name: torch.tensor(values[part]) for name, values in labels.items()},
+            {name: torch.tensor(np.nanmean(values[part])) for name, values in per_face.items()},
         )
     found = {name: value.item() for name, value in metrics.compute().items()}
-    wanted = {}
+    wanted = {f"{task}/loss": np.nanmean(values) for task, values in per_face.items()}
     for task in sizes:
         keep = labels[task] != MISSING
         truth, guess = labels[task][keep], guesses[task][keep].argmax(1)
@@ -39,8 +41,9 @@ def test_metrics_are_those_of_scikit_learn_over_the_labelled_faces() -> None:
 def test_a_task_without_labels_is_left_out_and_reset_forgets() -> None:
     metrics = TaskMetrics(["gender", "age"])
     batch = {"gender": torch.tensor([0, 1]), "age": torch.tensor([MISSING, MISSING])}
-    metrics.update({"gender": torch.eye(2), "age": torch.zeros(2)}, batch)
-    assert sorted(metrics.compute()) == ["gender/accuracy", "gender/f1_macro"]
+    losses = {"gender": torch.tensor(0.3), "age": torch.tensor(0.0)}
+    metrics.update({"gender": torch.eye(2), "age": torch.zeros(2)}, batch, losses)
+    assert sorted(metrics.compute()) == ["gender/accuracy", "gender/f1_macro", "gender/loss"]
     metrics.reset()
-    metrics.update({"gender": torch.eye(2), "age": torch.zeros(2)}, {**batch, "gender": batch["age"]})
+    metrics.update({"gender": torch.eye(2), "age": torch.zeros(2)}, {**batch, "gender": batch["age"]}, losses)
     assert metrics.compute() == {}

@@ -136,6 +136,15 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # workers are one process a core already
 
 
+def _check_size(name: str, transform: Transform, size: int) -> None:
+    found = transform(image=np.zeros((200, 200, 3), np.uint8))["image"].shape
+    if found != (size, size, 3):
+        raise UserError(
+            f"Expected data.{name} to give images of (data.image_size, data.image_size, 3), that is {(size, size, 3)}, "
+            f"but it gives {found}; set its size and data.image_size to the same."
+        )
+
+
 class FacesDataModule(pl.LightningDataModule):
     """Faces of a folder, archive or manifest as batches for training, validation and test.
 
@@ -182,8 +191,9 @@ class FacesDataModule(pl.LightningDataModule):
                 "Expected data.image_size of at least 64, data.batch_size of at least 1 and data.num_workers of at "
                 f"least 0, but got {image_size}, {batch_size} and {num_workers}."
             )
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         self.root = root
+        self.image_size = image_size
         self.batch_size = batch_size
         self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
         self.fractions = (val_fraction, test_fraction)
@@ -206,6 +216,8 @@ class FacesDataModule(pl.LightningDataModule):
         """
         if self._store is not None:
             return
+        for name in ("train_transform", "eval_transform"):
+            _check_size(name, getattr(self, name), self.image_size)
         table = read_table(self.root, self.seed)
         faces, rejects = table.faces, table.rejects
         if self.split_file is not None:
@@ -249,7 +261,8 @@ class FacesDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Augmented training faces in a new order each epoch."""
-        plans = PlanSampler(self._part("train"), self.batch_size, self.seed, *self._start)
+        start, self._start = self._start, (0, 0)
+        plans = PlanSampler(self._part("train"), self.batch_size, self.seed, *start)
         return self._loader(plans, self.train_transform)
 
     def val_dataloader(self) -> ResumableLoader:
@@ -280,5 +293,5 @@ class FacesDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             worker_init_fn=_start_worker,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )

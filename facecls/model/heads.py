@@ -105,4 +105,4 @@ def expected_age(distribution: Tensor) -> Tensor:
         (N,) years.
     """
     years = torch.arange(MAX_AGE + 1, dtype=distribution.dtype, device=distribution.device)
-    return distribution @ years
+    return (distribution * years).sum(1)  # not a product of matrices, which autocast would round to bfloat16

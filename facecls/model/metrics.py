@@ -5,7 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from facecls.data.labels import CLASSES, MISSING, Task
@@ -56,38 +56,45 @@ def create_metrics(task: Task) -> MetricCollection:
 
 
 class TaskMetrics(nn.Module):
-    """The metrics of several tasks over one stage."""
+    """The metrics and the loss of several tasks over one stage."""
 
     def __init__(self, tasks: list[Task]) -> None:
         super().__init__()
         self.collections = nn.ModuleDict({task: create_metrics(task) for task in tasks})
+        self.losses = nn.ModuleDict({task: MeanMetric() for task in tasks})
         self.faces = nn.ModuleDict({task: _Count() for task in tasks})
 
-    def update(self, estimates: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> None:
+    def update(
+        self, estimates: Mapping[str, Tensor], labels: Mapping[str, Tensor], losses: Mapping[Task, Tensor]
+    ) -> None:
         """Counts a batch.
 
         Args:
             estimates: As ``FaceModel.estimate`` gives them.
             labels: (N,) int64 by task, ``MISSING`` where a face has none.
+            losses: Scalars by task, each the mean over the faces that have the label.
         """
         for task, collection in self.collections.items():
             known = labels[task] != MISSING
             cast(_Count, self.faces[task]).update(known)
             if known.any():
                 cast(MetricCollection, collection).update(estimates[task][known], labels[task][known])
+                cast(MeanMetric, self.losses[task]).update(losses[cast(Task, task)], weight=known.sum())
 
     def compute(self) -> dict[str, Tensor]:
-        """The values so far by ``task/metric``, without the tasks of which no face had a label."""
-        return {
-            f"{task}/{name}": value
-            for task, collection in self.collections.items()
-            if cast(_Count, self.faces[task]).compute() > 0
-            for name, value in cast(MetricCollection, collection).compute().items()
-        }
+        """The values so far by ``task/metric``, ``task/loss`` with them; no task of which no face had a label."""
+        values: dict[str, Tensor] = {}
+        for task, collection in self.collections.items():
+            faces = cast(_Count, self.faces[task])
+            if faces.update_called and faces.compute() > 0:  # a run resumed at an epoch's end trains on nothing in it
+                values[f"{task}/loss"] = cast(MeanMetric, self.losses[task]).compute()
+                for name, value in cast(MetricCollection, collection).compute().items():
+                    values[f"{task}/{name}"] = value
+        return values
 
     def reset(self) -> None:
         """Forgets all faces, for the next epoch."""
-        for module in (*self.collections.values(), *self.faces.values()):
+        for module in (*self.collections.values(), *self.losses.values(), *self.faces.values()):
             cast(Metric, module).reset()
 
 

@@ -1,5 +1,6 @@
 """The LightningModule: one step shared by training, validation and test."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -66,7 +69,7 @@ class FaceModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         _check(dropout, age_sigma, label_smoothing, class_weights)
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         self.model = FaceModel(create_trunk(trunk, weights), tasks, hidden, dropout, age_head)
         # convolutions are faster in it on CPUs and GPUs; batches already come so
         self.model.to(memory_format=torch.channels_last)
@@ -156,10 +159,13 @@ class FaceModule(pl.LightningModule):
         losses = self._count("train", logits, self.model.estimate({t: v.detach() for t, v in logits.items()}), batch)
         self.log("lr", self.lr_schedulers().get_last_lr()[-1])  # type: ignore[union-attr]
         if self.log_variances is None:
-            return weighted_sum(losses, self.task_weights)
-        for task, value in self.log_variances.items():
-            self.log(f"train/{task}/weight", torch.exp(-value.detach()), on_step=False, on_epoch=True)
-        return uncertainty_sum(losses, self.log_variances)  # type: ignore[arg-type]
+            total = weighted_sum(losses, self.task_weights)
+        else:
+            total = uncertainty_sum(losses, self.log_variances)  # type: ignore[arg-type]
+            for task, value in self.log_variances.items():
+                self.log(f"train/{task}/weight", torch.exp(-value.detach()), on_step=False, on_epoch=True)
+        self.log("loss", total.detach(), prog_bar=True, logger=False)
+        return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts a batch."""
@@ -180,13 +186,7 @@ class FaceModule(pl.LightningModule):
         self, stage: str, logits: Mapping[Task, Tensor], estimates: Mapping[str, Tensor], batch: Batch
     ) -> dict[Task, Tensor]:
         losses = self.losses(logits, batch)
-        size = len(batch["index"])
-        # fixed weights, so that the values of all epochs can be compared when the weights are learned
-        total = weighted_sum({task: loss.detach() for task, loss in losses.items()}, self.task_weights)
-        self.log(f"{stage}/loss", total, prog_bar=stage == "train", on_step=False, on_epoch=True, batch_size=size)
-        for task, loss in losses.items():
-            self.log(f"{stage}/{task}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
-        self._stage_metrics(stage).update(estimates, batch)
+        self._stage_metrics(stage).update(estimates, batch, {task: loss.detach() for task, loss in losses.items()})
         return losses
 
     def on_train_epoch_end(self) -> None:
@@ -206,7 +206,12 @@ class FaceModule(pl.LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         metrics = self._stage_metrics(stage)
-        for name, value in metrics.compute().items():
+        values = metrics.compute()
+        losses = {task: values[f"{task}/loss"] for task in self.tasks if f"{task}/loss" in values}
+        if losses:
+            # fixed weights, so that all epochs can be compared when the weights are learned
+            self.log(f"{stage}/loss", weighted_sum(losses, self.task_weights))
+        for name, value in values.items():
             self.log(f"{stage}/{name}", value)
         metrics.reset()
 
@@ -220,14 +225,26 @@ class FaceModule(pl.LightningModule):
         self._configured = [
             {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
         ]
-        steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise UserError("Expected an end of training, for the learning rate to fall to; set trainer.max_epochs.")
+        a_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
         def factor(step: int) -> float:
-            return learning_rate_factor(self.schedule, step, steps, step * epochs // max(1, steps))
+            return learning_rate_factor(self.schedule, step, int(steps), step // a_epoch)
 
         scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from the weights themselves, not their average, in a run that keeps no average.
+
+        Args:
+            checkpoint: As Lightning read it; ``state_dict`` may be replaced.
+        """
+        resuming = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if resuming and not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
 
     def on_train_start(self) -> None:
         """Lets the configured learning rate, weight decay and so on win over those of a checkpoint that is resumed."""
