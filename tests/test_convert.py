@@ -272,6 +272,8 @@ def test_difference_above_the_limit_or_no_number_is_refused(wrong: float) -> Non
     }
     with pytest.raises(UserError, match="features of x within 1e-05"):
         parity.differences("x", [features], [np.array([[0.5, wrong]], np.float32)])
+    with pytest.raises(UserError, match="features of x within 1e-05"):
+        parity.differences("x", [0 * features], [0 * features])
     with pytest.raises(UserError, match="probabilities of x within 1e-05"):
         parity.differences("x", [features, probabilities], [features, np.array([[0.1, wrong - 1.8]], np.float32)])
 

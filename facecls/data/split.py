@@ -169,5 +169,5 @@ def _leave_none_empty(
         return
     for part in wanted:
         if not (parts == part).any():
-            giver = np.flatnonzero(parts == np.bincount(parts).argmax())
+            giver = np.flatnonzero(parts == np.argmax(np.bincount(parts)))
             parts[giver[np.lexsort((draws[giver], sizes[giver]))[0]]] = part

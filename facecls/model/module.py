@@ -71,8 +71,8 @@ class FaceModule(pl.LightningModule):
         _check(dropout, age_sigma, label_smoothing, class_weights)
         self.save_hyperparameters(logger=False)
         self.model = FaceModel(create_trunk(trunk, weights), tasks, hidden, dropout, age_head)
-        # convolutions are faster in it on CPUs and GPUs; batches already come so
-        self.model.to(memory_format=torch.channels_last)
+        to: Any = self.model.to  # torch 2.11 does not annotate the argument
+        to(memory_format=torch.channels_last)  # convolutions are faster in it, and batches come so
         self.age_head = age_head
         self.age_sigma = age_sigma
         self.label_smoothing = label_smoothing
