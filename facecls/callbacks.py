@@ -67,21 +67,29 @@ class LastCheckpoint(Checkpoint):
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar, with a line of its own for each validation that stays on the screen."""
+    """Lightning's progress bar, with a line of its own for each epoch that stays on the screen."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What stands beside the bar: the training loss alone."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name == "loss"}
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows what the epoch reached."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self.progress is not None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows what the epoch before reached; at its end the module had not logged its training metrics yet."""
+        self._show_epoch(trainer)
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows what the last epoch reached."""
+        self._show_epoch(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def _show_epoch(self, trainer: pl.Trainer) -> None:
+        if self.progress is not None and "train/loss" in trainer.callback_metrics:
             self.progress.console.print(epoch_line(trainer), highlight=False)
 
 
 def epoch_line(trainer: pl.Trainer) -> str:
-    """What an epoch reached, such as ``epoch 3/5: loss 2.310, val 2.251, gender 93.1%, ...``."""
+    """What the epochs so far reached, such as ``epoch 3/5: loss 2.310, val 2.251, gender 93.1%, ...``."""
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     shown = {
         "train/loss": "loss {:.3f}",
@@ -91,7 +99,7 @@ def epoch_line(trainer: pl.Trainer) -> str:
         "val/age/mae_years": "age {:.2f} years off",
     }
     parts = [text.format(values[name]) for name, text in shown.items() if name in values]
-    return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {', '.join(parts)}"
+    return f"epoch {trainer.current_epoch}/{trainer.max_epochs}: {', '.join(parts)}"
 
 
 class Average:

@@ -198,6 +198,16 @@ def test_labels_may_be_missing(faces: Path) -> None:
     assert 0 < results["test/age/faces"] < results["test/gender/faces"]
 
 
+def test_each_epoch_leaves_a_line_with_its_own_numbers(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [word for word in TINY if "enable_progress_bar" not in word]
+    fit.main([*shown, f"--data.root={faces}", "--trainer.max_epochs=2"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("epoch ")]
+    losses, val_losses = _curve("train/loss"), _curve("val/loss")
+    for epoch, line in enumerate(lines):
+        assert line.startswith(f"epoch {epoch + 1}/2: loss {losses[epoch]:.3f}, val {val_losses[epoch]:.3f}, gender ")
+    assert len(lines) == 2
+
+
 def test_without_validation_the_last_state_is_tested(faces: Path) -> None:
     results = fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"])
     best, last = (
