@@ -17,7 +17,7 @@ import torch
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
@@ -32,8 +32,6 @@ from facecls.study.predictions import PredictionCollector
 
 RUNS = "runs"
 BEST = "best"
-
-
 NOISE = (
     "isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 with torch since 2.12
     "Checkpoint directory .* exists and is not empty",  # of course it does when a run is resumed
@@ -68,7 +66,6 @@ class FaceCLI(LightningCLI):
         super().__init__(
             FaceModule,
             FacesDataModule,
-            save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
@@ -175,7 +172,7 @@ def choose_precision(accelerator: Any) -> tuple[str, str]:
     """The fastest precision that the device computes in, bfloat16 where it really does.
 
     A CPU that only emulates bfloat16 is 15 times slower in it (measured on AVX2, ResNet-50), so the instructions are
-    looked up; PyTorch's own check for a CPU is true for emulation as well.
+    looked up one by one.
 
     Args:
         accelerator: As given to the trainer: ``auto``, ``cpu``, ``gpu``, ``cuda`` or another one.
