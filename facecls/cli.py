@@ -2,10 +2,12 @@
 
 import json
 import os
+import platform
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from rich.table import Table
 import facecls
 from facecls.callbacks import Average, LastCheckpoint, Progress, run_folder
 from facecls.data.datamodule import FacesDataModule
+from facecls.data.labels import TASKS
 from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.model.module import FaceModule
@@ -209,9 +212,11 @@ def git_commit() -> str | None:
         return None
 
 
-def write_rejects(folder: Path, data: FacesDataModule) -> None:
-    """Writes ``rejects.csv``: each file that is not used, with the reason."""
+def write_data(folder: Path, data: FacesDataModule) -> None:
+    """Writes ``faces.parquet``, all faces with their labels and splits, and ``rejects.csv``, what is not used and why."""
     folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "faces.parquet") as part:
+        data.faces[["path", "sha1", "split", *TASKS]].to_parquet(part, index=False)
     with replacing(folder / "rejects.csv") as part:
         data.rejects.to_csv(part, index=False)
 
@@ -237,13 +242,18 @@ def write_results(
     results: dict[str, Any] = {
         name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")
     }
-    results |= {f"test/{task}/faces": int(table[task].notna().sum()) for task in ("gender", "race", "age")}
+    results |= {f"test/{task}/faces": int(table[task].notna().sum()) for task in TASKS}
+    results |= {
+        f"temperature/{task}": t for task, t in collector.temperatures.items() if f"temperature_{task}" in table
+    }
     results |= {f"faces/{name}": int(count) for name, count in data.faces["split"].value_counts().items()}
     results |= {"faces/tested": len(table), "rejects": len(data.rejects), **facts}
     results |= {
         "precision": str(trainer.precision),
         "device": device_name(trainer),
         "version": facecls.__version__,
+        "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "timm")}
+        | {"python": platform.python_version()},
     }
     with replacing(folder / "predictions.parquet") as part:
         table.to_parquet(part, index=False)

@@ -24,7 +24,7 @@ from facecls.cli import (
     parse,
     print_results,
     without_noise,
-    write_rejects,
+    write_data,
     write_results,
 )
 from facecls.data.datamodule import FacesDataModule
@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     data: FacesDataModule = parser.instantiate(config).data
     data.setup()
     console().print(data.describe())
-    write_rejects(run_folder(trainer), data)
+    write_data(run_folder(trainer), data)
     with replacing(run_folder(trainer) / "config.yaml") as part:
         parser.save(config, part, overwrite=True)
     with without_noise():

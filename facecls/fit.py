@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+import torch
+
 from facecls.callbacks import last_checkpoint, run_folder
-from facecls.cli import FaceCLI, console, git_commit, parse, print_results, without_noise, write_rejects, write_results
+from facecls.cli import FaceCLI, console, git_commit, parse, print_results, without_noise, write_data, write_results
+from facecls.data.datamodule import FacesDataModule
+from facecls.data.labels import MISSING, TASKS
 from facecls.errors import command
-from facecls.model.module import load_module
+from facecls.files import replacing
+from facecls.model.module import FaceModule, load_module
+from facecls.study.calibration import fit_temperature
 from facecls.study.predictions import PredictionCollector
 
 
@@ -37,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     data.setup()
     out.print(data.describe())
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        write_rejects(run_folder(trainer), data)
+        write_data(run_folder(trainer), data)
     try:
         with without_noise():
             trainer.fit(cli.model, datamodule=data, ckpt_path=cli.ckpt_path, weights_only=True)
@@ -52,11 +59,13 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         return {}
     # a run that was killed in its last validation and resumed after it has none
     best = Path(trainer.checkpoint_callback.best_model_path or last_checkpoint(trainer))  # type: ignore[union-attr]
+    # from the file, not by ckpt_path: the averaging callback would put the weights back that were not averaged
+    model = load_module(best)
     collector = PredictionCollector()
-    trainer.callbacks.append(collector)  # type: ignore[attr-defined]
-    # by the file, not by ckpt_path: the averaging callback would put the weights back that were not averaged
     with without_noise():
-        trainer.test(load_module(best), datamodule=data, verbose=False)
+        calibrate(trainer, model, data, best)
+        trainer.callbacks.append(collector)  # type: ignore[attr-defined]
+        trainer.test(model, datamodule=data, verbose=False)
     facts = {
         "checkpoint": str(best),
         "epochs": trainer.current_epoch,
@@ -67,6 +76,32 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     results = write_results(trainer, data, collector, facts)
     print_results(results, run_folder(trainer))
     return results
+
+
+def calibrate(trainer: pl.Trainer, model: FaceModule, data: FacesDataModule, checkpoint: Path) -> None:
+    """Fits the model's temperatures on the validation faces, and puts them into its checkpoint.
+
+    Args:
+        trainer: After its training; no more batches are looked at than in its validation.
+        model: The trained model, which gets the temperatures.
+        data: The faces.
+        checkpoint: The file that the model was loaded from.
+    """
+    if trainer.limit_val_batches == 0:
+        return
+    trainer.limit_predict_batches = trainer.limit_val_batches
+    batches: Any = trainer.predict(model, data.val_dataloader())
+    for number, task in enumerate(TASKS):
+        if task in batches[0]:
+            logits, labels = (torch.cat(parts) for parts in zip(*(batch[task] for batch in batches), strict=True))
+            known = labels != MISSING
+            if known.any() and logits.shape[1] > 1:  # a regression has no distribution to spread
+                found = fit_temperature(logits[known].numpy(), labels[known].numpy())
+                model.model.temperatures[number] = found
+    kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    kept["state_dict"]["model.temperatures"] = model.model.temperatures.cpu()
+    with replacing(checkpoint) as part:
+        torch.save(kept, part)
 
 
 if __name__ == "__main__":

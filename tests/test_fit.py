@@ -10,18 +10,24 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from scipy.stats import norm
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from facecls import callbacks, cli, evaluate, fit
 from facecls.data.datamodule import FacesDataModule
+from facecls.data.labels import CLASSES, TASKS
 from facecls.errors import UserError, command
 from facecls.model.module import load_module
 from facecls.model.trunk import create_trunk, save_trunk
+from facecls.study.predictions import predictions_table
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMALL = ["--data.image_size=64", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
@@ -93,6 +99,9 @@ def test_what_a_run_leaves(faces: Path) -> None:
     assert table.filter(regex="^p_(male|female)$").sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert (table["age_low"] <= table["age_high"]).all()
     assert len(pd.read_csv(run / "rejects.csv")) == results["rejects"] == 5
+    everybody = pd.read_parquet(run / "faces.parquet")
+    assert everybody["split"].value_counts()["test"] == 24
+    assert everybody.merge(table, on=["path", "sha1", "split", *TASKS]).shape[0] == 24
     curves = EventAccumulator(str(run)).Reload().Tags()["scalars"]
     assert {"lr", "train/loss", "val/loss", "val/age/mae_years", "train/race/accuracy", "val/gender/loss"} <= {*curves}
 
@@ -110,6 +119,41 @@ def test_what_a_run_leaves(faces: Path) -> None:
     )
     assert everything["faces/tested"] == 80
     assert len(pd.read_parquet("runs/evaluate/version_1/predictions.parquet")) == 80
+
+
+def test_temperatures_are_those_that_make_the_validation_faces_most_probable(faces: Path) -> None:
+    words = ["--trainer.max_epochs=2", "--data.val_fraction=0.4", "--model.optimizer.lr=0.01", "--model.tta=flip"]
+    results = fit.main([*TINY, f"--data.root={faces}", *words])
+    best = "runs/tiny/version_0/checkpoints/best.ckpt"
+    kept = dict(zip(TASKS, load_module(best).model.temperatures.tolist(), strict=True))
+    assert {f"temperature/{task}": value for task, value in kept.items()} == pytest.approx(
+        {name: value for name, value in results.items() if name.startswith("temperature/")}
+    )
+    evaluate.main([f"--ckpt_path={best}", "--data.split=val", "--accelerator=cpu"])
+    table = pd.read_parquet("runs/evaluate/version_0/predictions.parquet")
+    for task, names in CLASSES.items():
+        probabilities = table[[f"p_{name}" for name in names]].to_numpy(float)
+        logits = kept[task] * np.log(probabilities)  # up to a constant in each row
+        truth = table[task].to_numpy(int)
+
+        def surprise(temperature: float, logits: np.ndarray = logits, truth: np.ndarray = truth) -> float:
+            return float(-log_softmax(logits / temperature, 1)[np.arange(len(truth)), truth].mean())
+
+        lowest = minimize_scalar(surprise, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-6})
+        assert kept[task] != 1
+        assert surprise(kept[task]) == pytest.approx(lowest.fun, rel=1e-4)
+
+
+def test_intervals_before_and_after_a_temperature() -> None:
+    years = np.arange(117)
+    logits = -((years - 40.0) ** 2) / (2 * 4.0**2)
+    faces = pd.DataFrame({"path": ["a"], "sha1": ["0"], "split": ["test"], "gender": [0], "race": [1], "age": [40]})
+    spread = softmax(logits / 4)[None].astype(np.float32)  # a temperature of 4 doubles the standard deviation
+    estimates = {"age": np.array([40.0]), "age_distribution": spread}
+    row = predictions_table(faces, estimates, {"gender": 1.0, "race": 1.0, "age": 4.0}).iloc[0]
+    for low, high, sigma in (("age_low_raw", "age_high_raw", 4), ("age_low", "age_high", 8)):
+        assert abs(row[low] - norm(40, sigma).ppf(0.05)) <= 1
+        assert abs(row[high] - norm(40, sigma).ppf(0.95)) <= 1
 
 
 class _Kept:

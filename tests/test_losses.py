@@ -121,6 +121,7 @@ def test_estimates_follow_from_logits(age: str, bins: int, rng: np.random.Genera
     model = FaceModel(create_trunk("resnet10t"), ["age", "gender", "race"], [8], 0.0, age)
     assert list(model.heads) == list(TASKS)
     model.eval()
+    model.temperatures.copy_(torch.tensor([0.5, 2.0, 3.0]))
     with torch.no_grad():
         logits = model(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
         estimates = model.estimate(logits)
@@ -129,10 +130,13 @@ def test_estimates_follow_from_logits(age: str, bins: int, rng: np.random.Genera
         "race": (2, 5),
         "age": (2, bins),
     }
-    np.testing.assert_allclose(estimates["race"], softmax(logits["race"].numpy(), 1), rtol=1e-5)
+    np.testing.assert_allclose(estimates["gender"], softmax(logits["gender"].numpy() / 0.5, 1), rtol=1e-5)
+    np.testing.assert_allclose(estimates["race"], softmax(logits["race"].numpy() / 2, 1), rtol=1e-5)
     values = logits["age"].numpy()
     wanted = softmax(values, 1) @ YEARS if bins > 1 else 116 * expit(values[:, 0])
     np.testing.assert_allclose(estimates["age"], wanted, rtol=1e-5)
+    if bins > 1:
+        np.testing.assert_allclose(estimates["age_distribution"], softmax(values / 3, 1), rtol=1e-5)
 
 
 def test_tasks_must_be_known_and_named_once() -> None:

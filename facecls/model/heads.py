@@ -47,7 +47,11 @@ class FaceModel(nn.Module):
         trunk: Faces to features.
         heads: Features to logits, by task.
         age: Which kind the age head is.
+        temperatures: (3,) float, by task in the order of ``TASKS``; what logits are divided by before the softmax
+            (Guo et al. 2017, "On Calibration of Modern Neural Networks"). 1 until fitted on validation faces.
     """
+
+    temperatures: Tensor
 
     def __init__(
         self, trunk: Trunk, tasks: Sequence[Task], hidden: Sequence[int], dropout: float, age: AgeHead = "distribution"
@@ -60,6 +64,7 @@ class FaceModel(nn.Module):
         self.heads = nn.ModuleDict(
             {task: create_head(trunk.features, hidden, dropout, outputs(task, age)) for task in TASKS if task in tasks}
         )
+        self.register_buffer("temperatures", torch.ones(len(TASKS)))
 
     def forward(self, images: Tensor) -> dict[Task, Tensor]:
         """Turns faces into logits.
@@ -76,6 +81,9 @@ class FaceModel(nn.Module):
     def estimate(self, logits: Mapping[Task, Tensor]) -> dict[str, Tensor]:
         """What the logits say.
 
+        The temperature of age spreads the distribution alone: the estimated age is the mean that the head was trained
+        to put right.
+
         Args:
             logits: As ``forward`` gives them.
 
@@ -84,12 +92,15 @@ class FaceModel(nn.Module):
             ``age_distribution`` (N, 117) probabilities of each year.
         """
         found: dict[str, Tensor] = {}
-        for task, values in logits.items():
+        for task, temperature in zip(TASKS, self.temperatures, strict=True):
+            if task not in logits:
+                continue
+            values = logits[task]
             if task != "age":
-                found[task] = values.softmax(1)  # (N, classes)
+                found[task] = (values / temperature).softmax(1)  # (N, classes)
             elif self.age == "distribution":
-                found["age_distribution"] = values.softmax(1)  # (N, 117)
-                found["age"] = expected_age(found["age_distribution"])
+                found["age"] = expected_age(values.softmax(1))  # (N,)
+                found["age_distribution"] = (values / temperature).softmax(1)  # (N, 117)
             else:
                 found["age"] = MAX_AGE * values.squeeze(1).sigmoid()  # (N,)
         return found

@@ -43,7 +43,7 @@ class FaceModule(pl.LightningModule):
         task_weights: Weight of each task's loss, 1 where not given; or ``learned`` (homoscedastic uncertainty).
         optimizer: Class path of any torch optimizer and its arguments.
         schedule: What trains when, and how fast.
-        tta: ``flip`` averages the estimates of a face and its mirror image in the test; ``none`` does not.
+        tta: ``flip`` averages the logits of a face and its mirror image in the test; ``none`` does not.
         image_size: Side of the images in pixels; follows ``data.image_size``.
 
     Raises:
@@ -174,13 +174,22 @@ class FaceModule(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Counts a batch and gives its estimates, with ``index``."""
-        logits = self.model(batch["image"])
+        logits = self._final_logits(batch["image"])
         estimates = self.model.estimate(logits)
-        if self.tta == "flip":
-            mirrored = self(batch["image"].flip(3))
-            estimates = {name: (value + mirrored[name]) / 2 for name, value in estimates.items()}
         self._count("test", logits, estimates, batch)
         return {"index": batch["index"], **estimates}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[Task, tuple[Tensor, Tensor]]:
+        """The logits of a batch as in the test, and the labels, (N, C) and (N,) by task, on the host."""
+        return {task: (v.cpu(), batch[task].cpu()) for task, v in self._final_logits(batch["image"]).items()}
+
+    def _final_logits(self, images: Tensor) -> dict[Task, Tensor]:
+        logits = self.model(images)
+        if self.tta != "flip":
+            return logits  # type: ignore[no-any-return]
+        # logits rather than probabilities, so that a temperature acts on the mean as on one of them
+        mirrored = self.model(images.flip(3))
+        return {task: (values + mirrored[task]) / 2 for task, values in logits.items()}
 
     def _count(
         self, stage: str, logits: Mapping[Task, Tensor], estimates: Mapping[str, Tensor], batch: Batch

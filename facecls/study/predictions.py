@@ -1,5 +1,6 @@
 """One row per face: its truth, its probabilities, its estimated age and how far that spreads."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.labels import CLASSES, TASKS
+from facecls.data.labels import CLASSES, TASKS, Task
 
 INTERVAL = (0.05, 0.95)
 """Quantiles of the age distribution between which 90 % of its probability lies."""
@@ -20,10 +21,12 @@ class PredictionCollector(pl.Callback):
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []
+        self.temperatures: dict[Task, float] = {}
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
         self.batches = []
+        self.temperatures = dict(zip(TASKS, pl_module.model.temperatures.tolist(), strict=True))  # type: ignore[operator, union-attr]
 
     def on_test_batch_end(
         self,
@@ -42,20 +45,24 @@ class PredictionCollector(pl.Callback):
         """All faces tested, as ``predictions_table`` gives them."""
         columns = {name: torch.cat([batch[name] for batch in self.batches]) for name in self.batches[0]}
         faces = data.faces.iloc[columns.pop("index").numpy()]
-        return predictions_table(faces, {name: value.numpy() for name, value in columns.items()})
+        return predictions_table(faces, {name: value.numpy() for name, value in columns.items()}, self.temperatures)
 
 
-def predictions_table(faces: pd.DataFrame, estimates: dict[str, np.ndarray]) -> pd.DataFrame:
+def predictions_table(
+    faces: pd.DataFrame, estimates: Mapping[str, np.ndarray], temperatures: Mapping[Task, float]
+) -> pd.DataFrame:
     """Puts truth and estimates side by side.
 
     Args:
         faces: N rows with ``path``, ``sha1``, ``split``, ``gender``, ``race`` and ``age``.
         estimates: ``gender`` (N, 2) and ``race`` (N, 5) probabilities, ``age`` (N,) years and ``age_distribution``
             (N, 117), those that the model has.
+        temperatures: By task; the estimates already follow from them.
 
     Returns:
         N rows with the columns above; per task ``<task>_predicted`` (a code, or years); ``p_<class>`` for each gender
-        and race; ``age_low`` and ``age_high``, between which 90 % of the age distribution lies.
+        and race; ``age_low`` and ``age_high``, between which 90 % of the age distribution lies, ``age_low_raw`` and
+        ``age_high_raw`` the same before its temperature; ``temperature_<task>``, the same in each row.
     """
     table = faces[["path", "sha1", "split", *TASKS]].reset_index(drop=True)
     for task, names in CLASSES.items():
@@ -63,10 +70,15 @@ def predictions_table(faces: pd.DataFrame, estimates: dict[str, np.ndarray]) -> 
             table[f"{task}_predicted"] = estimates[task].argmax(1).astype(np.int16)
             for code, name in enumerate(names):
                 table[f"p_{name}"] = estimates[task][:, code]
+            table[f"temperature_{task}"] = temperatures[task]
     if "age" in estimates:
         table["age_predicted"] = estimates["age"]
     if "age_distribution" in estimates:
-        table["age_low"], table["age_high"] = age_interval(estimates["age_distribution"])
+        distribution = estimates["age_distribution"]
+        table["age_low"], table["age_high"] = age_interval(distribution)
+        raw = distribution.astype(np.float64) ** temperatures["age"]
+        table["age_low_raw"], table["age_high_raw"] = age_interval(raw)
+        table["temperature_age"] = temperatures["age"]
     return table
 
 
@@ -74,12 +86,12 @@ def age_interval(distribution: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ages between which 90 % of each distribution lies.
 
     Args:
-        distribution: (N, 117) probabilities of the ages 0..116.
+        distribution: (N, 117) shares of the ages 0..116, of any positive sum.
 
     Returns:
         (N,) and (N,) int16 years: the 5 % and the 95 % quantile.
     """
-    cumulated = distribution.cumsum(1)
-    cumulated /= cumulated[:, -1:]  # float32 sums may miss 1
+    cumulated = distribution.cumsum(1, dtype=np.float64)
+    cumulated /= cumulated[:, -1:]
     low, high = ((cumulated < share).sum(1).astype(np.int16) for share in INTERVAL)
     return low, high
