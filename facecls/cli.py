@@ -25,12 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 import facecls
+from facecls.board import StudyBoard
 from facecls.callbacks import Average, LastCheckpoint, Progress, run_folder
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import TASKS
 from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.model.module import FaceModule
+from facecls.study.page import REPORT, write_report
 from facecls.study.predictions import PredictionCollector
 
 RUNS = "runs"
@@ -130,6 +132,8 @@ class FaceCLI(LightningCLI):
             # Lightning would put it where the model is at first, on the CPU
             device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
             callbacks.append(WeightAveraging(device, avg_fn=Average(self.config.ema)))
+        self.collector = PredictionCollector()
+        callbacks += [self.collector, StudyBoard(self.collector)]
         callbacks.append(LastCheckpoint())  # after the one that keeps the best
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
@@ -203,6 +207,29 @@ def parse(make: Any, args: Sequence[str] | None) -> Any:
         raise UserError(str(error)) from error
 
 
+def trained_on(checkpoint: str | Path, elsewhere: bool) -> Mapping[str, Any]:
+    """The options of the data that a checkpoint was trained with.
+
+    Args:
+        checkpoint: A file that ``load_module`` takes.
+        elsewhere: Whether they are to be used for other faces.
+
+    Returns:
+        Options of ``FacesDataModule`` by name.
+
+    Raises:
+        UserError: If the checkpoint does not say.
+    """
+    kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    found = kept.get("datamodule_hyper_parameters")
+    if found is None:
+        raise UserError(
+            f"Expected a checkpoint of facecls.fit, but {checkpoint} does not say what data it was trained on."
+        )
+    left_out = {"split_file"} if elsewhere else set()  # it names the faces of the place that it was made for
+    return {name: value for name, value in found.items() if not name.startswith("_") and name not in left_out}
+
+
 def git_commit() -> str | None:
     """The commit of the checkout that runs, ``-dirty`` if it was changed; ``None`` outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -213,7 +240,7 @@ def git_commit() -> str | None:
 
 
 def write_data(folder: Path, data: FacesDataModule) -> None:
-    """Writes ``faces.parquet``, all faces with their labels and splits, and ``rejects.csv``, what is not used and why."""
+    """Writes ``faces.parquet``, all faces with labels and splits, and ``rejects.csv``, what is not used and why."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "faces.parquet") as part:
         data.faces[["path", "sha1", "split", *TASKS]].to_parquet(part, index=False)
@@ -262,6 +289,20 @@ def write_results(
     return results
 
 
+def write_study(folder: Path, data: FacesDataModule, collector: PredictionCollector, model: FaceModule) -> None:
+    """Writes ``report.html`` and ``suspects.csv`` beside the results of a test.
+
+    Args:
+        folder: Of the run, after ``write_results``.
+        data: The faces.
+        collector: It was among the callbacks.
+        model: What was tested.
+    """
+    faces = collector.faces()
+    with console().status("writing the report"):
+        write_report(folder, lambda row: data.picture(faces[row]), model.model.cpu())
+
+
 def device_name(trainer: pl.Trainer) -> str:
     """What the trainer computes on, in words."""
     if trainer.strategy.root_device.type == "cuda":
@@ -288,4 +329,4 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
             table.add_row(parts[1], parts[2], text)
     out = console()
     out.print(table)
-    out.print(f"metrics.json, predictions.parquet, rejects.csv and config.yaml lie in {folder}")
+    out.print(f"open {folder / REPORT}; metrics.json, predictions.parquet and all else lie beside it")

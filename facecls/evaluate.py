@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
@@ -23,12 +22,14 @@ from facecls.cli import (
     git_commit,
     parse,
     print_results,
+    trained_on,
     without_noise,
     write_data,
     write_results,
+    write_study,
 )
 from facecls.data.datamodule import FacesDataModule
-from facecls.errors import UserError, command
+from facecls.errors import command
 from facecls.files import replacing
 from facecls.model.module import load_module
 from facecls.study.predictions import PredictionCollector
@@ -48,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     """
     commit = git_commit()  # before anybody changes the checkout beside the run
     words = list(sys.argv[1:] if args is None else args)
-    parser = create_parser(trained_on(words))
+    parser = create_parser(data_defaults(words))
     config = parse(parser.parse_args, words)
     model = load_module(config.ckpt_path)
     collector = PredictionCollector()
@@ -63,6 +64,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         trainer.test(model, datamodule=data, verbose=False)
     facts = {"checkpoint": str(config.ckpt_path), "split": data.split, "git_commit": commit}
     results = write_results(trainer, data, collector, facts)
+    write_study(run_folder(trainer), data, collector, model)
     print_results(results, run_folder(trainer))
     return results
 
@@ -91,8 +93,8 @@ def create_trainer(config: Namespace, collector: PredictionCollector) -> pl.Trai
     )
 
 
-def trained_on(words: Sequence[str]) -> Mapping[str, Any]:
-    """The options of the data that a checkpoint was trained with: what the command line does not say is as there.
+def data_defaults(words: Sequence[str]) -> Mapping[str, Any]:
+    """What the command line does not say of the data is as in the training.
 
     Args:
         words: The command line, from which ``--ckpt_path`` is read.
@@ -109,12 +111,7 @@ def trained_on(words: Sequence[str]) -> Mapping[str, Any]:
     if path is None:
         return {}
     load_module(path)  # says what is wrong with it, if anything is
-    found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("datamodule_hyper_parameters")
-    if found is None:
-        raise UserError(f"Expected a checkpoint of facecls.fit, but {path} does not say what data it was trained on.")
-    elsewhere = any(word.partition("=")[0] == "--data.root" for word in words)
-    left_out = {"split_file"} if elsewhere else set()  # it names the faces of the place that it was made for
-    return {name: value for name, value in found.items() if not name.startswith("_") and name not in left_out}
+    return trained_on(path, elsewhere=any(word.partition("=")[0] == "--data.root" for word in words))
 
 
 def create_parser(data: Mapping[str, Any]) -> LightningArgumentParser:

@@ -13,14 +13,23 @@ import pytorch_lightning as pl
 import torch
 
 from facecls.callbacks import last_checkpoint, run_folder
-from facecls.cli import FaceCLI, console, git_commit, parse, print_results, without_noise, write_data, write_results
+from facecls.cli import (
+    FaceCLI,
+    console,
+    git_commit,
+    parse,
+    print_results,
+    without_noise,
+    write_data,
+    write_results,
+    write_study,
+)
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import MISSING, TASKS
 from facecls.errors import command
 from facecls.files import replacing
 from facecls.model.module import FaceModule, load_module
 from facecls.study.calibration import fit_temperature
-from facecls.study.predictions import PredictionCollector
 
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:
@@ -61,10 +70,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     best = Path(trainer.checkpoint_callback.best_model_path or last_checkpoint(trainer))  # type: ignore[union-attr]
     # from the file, not by ckpt_path: the averaging callback would put the weights back that were not averaged
     model = load_module(best)
-    collector = PredictionCollector()
     with without_noise():
         calibrate(trainer, model, data, best)
-        trainer.callbacks.append(collector)  # type: ignore[attr-defined]
         trainer.test(model, datamodule=data, verbose=False)
     facts = {
         "checkpoint": str(best),
@@ -73,7 +80,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "git_commit": commit,
     }
-    results = write_results(trainer, data, collector, facts)
+    results = write_results(trainer, data, cli.collector, facts)
+    write_study(run_folder(trainer), data, cli.collector, model)
     print_results(results, run_folder(trainer))
     return results
 

@@ -17,7 +17,9 @@ ROOMS = (
     "facecls.data",
     "facecls.model",
     "facecls.study",
+    "facecls.inference",
     "facecls.callbacks",
+    "facecls.board",
     "facecls.cli",
 )
 """In this order: a file imports from its own room or one before it; the commands come after all of them."""

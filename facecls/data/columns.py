@@ -1,12 +1,18 @@
-"""Columns of a CSV or Parquet file that a user made, as text."""
+"""Columns of a CSV or Parquet file that a user made, as text, and the labels in them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
+from facecls.data.labels import MISSING
 from facecls.errors import UserError
+
+CHUNK = 65_536
+"""Rows that are read at a time."""
 
 
 def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
@@ -23,6 +29,23 @@ def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = 
     Raises:
         UserError: If the file can't be read as what it should be, or lacks a required column.
     """
+    return pd.concat(stream_columns(path, required, optional), ignore_index=True)
+
+
+def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
+    """Reads some columns of a table, ``CHUNK`` rows at a time.
+
+    Args:
+        path: As for ``read_columns``.
+        required: As for ``read_columns``.
+        optional: As for ``read_columns``.
+
+    Yields:
+        Successive rows, one frame at least, as ``read_columns`` gives them but for their numbers.
+
+    Raises:
+        UserError: As ``read_columns``.
+    """
     kind, names_of, read = ("Parquet", _parquet_names, _parquet) if _is_parquet(path) else ("CSV", _csv_names, _csv)
     try:
         names = names_of(path)
@@ -32,10 +55,29 @@ def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = 
                 f"{', '.join(names) or 'none'}; rename or add it."
             )
         used = [name for name in (*required, *optional) if name in names]
-        found = read(path, used)
+        yield pd.DataFrame({name: pd.Series(dtype="str") for name in used})
+        for found in read(path, used):
+            texts = {name: found[name].astype("string").fillna("").str.strip().astype("str") for name in used}
+            yield pd.DataFrame(texts)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
         raise UserError(f"Expected a {kind} file in {path}, but it can't be read as one: {error}") from None
-    return pd.DataFrame({name: found[name].astype("string").fillna("").str.strip().astype("str") for name in used})
+
+
+def label_values(cells: pd.Series, highest: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The labels in a column.
+
+    Args:
+        cells: (N,) str.
+        highest: The largest value that is one.
+
+    Returns:
+        (N,) labels, ``MISSING`` where there is none, and (N,) whether the cell holds something else.
+    """
+    row_text, texts = pd.factorize(cells)  # a million rows, but few different texts
+    missing = texts.str.lower().isin(["", "na", "n/a", "nan", "none", "null", "<na>"])
+    numbers = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(np.float64)
+    right = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= highest)
+    return np.where(right, numbers, MISSING).astype(np.int64)[row_text], ~(right | missing)[row_text]
 
 
 def _is_parquet(path: Path) -> bool:
@@ -46,21 +88,24 @@ def _csv_names(path: Path) -> list[str]:
     return list(pd.read_csv(path, nrows=0, skipinitialspace=True).columns)
 
 
-def _csv(path: Path, used: list[str]) -> pd.DataFrame:
-    return pd.read_csv(
+def _csv(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
+    with pd.read_csv(
         path,
         usecols=used,
         index_col=False,  # else a comma at the end of each row shifts all columns by one
         dtype=str,
         keep_default_na=False,
         skipinitialspace=True,
-    )
+        chunksize=CHUNK,
+    ) as chunks:
+        yield from chunks
 
 
 def _parquet_names(path: Path) -> list[str]:
     return list(pq.read_schema(path).names)
 
 
-def _parquet(path: Path, used: list[str]) -> pd.DataFrame:
-    found: pd.DataFrame = pq.read_table(path, columns=used, partitioning=None).to_pandas(ignore_metadata=True)
-    return found
+def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(CHUNK, columns=used):
+            yield batch.to_pandas(ignore_metadata=True)

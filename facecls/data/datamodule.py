@@ -243,6 +243,18 @@ class FacesDataModule(pl.LightningDataModule):
             text += f"\n{crossing:,} faces have a byte-identical copy in another part of the split that was given"
         return text
 
+    def picture(self, face: int) -> np.ndarray:
+        """A face as it is stored.
+
+        Args:
+            face: Its row number in ``faces``.
+
+        Returns:
+            RGB, uint8 (H, W, 3).
+        """
+        assert self._store is not None, "setup comes first"
+        return decode(self._store[face])
+
     def state_dict(self) -> dict[str, int]:
         """Which batch of which epoch comes next; Lightning keeps it in every checkpoint."""
         assert self.trainer is not None

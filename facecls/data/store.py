@@ -1,17 +1,23 @@
 """The encoded images of a table, held once in memory, and what makes bytes an image."""
 
+import io
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
+import PIL.ImageOps
 import torch
 
 _JPEG = b"\xff\xd8\xff"
 _START_OF_SCAN = 0xDA
 _END_OF_IMAGE = b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
+_FOR_PILLOW = ((0, b"II*\0"), (0, b"MM\0*"), (0, b"GIF8"), (4, b"ftypavif"))
+"""Where TIFF, GIF and AVIF say what they are. OpenCV 5.0 blends what is transparent in TIFF and GIF onto a background
+and leaves AVIF lying on its side; OpenCV 4.11 reads neither GIF nor AVIF."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +64,14 @@ class ImageStore:
 
 
 def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Turns an encoded image into pixels; grey becomes RGB, alpha is dropped, EXIF's orientation applied.
+    """Turns an encoded image into pixels.
+
+    Grey and palettes become RGB, and so does CMYK, by the plain formula and not by a colour profile. Of 16 bits the
+    upper 8 are taken. Transparency is dropped: what lies under it is shown as it is stored. EXIF's orientation is
+    applied. Of several frames the first is taken.
 
     Args:
-        encoded: uint8 ``(b,)``, any format that OpenCV reads.
+        encoded: uint8 ``(b,)``, any format that OpenCV reads, GIF or AVIF.
 
     Returns:
         RGB, uint8 ``(H, W, 3)``, 0..255.
@@ -69,9 +79,15 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: If these bytes are no image, or one of more than 2^30 pixels (OpenCV's own limit).
     """
+    image: Any = None
     try:
-        image: Any = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
+        start = encoded[:12].tobytes()
+        if any(start.startswith(mark, at) for at, mark in _FOR_PILLOW):
+            with PIL.Image.open(io.BytesIO(encoded.tobytes())) as opened:
+                image = pillow_pixels(opened)
+        else:
+            image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    except Exception:  # what Pillow raises for damaged files is anything from SyntaxError to struct.error
         image = None
     if image is None:
         raise ValueError("not an image")
@@ -79,8 +95,29 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def why_unusable(encoded: bytes) -> str | None:
-    """Says what is wrong with an image file, if anything.
+def pillow_pixels(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
+    """Turns Pillow's image into pixels, as ``decode`` turns its file.
+
+    Args:
+        image: Of any mode.
+
+    Returns:
+        RGB, uint8 ``(H, W, 3)``, 0..255.
+
+    Raises:
+        OSError: If it is read from a damaged file.
+    """
+    upright = PIL.ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+        grey = (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.stack([grey] * 3, axis=2)
+    if "transparency" in upright.info:
+        upright = upright.convert("RGBA")  # Pillow warns of a palette's transparency on the way to RGB
+    return np.asarray(upright.convert("RGB"))
+
+
+def read_image(encoded: bytes) -> npt.NDArray[np.uint8]:
+    """Decodes an image file that is whole.
 
     The end is looked for before decoding, since OpenCV before 5 decodes a cut JPEG without a word and fills the rest
     of the picture with grey or with the picture before it (https://github.com/opencv/opencv/issues/26488).
@@ -89,16 +126,31 @@ def why_unusable(encoded: bytes) -> str | None:
         encoded: The whole file.
 
     Returns:
-        ``"truncated"`` for a JPEG or PNG without its end, ``"not an image"`` for what doesn't decode, else None.
+        RGB, uint8 ``(H, W, 3)``, as ``decode`` gives it.
+
+    Raises:
+        ValueError: ``"truncated"`` for a JPEG or PNG without its end, ``"not an image"`` for what doesn't decode.
     """
     if encoded.startswith(_JPEG) and not _jpeg_ends(encoded):
-        return "truncated"
+        raise ValueError("truncated")
     if encoded.startswith(_PNG) and not _png_ends(encoded):
-        return "truncated"
+        raise ValueError("truncated")
+    return decode(np.frombuffer(encoded, np.uint8))
+
+
+def why_unusable(encoded: bytes) -> str | None:
+    """Says what is wrong with an image file, if anything.
+
+    Args:
+        encoded: The whole file.
+
+    Returns:
+        What ``read_image`` raises, if it does.
+    """
     try:
-        decode(np.frombuffer(encoded, np.uint8))
-    except ValueError:
-        return "not an image"
+        read_image(encoded)
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -1,30 +1,22 @@
 """Faces on disk -> a table of faces, a table of rejects, and their images in memory."""
 
-import gzip
 import hashlib
-import io
-import os
-import tarfile
-import zipfile
-import zlib
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import starmap
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
-from facecls.data.columns import read_columns
+from facecls.data.columns import label_values, read_columns
 from facecls.data.labels import EXPECTED, HIGHEST, MISSING, TASKS, LabelError, Labels, parse_name
+from facecls.data.parallel import in_order
+from facecls.data.sources import Read, UnreadableError, file_bytes, is_clutter, quiet, tar_members, walk, zip_members
 from facecls.data.split import SPLITS
 from facecls.data.store import ImageStore, why_unusable
 from facecls.errors import UserError
@@ -48,10 +40,6 @@ class Table:
     faces: pd.DataFrame
     rejects: pd.DataFrame
     store: ImageStore
-
-
-class _UnreadableError(Exception):
-    """Why one file among many can't be read; the text is the reason of a reject."""
 
 
 class _File(NamedTuple):
@@ -84,8 +72,8 @@ def read_table(root: str | Path, seed: int) -> Table:
         UserError: If there is nothing at ``root`` or nothing that can be read, or not one face in it.
     """
     try:
-        with _quiet():
-            table = _collect(_inspected(_files(str(root), seed)))
+        with quiet():
+            table = _collect(in_order(_inspect, _files(str(root), seed)))
     except OSError as error:
         raise UserError(f"Can't read {root}: {error}; make it readable.") from None
     if len(table.faces):
@@ -125,88 +113,27 @@ def _drawn(count: str, seed: int) -> Iterator[_File]:
 
 
 def _in_folder(folder: Path) -> Iterator[_File]:
-    for path in sorted(_walk(folder)):
-        yield _named(path, partial(_file_bytes, folder / path))
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """The regular files below a folder, relative to it; linked folders too, but each folder once."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    seen = set()
-    for where, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
-        subfolders.sort()
-        if (real := Path(where).resolve()) in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            if (file := Path(where, name)).is_file():
-                yield file.relative_to(folder).as_posix()
-
-
-def _file_bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise _UnreadableError(f"unreadable ({error.strerror})") from None
+    for path, error in walk(folder):
+        if error is not None:
+            raise error
+        yield _named(path, partial(file_bytes, folder / path))
 
 
 def _in_tar(archive: Path) -> Iterator[_File]:
-    with _archive_errors(archive), archive.open("rb") as raw:
-        # browsers unpack .tar.gz files without changing their names, so the bytes say what it is
-        plain = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-        stream = io.BufferedReader(plain, 1 << 20)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                if member.isreg():
-                    yield _named(member.name, partial(_tar_bytes, tar, member))
-                tar.members.clear()  # type: ignore[attr-defined] # else it keeps them all, a kilobyte each
-            # tarfile takes a damaged or cut header for the end; what follows the true end is zeros
-            stream.seek(tar.offset)
-            while rest := stream.read(1 << 20):
-                if rest.strip(b"\0"):
-                    raise tarfile.ReadError("damaged in the middle")
-
-
-def _tar_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None  # it is regular
-    return file.read()
+    return starmap(_named, tar_members(archive))
 
 
 def _in_zip(archive: Path) -> Iterator[_File]:
-    with _archive_errors(archive), zipfile.ZipFile(archive) as members:
-        for member in members.infolist():
-            if not member.is_dir():
-                yield _named(member.filename, partial(_zip_bytes, members, member))
+    return starmap(_named, zip_members(archive))
 
 
-def _zip_bytes(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    try:
-        return members.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # the last one: encrypted or a rare compression
-        raise _UnreadableError("damaged or encrypted in the archive") from None
-
-
-@contextmanager
-def _archive_errors(archive: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UserError(f"Can't read the archive {archive}: {error}; is the download complete?") from None
-
-
-def _named(path: str, read: Callable[[], bytes]) -> _File:
+def _named(path: str, read: Read) -> _File:
     """A file whose name holds its labels; it is read only if the name is right."""
-    at = PurePosixPath(path)
-    if at.name.startswith("._") or at.name == ".DS_Store" or "__MACOSX" in at.parts:  # left behind by macOS
+    if is_clutter(path):
         return _File(path, "not an image")
     try:
-        return _File(path, None, parse_name(at.name), read())
-    except (LabelError, _UnreadableError) as error:
+        return _File(path, None, parse_name(PurePosixPath(path).name), read())
+    except (LabelError, UnreadableError) as error:
         return _File(path, str(error))
 
 
@@ -216,7 +143,7 @@ def _in_manifest(manifest: Path) -> Iterator[_File]:
     labels = np.full((len(rows), len(Labels._fields)), MISSING, np.int64)
     for task in TASKS:
         if task in rows:
-            labels[:, Labels._fields.index(task)], wrong = _values(rows[task], HIGHEST[task])
+            labels[:, Labels._fields.index(task)], wrong = label_values(rows[task], HIGHEST[task])
             reasons[wrong] = f"{task} is not {EXPECTED[task]}"
     reasons[rows["path"].duplicated()] = "listed twice"
     differing = rows["path"][~rows.duplicated()]
@@ -227,15 +154,6 @@ def _in_manifest(manifest: Path) -> Iterator[_File]:
     labelled = map(Labels, *(column.tolist() for column in labels.T))
     for path, reason, values, split in zip(rows["path"].tolist(), reasons, labelled, splits, strict=True):
         yield _listed(folder, _File(path, reason, values, split=split))
-
-
-def _values(cells: pd.Series, highest: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The labels in a column, ``MISSING`` where there is none, and which cells hold something else, both ``(N,)``."""
-    row_text, texts = pd.factorize(cells)  # a million rows, but few different texts
-    missing = texts.str.lower().isin(["", "na", "n/a", "nan", "none", "null", "<na>"])
-    numbers = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(np.float64)
-    right = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= highest)
-    return np.where(right, numbers, MISSING).astype(np.int64)[row_text], ~(right | missing)[row_text]
 
 
 def _checked_splits(splits: pd.Series, manifest: Path) -> list[str]:
@@ -254,8 +172,8 @@ def _listed(folder: Path, row: _File) -> _File:
     if not file.is_file():
         return row._replace(reason="missing file")
     try:
-        return row._replace(data=_file_bytes(file))
-    except _UnreadableError as error:
+        return row._replace(data=file_bytes(file))
+    except UnreadableError as error:
         return row._replace(reason=str(error))
 
 
@@ -266,21 +184,10 @@ _READERS: dict[tuple[str, ...], Callable[[Path], Iterator[_File]]] = {
 }
 
 
-def _inspected(files: Iterator[_File]) -> Iterator[tuple[_File, str]]:
-    """Looks into the files that aren't rejected yet, many at once: each with its SHA-1, or with a reason after all."""
-    workers = min(8, os.cpu_count() or 1)  # reading is one thread's work and feeds no more
-    waiting: deque[Future[list[tuple[_File, str]]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        while batch := list(islice(files, 16)):
-            waiting.append(pool.submit(_inspect, batch))
-            if len(waiting) > 2 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-
-
-def _inspect(batch: list[_File]) -> list[tuple[_File, str]]:
-    return [(file, hashlib.sha1(file.data).hexdigest()) for file in map(_with_reason, batch)]
+def _inspect(file: _File) -> tuple[_File, str]:
+    """Looks into a file that isn't rejected yet: gives it with its SHA-1, or with a reason after all."""
+    file = _with_reason(file)
+    return file, hashlib.sha1(file.data).hexdigest()
 
 
 def _with_reason(file: _File) -> _File:
@@ -325,16 +232,3 @@ def _collect(inspected: Iterator[tuple[_File, str]]) -> Table:
             np.array(ends, np.int64),
         ),
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what libjpeg, libpng and OpenCV say about damaged files off the screen; they write past ``sys.stderr``."""
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

@@ -78,6 +78,20 @@ class FaceModel(nn.Module):
         features = self.trunk(images)  # (N, D)
         return {task: head(features).float() for task, head in self.heads.items()}  # type: ignore[misc]
 
+    def mirror_averaged(self, images: Tensor) -> dict[Task, Tensor]:
+        """The logits of faces, averaged with those of their mirror images.
+
+        Logits rather than probabilities, so that a temperature acts on the mean as on one of them.
+
+        Args:
+            images: As for ``forward``.
+
+        Returns:
+            As ``forward``.
+        """
+        mirrored = self(images.flip(3))
+        return {task: (values + mirrored[task]) / 2 for task, values in self(images).items()}
+
     def estimate(self, logits: Mapping[Task, Tensor]) -> dict[str, Tensor]:
         """What the logits say.
 

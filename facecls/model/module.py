@@ -167,29 +167,26 @@ class FaceModule(pl.LightningModule):
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Counts a batch."""
-        logits = self.model(batch["image"])
-        self._count("val", logits, self.model.estimate(logits), batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Counts a batch and gives its estimates, with ``index``."""
+        return self._judge("val", self.model(batch["image"]), batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Counts a batch and gives its estimates, with ``index``."""
-        logits = self._final_logits(batch["image"])
-        estimates = self.model.estimate(logits)
-        self._count("test", logits, estimates, batch)
-        return {"index": batch["index"], **estimates}
+        return self._judge("test", self._final_logits(batch["image"]), batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[Task, tuple[Tensor, Tensor]]:
         """The logits of a batch as in the test, and the labels, (N, C) and (N,) by task, on the host."""
         return {task: (v.cpu(), batch[task].cpu()) for task, v in self._final_logits(batch["image"]).items()}
 
     def _final_logits(self, images: Tensor) -> dict[Task, Tensor]:
-        logits = self.model(images)
-        if self.tta != "flip":
-            return logits  # type: ignore[no-any-return]
-        # logits rather than probabilities, so that a temperature acts on the mean as on one of them
-        mirrored = self.model(images.flip(3))
-        return {task: (values + mirrored[task]) / 2 for task, values in logits.items()}
+        found: dict[Task, Tensor] = self.model.mirror_averaged(images) if self.tta == "flip" else self.model(images)
+        return found
+
+    def _judge(self, stage: str, logits: Mapping[Task, Tensor], batch: Batch) -> dict[str, Tensor]:
+        estimates = self.model.estimate(logits)
+        self._count(stage, logits, estimates, batch)
+        return {"index": batch["index"], **estimates}
 
     def _count(
         self, stage: str, logits: Mapping[Task, Tensor], estimates: Mapping[str, Tensor], batch: Batch

@@ -17,16 +17,31 @@ INTERVAL = (0.05, 0.95)
 
 
 class PredictionCollector(pl.Callback):
-    """Keeps what ``FaceModule.test_step`` gives, to be made into a table after the test."""
+    """Keeps what a validation or a test of ``FaceModule`` gives, to be made into a table after it."""
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []
         self.temperatures: dict[Task, float] = {}
 
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts anew."""
+        self._start(pl_module)
+
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts anew."""
-        self.batches = []
-        self.temperatures = dict(zip(TASKS, pl_module.model.temperatures.tolist(), strict=True))  # type: ignore[operator, union-attr]
+        self._start(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the estimates of a batch."""
+        self._keep(outputs)
 
     def on_test_batch_end(
         self,
@@ -37,15 +52,26 @@ class PredictionCollector(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the estimates of a batch on the host."""
+        """Keeps the estimates of a batch."""
+        self._keep(outputs)
+
+    def _start(self, module: Any) -> None:
+        self.batches = []
+        self.temperatures = dict(zip(TASKS, module.model.temperatures.tolist(), strict=True))
+
+    def _keep(self, outputs: Mapping[str, Tensor]) -> None:
         self.batches.append({name: value.float().cpu() for name, value in outputs.items() if name != "index"})
         self.batches[-1]["index"] = outputs["index"].cpu()
 
+    def faces(self) -> np.ndarray:
+        """Which faces were tested: (N,) int64, row numbers of the data's table."""
+        return torch.cat([batch["index"] for batch in self.batches]).numpy()
+
     def table(self, data: FacesDataModule) -> pd.DataFrame:
         """All faces tested, as ``predictions_table`` gives them."""
-        columns = {name: torch.cat([batch[name] for batch in self.batches]) for name in self.batches[0]}
-        faces = data.faces.iloc[columns.pop("index").numpy()]
-        return predictions_table(faces, {name: value.numpy() for name, value in columns.items()}, self.temperatures)
+        names = self.batches[0].keys() - {"index"}
+        estimates = {name: torch.cat([batch[name] for batch in self.batches]).numpy() for name in names}
+        return predictions_table(data.faces.iloc[self.faces()], estimates, self.temperatures)
 
 
 def predictions_table(

@@ -1,0 +1,447 @@
+"""The command predict as users run it: every input exactly once, whatever happens on the way."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from test_predictor import COLUMNS
+from trained_model import SIZE, save_checkpoint
+
+import facecls
+from facecls.data.labels import Labels
+from facecls.data.synthetic import write_faces
+from facecls.errors import UserError, command
+from facecls.inference.faces import Batch
+from facecls.inference.grid import Grid, title
+from facecls.inference.outputs import Output, appended
+from facecls.inference.predictor import TorchPredictor
+from facecls.predict import main
+
+ENDINGS = ["csv", "jsonl", "parquet"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_checkpoint(tmp_path_factory.mktemp("model") / "best.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty drawn faces with their truths as names, and three files that are none."""
+    folder = tmp_path_factory.mktemp("drawn")
+    write_faces(folder, 30, seed=4)
+    (folder / "cut.jpg").write_bytes(next(folder.iterdir()).read_bytes()[:-9])
+    (folder / "readme.txt").write_text("hello")
+    (folder / "empty.png").touch()
+    return folder
+
+
+@pytest.fixture
+def files(drawn: Path) -> list[str]:
+    return sorted(path.as_posix() for path in drawn.iterdir())
+
+
+def table_of(out: str) -> pd.DataFrame:
+    """What a file of predictions holds, in the types that the library gives."""
+    if out.endswith("parquet"):
+        return pd.read_parquet(out)
+    if out.endswith("csv"):
+        with Path(out).open(newline="", encoding="utf-8") as stream:
+            rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+    else:
+        rows = [json.loads(line) for line in Path(out).read_text().splitlines()]
+    found = pd.DataFrame(rows, columns=COLUMNS).replace("", None)
+    kinds = {name: "float32" for name in COLUMNS if name == "age" or name.startswith("p_")}
+    kinds |= {"age_low": "Int16", "age_high": "Int16"}
+    return pd.DataFrame(
+        {
+            name: pd.Series(
+                [None if pd.isna(cell) else float(cell) if name in kinds else cell for cell in found[name]],
+                dtype=kinds.get(name, "str"),
+            )
+            for name in COLUMNS
+        }
+    )
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_input_has_its_row_in_order(ending: str, model: str, drawn: Path, files: list[str]) -> None:
+    out = f"out.{ending}"
+    assert main([model, str(drawn), "gone.png", "--out", out, "--batch_size", "7"]) == 1
+    table = table_of(out)
+    wanted = facecls.load(model, device="cpu").predict([*files, "gone.png"], batch_size=7)
+    pd.testing.assert_frame_equal(table, wanted, check_exact=True)
+    assert set(table["error"].dropna()) == {"truncated", "not an image", "missing file"}
+    assert table["error"].notna().sum() == 4
+    assert [path.name for path in Path().iterdir()] == [out]
+
+
+def test_nothing_failed(model: str, files: list[str]) -> None:
+    faces = [path for path in files if path.endswith("chip.jpg")]
+    assert main([model, faces[0], "--out", "out.csv", faces[1], "--tta", "flip", *faces[:1]]) == 0
+    assert table_of("out.csv")["path"].tolist() == [faces[0], faces[1], faces[0]]
+
+
+def test_archives_and_lists(model: str, drawn: Path, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open("faces.tar.gz", "w:gz") as tar:
+        tar.add(drawn, "in", filter=lambda member: None if member.name.endswith((".txt", ".png")) else member)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(files[:3]).encode())))
+    assert main([model, "faces.tar.gz", "-", "--out", "out.csv"]) == 1  # cut.jpg
+    table = table_of("out.csv")
+    assert sorted(table["path"][:31]) == sorted(
+        f"faces.tar.gz/in/{Path(path).name}" for path in files if path.endswith("jpg")
+    )
+    assert table["path"][31:].tolist() == files[:3]
+    rows = table.set_index("path")
+    for path in files[:3]:
+        packed = rows.loc[f"faces.tar.gz/in/{Path(path).name}"]
+        assert packed["p_male"] == pytest.approx(rows.loc[path, "p_male"], abs=1e-5)
+
+
+def test_its_own_files_are_no_inputs(model: str, files: list[str]) -> None:
+    Path("in").mkdir()
+    Path("in/1.jpg").write_bytes(Path(files[0]).read_bytes())
+    words = [model, "in", "in/*", "--out", "in/out.parquet", "--grid", "in/grid.png"]
+    assert main(words) == 0
+    assert main([*words, "--resume"]) == 0
+    assert table_of("in/out.parquet")["path"].tolist() == ["in/1.jpg"] * 2
+    assert {path.name for path in Path("in").iterdir()} == {"1.jpg", "out.parquet", "grid.png"}
+
+
+def start(*words: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "facecls.predict", *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_after_a_kill_it_goes_on_without_loss_and_without_doubling(ending: str, model: str, files: list[str]) -> None:
+    out = Path(f"out.{ending}")
+    rows, limit = appended(out), time.monotonic() + 60
+    with start(model, "-", "--out", str(out), "--batch_size", "4") as process:
+        assert process.stdin is not None
+        process.stdin.write("".join(f"{path}\n" for path in files[:23]).encode())
+        process.stdin.flush()  # and it waits for more
+        while not rows.exists() or rows.read_bytes().count(b"\n") < 8:
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        process.kill()
+    assert not out.exists() or ending == "csv"
+    with rows.open("ab") as stream:
+        stream.write(b'{"path": "cut' if ending == "parquet" else b'"cut\n')  # as a full disk may leave it
+    backwards = files[::-1]
+    with pytest.raises(UserError, match=r"exists; go on with it by --resume"):
+        main([model, *backwards, "--out", str(out)])
+    assert main([model, *backwards, "--out", str(out), "--resume"]) == 1
+    table = table_of(str(out))
+    assert sorted(table["path"]) == files
+    wanted = facecls.load(model, device="cpu").predict(table["path"].tolist())
+    pd.testing.assert_frame_equal(table, wanted, rtol=1e-4)
+    assert main([model, *files, "--out", str(out), "--resume"]) == 1
+    pd.testing.assert_frame_equal(table_of(str(out)), table, check_exact=True)
+    assert [path.name for path in Path().iterdir()] == [str(out)]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_input_that_is_named_twice_has_two_rows_after_a_resume_too(
+    ending: str, model: str, files: list[str]
+) -> None:
+    words = [model, "--out", f"out.{ending}", "--resume"]  # with nothing there it begins
+    main([*words, files[0], files[1]])
+    main([*words, files[1], files[0], files[0], files[2]])
+    assert table_of(f"out.{ending}")["path"].tolist() == [files[0], files[1], files[0], files[2]]
+
+
+TYPES = {"path": "str", "p_male": "float32", "age_low": "Int16", "error": "str"}
+ODD = ["a.png", 'qu"ote,.png', "new\nline.png", "é\\udcff.png", "last.png"]
+
+
+def rows_of(paths: Sequence[str]) -> pd.DataFrame:
+    count = len(paths)
+    return pd.DataFrame(
+        {
+            "path": pd.Series(paths, dtype="str"),
+            "p_male": np.arange(count, dtype=np.float32) / 3,
+            "age_low": pd.array([None, *range(1, count)], "Int16"),
+            "error": pd.Series(["why", *[None] * (count - 1)], dtype="str"),
+        }
+    )
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_that_was_cut_anywhere_keeps_its_whole_rows(ending: str) -> None:
+    out = Path(f"out.{ending}")
+    file = appended(out)
+    with Output(out, TYPES) as output:
+        output.append(rows_of(ODD))
+    whole = file.read_bytes()
+    kept = set()
+    for length in range(len(whole) + 1):
+        file.write_bytes(whole[:length])
+        with Output(out, TYPES) as output:
+            kept.add(output.rows)
+            assert list(output.done.elements()) == ODD[: output.rows]
+            assert output.failed == min(output.rows, 1)
+            output.append(rows_of(ODD)[output.rows :])
+        assert file.read_bytes() == whole
+    assert kept == {0, 1, 2, 3, 4, 5}
+
+
+def test_a_parquet_file_comes_from_its_rows_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facecls.inference.outputs._ROWS", 2)
+    out = Path("out.parquet")
+    table = rows_of(ODD)
+    for part in (table[:3], table[3:]):
+        with Output(out, TYPES) as output:
+            output.append(part)
+            output.finish()
+        assert not appended(out).exists()
+    pd.testing.assert_frame_equal(pd.read_parquet(out), table, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("other.csv", b"a,b\n1,2\n"),
+        ("other.csv", b"hello"),
+        ("other.csv", b"path,p_male,age_low,error\nx,0.5\ny,0.5,3,\n"),
+        ("other.csv", b'path,p_male,age_low,error\n"x"x,0.5,3,\ny,0.5,3,\n'),
+        ("other.jsonl", b'{"path": "x", "p_male": 0.5}\n'),
+        ("other.jsonl", b'{"path": "x", "p_male": 0.5, "age_low": 3, "error": null\n{}\n'),
+        ("other.jsonl", b"hello"),
+        ("other.parquet", b"hello"),
+    ],
+)
+def test_other_files_are_refused_and_left_alone(name: str, data: bytes) -> None:
+    Path(name).write_bytes(data)
+    with pytest.raises(UserError, match=f"Expected predictions.* in {name}"):
+        Output(Path(name), TYPES)
+    assert Path(name).read_bytes() == data
+    assert [path.name for path in Path().iterdir()] == [name]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_predictions_of_another_model_are_refused(ending: str, model: str, files: list[str], tmp_path: Path) -> None:
+    out = f"out.{ending}"
+    main([model, files[0], "--out", out])
+    before = Path(out).read_bytes()
+    other = save_checkpoint(tmp_path / "other.ckpt", tasks=["age"])
+    with pytest.raises(UserError, match="was it made with another model"):
+        main([str(other), files[0], "--out", out, "--resume"])
+    assert Path(out).read_bytes() == before
+
+
+def test_a_full_disk_is_said_and_can_be_gone_on_from(
+    model: str, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def sync(_: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", sync)
+    with pytest.raises(UserError, match=r"Can't write out\.csv: No space left on device; .* --resume"):
+        main([model, *files, "--out", "out.csv", "--batch_size", "5"])
+    main([model, *files, "--out", "out.csv", "--resume"])
+    assert table_of("out.csv")["path"].tolist() == files
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    estimate, calls = TorchPredictor.estimate, 0
+
+    def interrupted(self: TorchPredictor, images: torch.Tensor) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == when:
+            os.kill(os.getpid(), signal.SIGINT)
+        return estimate(self, images)
+
+    monkeypatch.setattr(TorchPredictor, "estimate", interrupted)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_ctrl_c_says_how_to_go_on(
+    ending: str, model: str, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(monkeypatch, 3)
+    out = f"out.{ending}"
+    with pytest.raises(SystemExit) as end:
+        main([model, *files, "--out", out, "--batch_size", "5"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == (
+        "facecls.predict: interrupted; 10 rows are kept, go on with the same command and --resume\n"
+    )
+    main([model, *files, "--out", out, "--resume"])
+    assert table_of(out)["path"].tolist() == files
+
+
+def test_without_out_a_program_reads_csv(
+    model: str, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([model, *files, "--batch_size", "6"]) == 1
+    said = capsys.readouterr()
+    Path("out.csv").write_text(said.out)
+    assert table_of("out.csv")["path"].tolist() == files
+    assert said.err.endswith("/s); 3 could not be read\n")
+    assert said.err.count("\n") == 1
+    interrupt(monkeypatch, 1)
+    with pytest.raises(SystemExit):
+        main([model, *files])
+    assert capsys.readouterr().err == "facecls.predict: interrupted; with --out it could be gone on with\n"
+
+
+def test_without_out_a_person_reads_lines(
+    model: str, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    main([model, files[0], "gone.png"])
+    row = facecls.load(model, device="cpu").predict(files[0]).iloc[0]
+    line, failed = capsys.readouterr().out.splitlines()
+    assert line.split() == [
+        row["gender"],
+        f"{100 * row['p_' + row['gender']]:.0f}",
+        "%",
+        row["race"],
+        f"{100 * row['p_' + row['race']]:.0f}",
+        "%",
+        f"{row['age']:.0f}",
+        f"({row['age_low']}-{row['age_high']})",
+        files[0],
+    ]
+    assert failed == "gone.png: missing file"
+
+
+def test_a_reader_who_has_enough_is_no_error(model: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert main([model, *files]) == 1
+
+
+def test_standard_error_is_only_ours(model: str, files: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """The JPEG library writes of its own accord about a JPEG with stray bytes."""
+    jpeg = Path(next(path for path in files if path.endswith("chip.jpg"))).read_bytes()
+    Path("stray.jpg").write_bytes(jpeg[:20] + b"stray" + jpeg[20:])
+    facecls.load(model, device="cpu").predict("stray.jpg")
+    assert "JPEG" in capfd.readouterr().err
+    assert main([model, "stray.jpg", "--out", "out.csv"]) == 0
+    assert capfd.readouterr().err.startswith("1 faces in ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["gone.ckpt", "in"], "Expected a model at gone.ckpt"),
+        (["{model}", "gone", "x*"], "nothing at gone, x*"),
+        (["{model}", "nothing"], "no file in nothing"),
+        (["{model}", "text.zip"], "Can't read the archive text.zip"),
+        (["{model}", "in", "--out", "out.txt"], "end in .csv, .parquet, .jsonl, but got out.txt"),
+        (["{model}", "in", "--out", "gone/out.csv"], "none at gone"),
+        (["{model}", "in", "--out", "folder.csv"], "folder.csv is a folder"),
+        (["{model}", "in", "--out", "old.csv"], "old.csv exists; go on with it by --resume"),
+        (["{model}", "in", "--out", "old.parquet"], "old.parquet.part.jsonl exists"),
+        (["{model}", "in", "--grid", "grid.gif"], "--grid to be a .png"),
+        (["{model}", "in", "--grid", "gone/grid.png"], "--grid to be a .png in a folder that exists"),
+        (["{model}", "in", "--batch_size", "0"], "--batch_size to be at least 1, but got 0"),
+        (["{model}", "in", "--resume"], "Expected --out with --resume"),
+        (["{model}", "in", "--device", "cuda"], "Expected a GPU"),
+    ],
+)
+def test_misuse_is_one_line_and_status_2(
+    words: list[str], said: str, model: str, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("in", "nothing", "folder.csv"):
+        Path(folder).mkdir()
+    for name in ("text.zip", "old.csv", "old.parquet.part.jsonl"):
+        Path(name).write_text("hello")
+    Path("in/1.jpg").write_bytes(Path(files[0]).read_bytes())
+    with pytest.raises(SystemExit) as end, command("facecls.predict"):
+        main([word.format(model=model) for word in words])
+    shown = capsys.readouterr()
+    assert (end.value.code, shown.out, shown.err.count("\n")) == (2, "", 1)
+    assert said in shown.err
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["best.ckpt"], ["best.ckpt", "x", "--tta", "rotate"], ["best.ckpt", "x", "--no"]]
+)
+def test_wrong_options_have_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "usage: python -m facecls.predict" in capsys.readouterr().err
+
+
+ROW = {"path": "x.jpg", "gender": "female", "race": "asian", "age": 30.6}
+
+
+@pytest.mark.parametrize(
+    ("labels", "text", "is_wrong"),
+    [
+        (None, "female, asian, 31", False),
+        (Labels(-1, -1, -1), "female, asian, 31", False),
+        (Labels(25, 1, 2), "true: female, asian, 25\nfemale, asian, 31", False),
+        (Labels(24, 1, 2), "true: female, asian, 24\nfemale, asian, 31", True),
+        (Labels(37, 1, 2), "true: female, asian, 37\nfemale, asian, 31", True),
+        (Labels(-1, 0, -1), "true: male\nfemale, asian, 31", True),
+        (Labels(-1, -1, 3), "true: indian\nfemale, asian, 31", True),
+    ],
+)
+def test_titles_of_the_grid(labels: Labels | None, text: str, is_wrong: bool) -> None:
+    assert title(ROW, labels) == (text, is_wrong)
+
+
+def batch_of(count: int, draw: Callable[[int], Any]) -> Batch:
+    rows = [ROW | {"path": f"25_1_2_2017011617452512{number}.jpg"} for number in range(count)]
+    return Batch(pd.DataFrame(rows), [draw(number) for number in range(count)], [None] * count)
+
+
+def test_the_grid_shows_the_first_faces_that_can_be_read() -> None:
+    grid = Grid()
+    drawn = [np.full((SIZE, SIZE, 3), number, np.uint8) for number in range(70)]
+    grid.add(batch_of(10, lambda number: drawn[number] if number else None))
+    grid.add(Batch(pd.DataFrame([ROW | {"age": 99.0}]), [drawn[9]], [Labels(26, 1, 2)]))
+    axes = grid.figure().axes
+    assert len(axes) == 10
+    assert [int(each.get_images()[0].get_array().max()) for each in axes] == [*range(1, 10), 9]  # type: ignore[union-attr]
+    assert {each.get_title() for each in axes[:9]} == {"true: female, asian, 25\nfemale, asian, 31"}
+    assert [each.title.get_color() for each in axes] == ["black"] * 9 + ["red"]
+    grid.add(batch_of(70, drawn.__getitem__))
+    assert len(grid.figure().axes) == 64
+
+
+def test_the_grid_is_a_picture(model: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [model, str(drawn), "--out", "out.csv", "--grid", "grid.png"]
+    main(words)
+    with Image.open("grid.png") as image:
+        assert image.format == "PNG"
+        assert image.width > image.height > 500  # 30 faces in four rows of eight
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1000
+    Path("grid.png").unlink()
+    main([*words, "--resume"])
+    assert "no face was predicted, so there is no grid.png" in capsys.readouterr().err
+    assert not Path("grid.png").exists()

@@ -1,0 +1,310 @@
+"""A trained model says the same whichever file it comes from and however faces are handed to it."""
+
+import doctest
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy.special import expit, softmax
+from trained_model import SIZE, TEMPERATURES, save_checkpoint
+
+import facecls
+from facecls import export
+from facecls.data.labels import GENDERS, RACES
+from facecls.data.synthetic import draw_faces
+from facecls.data.transforms import EvalTransform
+from facecls.errors import UserError
+from facecls.inference.faces import predict_stream
+from facecls.inference.inputs import Input
+from facecls.inference.predictor import OnnxPredictor, TorchPredictor, averaged, open_predictor
+from facecls.model.module import load_module
+
+SIZES = {"gender": 2, "race": 5, "age": 117}
+COLUMNS = ["path", "gender", "p_male", "p_female", "race", *(f"p_{name}" for name in RACES)]
+COLUMNS += ["age", "age_low", "age_high", "error"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("model") / "best.ckpt")
+
+
+@pytest.fixture(scope="module")
+def exported(model: Path) -> Path:
+    """The same model as ``facecls.export`` writes it."""
+    module = load_module(model)
+    path = model.with_name("model.onnx")
+    path.write_bytes(export.finished(export.to_onnx(module, 18), export.metadata(module, model)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twelve drawn faces of different sizes, as PNG files."""
+    folder = tmp_path_factory.mktemp("drawn")
+    paths = []
+    for number, (_, data) in enumerate(draw_faces(12, seed=3, size=150)):
+        jpeg = folder / f"{number}.jpg"
+        jpeg.write_bytes(data)
+        paths.append(folder / f"{number}.png")
+        with Image.open(jpeg) as image:
+            image.resize((90 + 10 * number, 120)).save(paths[-1])
+    return paths
+
+
+def pixels_of(files: list[Path]) -> list[npt.NDArray[np.uint8]]:
+    return [np.asarray(Image.open(path).convert("RGB")) for path in files]
+
+
+def resized(files: list[Path]) -> torch.Tensor:
+    arrays = [EvalTransform(SIZE)(image=pixels)["image"] for pixels in pixels_of(files)]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def logits_of(model: Path, images: torch.Tensor) -> dict[str, npt.NDArray[np.float64]]:
+    with torch.inference_mode():
+        return {task: values.double().numpy() for task, values in load_module(model).model(images).items()}
+
+
+def wanted(logits: dict[str, npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.float64]]:
+    years = np.arange(117)
+    return {
+        "gender": softmax(logits["gender"] / TEMPERATURES[0], axis=1),
+        "race": softmax(logits["race"] / TEMPERATURES[1], axis=1),
+        "age": softmax(logits["age"], axis=1) @ years,
+        "age_distribution": softmax(logits["age"] / TEMPERATURES[2], axis=1),
+    }
+
+
+@pytest.mark.parametrize("tta", ["none", "flip"])
+@pytest.mark.parametrize("kind", ["model", "exported"])
+def test_estimates_follow_from_the_logits(
+    kind: str, tta: Any, files: list[Path], model: Path, request: pytest.FixtureRequest
+) -> None:
+    images = resized(files)
+    logits = logits_of(model, images)
+    if tta == "flip":
+        mirrored = logits_of(model, images.flip(3))
+        logits = {task: (values + mirrored[task]) / 2 for task, values in logits.items()}
+    predictor = open_predictor(request.getfixturevalue(kind), "cpu", tta)
+    assert isinstance(predictor, TorchPredictor if kind == "model" else OnnxPredictor)
+    assert (predictor.image_size, predictor.tasks, predictor.age_head) == (
+        SIZE,
+        ["gender", "race", "age"],
+        "distribution",
+    )
+    found = predictor.estimate(images)
+    truth = wanted(logits)
+    assert {*truth} <= {*found}
+    for name, values in truth.items():
+        assert found[name].dtype == np.float32
+        assert found[name] == pytest.approx(values, abs=5e-3 if name == "age" else 2e-5)
+    assert np.ptp(truth["gender"][:, 0]) > 0.02  # else any order of the faces would do
+
+
+def test_logits_are_averaged_though_only_probabilities_are_left() -> None:
+    random = np.random.default_rng(0)
+    one, other = ({task: 3 * random.normal(size=(9, size)) for task, size in SIZES.items()} for _ in "ab")
+    mean = {task: (one[task] + other[task]) / 2 for task in one}
+    found = averaged(_float32(wanted(one)), _float32(wanted(other)), TEMPERATURES[2])
+    for name, values in wanted(mean).items():
+        assert found[name] == pytest.approx(values, abs=1e-3 if name == "age" else 1e-5)
+    first, second = random.normal(size=(2, 9))
+    regressed = averaged({"age": 116 * expit(first)}, {"age": 116 * expit(second)}, 1.0)
+    assert regressed["age"] == pytest.approx(116 * expit((first + second) / 2), abs=1e-4)
+
+
+def _float32(values: dict[str, npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.float32]]:
+    return {name: array.astype(np.float32) for name, array in values.items()}
+
+
+def same(one: pd.DataFrame, other: pd.DataFrame, tolerance: float = 1e-5) -> None:
+    assert list(one.columns) == list(other.columns)
+    for name in one.columns.drop("path"):
+        if one[name].dtype == "float32":
+            assert one[name].to_numpy() == pytest.approx(other[name].to_numpy(), rel=tolerance, abs=tolerance)
+        else:
+            assert one[name].equals(other[name]), name
+
+
+def test_the_table_of_files(model: Path, files: list[Path]) -> None:
+    table = facecls.load(model, device="cpu").predict(files, batch_size=5)
+    truth = wanted(logits_of(model, resized(files)))
+    assert list(table.columns) == COLUMNS
+    assert table["path"].tolist() == [path.as_posix() for path in files]
+    assert table["error"].isna().all()
+    assert table[["p_male", "p_female"]].to_numpy() == pytest.approx(truth["gender"], abs=1e-4)
+    assert table[[f"p_{name}" for name in RACES]].to_numpy() == pytest.approx(truth["race"], abs=1e-4)
+    assert table["gender"].tolist() == [GENDERS[code] for code in truth["gender"].argmax(1)]
+    assert table["race"].tolist() == [RACES[code] for code in truth["race"].argmax(1)]
+    assert table["age"].to_numpy() == pytest.approx(truth["age"], abs=1e-2)
+    for row, distribution in zip(table.itertuples(), truth["age_distribution"], strict=True):
+        assert distribution[: row.age_low].sum() < 0.05 <= distribution[: row.age_low + 1].sum() + 1e-6
+        assert distribution[: row.age_high].sum() < 0.95 <= distribution[: row.age_high + 1].sum() + 1e-6
+    assert dict(table.dtypes.astype(str)) == {
+        name: {"p": "float32", "age": "float32", "age_low": "Int16", "age_high": "Int16"}.get(
+            "p" if name.startswith("p_") else name, "str"
+        )
+        for name in COLUMNS
+    }
+
+
+def test_faces_may_come_in_any_form(model: Path, files: list[Path]) -> None:
+    faces = facecls.load(model, device="cpu")
+    table = faces.predict(files)
+    arrays = pixels_of(files)
+    images = [Image.open(path) for path in files]
+    same(table, faces.predict(list(map(str, files))))
+    same(table, faces.predict(arrays))
+    same(table, faces.predict(images))
+    same(table, faces.predict([*arrays[:2], images[2], *files[3:]]))
+    tensor = resized(files)
+    same(table, faces.predict(tensor))
+    same(table, faces.predict(tensor.float() - 0.4))
+    same(table, faces.predict(list(tensor.permute(0, 2, 3, 1).numpy())))
+    for one in (files[4], str(files[4]), arrays[4], images[4], tensor[4:5]):
+        same(table.iloc[[4]].reset_index(drop=True), faces.predict(one))
+    assert faces.predict(arrays)["path"].isna().all()
+    empty = faces.predict([])
+    assert list(empty.columns) == COLUMNS
+    assert len(empty) == 0
+
+
+def _exotic() -> Iterator[tuple[str, dict[str, Any], Image.Image]]:
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    image = Image.fromarray(noise).resize((180, 140))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    yield "lying.png", {"exif": exif}, image
+    yield "cmyk.tif", {}, image.convert("CMYK")
+    yield "grey.png", {}, image.convert("L")
+    yield "deep.png", {}, Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    yield "palette.png", {"transparency": bytes(range(256))}, image.quantize(256)
+    yield "alpha.png", {}, image.convert("RGBA")
+
+
+def test_pictures_of_pillow_are_seen_as_their_files(model: Path, tmp_path: Path) -> None:
+    faces = facecls.load(model, device="cpu")
+    paths = []
+    for name, options, image in _exotic():
+        paths.append(tmp_path / name)
+        image.save(paths[-1], **options)
+    table = faces.predict(paths)
+    assert table["error"].isna().all()
+    same(table, faces.predict([Image.open(path) for path in paths]))
+
+
+def test_what_cannot_be_read_has_a_row_with_the_reason(model: Path, files: list[Path], tmp_path: Path) -> None:
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(files[0].read_bytes()[:-30])
+    faces = facecls.load(model, device="cpu")
+    lazy = Image.open(io.BytesIO(files[1].read_bytes()[:400]))
+    table = faces.predict([cut, files[0], tmp_path / "gone.png", tmp_path, lazy], batch_size=2)
+    assert table["error"].tolist() == [
+        "truncated",
+        np.nan,
+        "missing file",
+        "unreadable (Is a directory)",
+        "not an image",
+    ]
+    assert table.loc[[0, 2, 3, 4], COLUMNS[1:-1]].isna().all(axis=None)
+    same(table.iloc[[1]].reset_index(drop=True), faces.predict(files[0]))
+
+
+def test_what_is_no_face_at_all_is_refused(model: Path) -> None:
+    faces = facecls.load(model, device="cpu")
+    for wrong, error, said in [
+        (np.zeros((9, 9), np.uint8), ValueError, r"\(H, W, 3\), but got uint8 of shape \(9, 9\)"),
+        ([np.zeros((9, 9), np.uint8)], ValueError, r"\(H, W, 3\), but got uint8 of shape \(9, 9\)"),
+        ([np.zeros((9, 9, 3), np.float32)], ValueError, "got float32"),
+        ([None], TypeError, "got NoneType"),
+        (torch.zeros(3, 9, 9), ValueError, r"\(N, 3, H, W\), but got \(3, 9, 9\)"),
+        (torch.rand(1, 3, 9, 9), ValueError, "look like 0..1"),
+        (torch.zeros(1, 3, 9, 9, dtype=torch.int64), ValueError, "got torch.int64"),
+    ]:
+        with pytest.raises(error, match=said):
+            faces.predict(wrong)
+
+
+def test_a_model_of_some_tasks_has_their_columns_alone(tmp_path: Path, files: list[Path]) -> None:
+    path = save_checkpoint(tmp_path / "best.ckpt", tasks=["race", "age"], age_head="regression")
+    for tta in ("none", "flip"):
+        table = facecls.load(path, device="cpu", tta=tta).predict([files[0], "gone.png"])
+        assert list(table.columns) == ["path", "race", *(f"p_{name}" for name in RACES), "age", "error"]
+        assert table["age"].between(0, 116).tolist() == [True, False]
+
+
+def test_no_more_faces_are_taken_than_two_batches_ahead(model: Path) -> None:
+    class Counting:
+        image_size, tasks, age_head = SIZE, ["gender"], "distribution"
+
+        def estimate(self, images: torch.Tensor) -> dict[str, npt.NDArray[np.float32]]:
+            ahead.append(taken - seen)
+            assert images.shape == (4, 3, SIZE, SIZE)
+            return {"gender": images.float().mean((2, 3))[:, :2].numpy()}
+
+    taken, seen, ahead = 0, 0, list[int]()
+
+    def inputs() -> Iterator[Input]:
+        nonlocal taken
+        while taken < 200:
+            number = taken
+            taken += 1
+            yield Input(str(number), partial(np.full, (80, 70, 3), number, np.uint8))
+
+    for batch in predict_stream(Counting(), inputs(), batch_size=4):  # type: ignore[arg-type]
+        numbers = list(range(seen, seen + 4))
+        assert batch.table["path"].tolist() == list(map(str, numbers))
+        assert batch.table["p_male"].tolist() == numbers  # each with its own pixels
+        seen += 4
+    assert (taken, seen) == (200, 200)
+    assert max(ahead) <= 4 + 2 * 4 + 8
+
+
+def test_models_that_are_none_are_refused(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    (tmp_path / "text.ckpt").write_text("no model")
+    with pytest.raises(UserError, match=r"Expected a model at .*gone\.onnx"):
+        facecls.load(tmp_path / "gone.onnx")
+    with pytest.raises(UserError, match=r"Expected a checkpoint at .*gone\.ckpt"):
+        facecls.load(tmp_path / "gone.ckpt")
+    with pytest.raises(UserError, match=r"model of facecls\.export, but could not load .*text\.onnx"):
+        facecls.load(tmp_path / "text.onnx")
+    with pytest.raises(UserError, match=r"checkpoint of facecls\.fit, but could not load .*text\.ckpt"):
+        facecls.load(tmp_path / "text.ckpt")
+    with pytest.raises(UserError, match="Expected a GPU"):
+        facecls.load(model, device="cuda")
+
+
+def test_a_gpu_is_refused_where_onnx_runtime_has_none(exported: Path) -> None:
+    with pytest.raises(UserError, match="onnxruntime-gpu"):
+        facecls.load(exported, device="cuda")
+
+
+def test_importing_and_asking_for_help_do_not_import_torch() -> None:
+    code = (
+        "import sys, facecls, facecls.predict\n"
+        "assert callable(facecls.load)\n"
+        "try: facecls.predict.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(' '.join({'torch', 'numpy', 'pandas', 'cv2'} & {*sys.modules}) or None)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "--resume" in ended.stdout
+
+
+def test_the_example_runs(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    failed, tried = doctest.testmod(facecls)
+    assert (failed, tried) == (0, 6)
