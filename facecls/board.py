@@ -1,7 +1,8 @@
 """The study's figures in TensorBoard, while a model is trained."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,9 @@ def board_figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
 def _titles(table: pd.DataFrame) -> list[tuple[str, bool]]:
     titles = []
     for row in table.to_dict("records"):
-        told = {task: names[row[f"{task}_predicted"]] for task, names in CLASSES.items() if f"{task}_predicted" in row}
+        told: dict[Hashable, Any] = {
+            task: names[row[f"{task}_predicted"]] for task, names in CLASSES.items() if f"{task}_predicted" in row
+        }
         if "age_predicted" in row:
             told["age"] = row["age_predicted"]
         titles.append(title(told, Labels(*(MISSING if pd.isna(row[t]) else int(row[t]) for t in Labels._fields))))
