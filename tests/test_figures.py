@@ -142,11 +142,11 @@ def test_distributions_are_shares(table: pd.DataFrame) -> None:
 
 def test_groups_are_drawn_with_their_intervals(table: pd.DataFrame) -> None:
     groups = group_table(table)
-    axes = _axes(run_figures.group_scores(groups, "race/accuracy"))
+    axes = _axes(figures.group_scores(groups, "race/accuracy"))
     shown = groups[(groups[["gender", "race", "age_band"]] != "all").sum(axis=1) <= 1]
     points = np.concatenate([container.lines[0].get_xdata() for container in axes.containers])
     assert points == pytest.approx(shown["race/accuracy"].to_numpy(), nan_ok=True)
-    texts = [text.get_text() for text in _axes(run_figures.group_scores(groups, "race/f1_macro")).texts]
+    texts = [text.get_text() for text in _axes(figures.group_scores(groups, "race/f1_macro")).texts]
     assert texts.count("one class") == 5
 
 

@@ -10,11 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from facecls.data.labels import CLASSES, MAX_AGE, Task
 from facecls.study import tables
-from facecls.study.groups import ALL, AXES, MIN_FACES
 from facecls.study.scores import SCORES
 from facecls.study.svg import (
     BLUE,
-    GREEN,
     INK,
     ORANGE,
     in_per_cent,
@@ -93,43 +91,6 @@ def curves(series: Mapping[str, pd.Series], panels: Mapping[str, Sequence[str]],
     if across == "epoch":
         all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[-1].set_xlabel(across)
-    return figure
-
-
-@styled
-def group_scores(groups: pd.DataFrame, name: str) -> Figure:
-    """One score of all faces and of each gender, race and age band, with 95 % intervals.
-
-    Args:
-        groups: As ``groups.group_table`` gives them.
-        name: Of the score.
-    """
-    split = groups[list(AXES)] != ALL
-    shown = groups[split.sum(axis=1) <= 1]
-    labels = [next((name for name in row if name != ALL), "all faces") for row in shown[list(AXES)].to_numpy()]
-    axis = split.loc[shown.index].to_numpy() @ np.array([1, 2, 3])
-    rows = np.arange(len(shown)) + 0.6 * axis  # a gap between the axes
-    figure, (axes,) = new_figure(0.8 + 0.25 * len(shown))
-    values, low, high = (shown[f"{name}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
-    for which, colour in ((axis == 0, INK), (axis == 1, ORANGE), (axis == 2, BLUE), (axis == 3, GREEN)):
-        spread = np.nan_to_num(np.stack([values - low, high - values])[:, which])
-        axes.errorbar(values[which], rows[which], xerr=spread, fmt="o", color=colour, elinewidth=1.6, capsize=2.5)
-    axes.axvline(values[0], color=INK, linewidth=0.8, linestyle=":")
-    task = SCORES[name].task
-    for row in np.flatnonzero(np.isnan(values)):
-        text = (
-            "one class"
-            if SCORES[name].over_classes and shown[task].iloc[row] != ALL
-            else f"fewer than {MIN_FACES} faces"
-        )
-        axes.text(0.5, rows[row], text, transform=axes.get_yaxis_transform(), ha="center", va="center", fontsize=9)
-    axes.set(yticks=rows, yticklabels=labels, ylim=(rows[-1] + 0.7, -0.7))
-    if SCORES[name].unit == "share":
-        in_per_cent(axes, "x")
-        axes.set_xlabel(SCORES[name].title)
-    else:
-        axes.set_xlabel(f"{SCORES[name].title} (years)")
-    axes.xaxis.set_major_locator(MaxNLocator(6))
     return figure
 
 

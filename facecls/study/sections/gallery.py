@@ -102,16 +102,21 @@ def _mistakes(table: pd.DataFrame, task: Task, image: Pixels, model: FaceModel |
     if not rows:
         return [Text(heading), Text("There are none.")]
     resize = EvalTransform(size)
-    tiles = []
+    tiles: list[Tile] = []
+    blocks: list[Block] = [Text(heading)]
     for row in rows:
         pixels = image(row)
         images = [(data_uri(pixels), f"face {row}")]
         if model is not None:
             face = torch.from_numpy(resize(image=pixels)["image"]).permute(2, 0, 1)
-            laid = overlay(face, grad_cam(model, face, task))
-            images.append((data_uri(laid), f"what the {task} head looked at in face {row}"))
+            try:
+                laid = overlay(face, grad_cam(model, face, task))
+            except ValueError as error:  # few trunks, such as CrossViT, have no one map of features
+                blocks.append(Missing(f"What the head looked at can't be shown: {error}"))
+                model = None
+            else:
+                images.append((data_uri(laid), f"what the {task} head looked at in face {row}"))
         tiles.append(Tile(images, _lines(table, row), [_confidence(table, task, row)]))
-    blocks: list[Block] = [Text(heading)]
     if model is not None:
         what = "makes the estimated age higher" if task == "age" else "speaks for what was predicted"
         blocks.append(

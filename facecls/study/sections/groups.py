@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from facecls.study import run_figures
+from facecls.study import figures
 from facecls.study.blocks import (
     Block,
     Bullets,
@@ -95,4 +95,4 @@ def _group_figure(found: pd.DataFrame, name: str) -> Figure:
             parts += [group_name(group), score_interval(found_key, row[name], row[f"{name}_low"], row[f"{name}_high"])]
         caption += words(" Best for {}: {}; worst for {}: {}.", *parts)
     title = SCORES[name].title + (" (years)" if SCORES[name].unit == "years" else "")
-    return drawn(run_figures.group_scores(found, name), f"groups-{name.replace('/', '-')}", title, caption)
+    return drawn(figures.group_scores(found, name), f"groups-{name.replace('/', '-')}", title, caption)
