@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
 from run_folders import Page, change, drawn_run, simulated_run
 from scipy import stats
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 from trained_model import save_checkpoint
 
 from facecls.data.labels import GENDERS, RACES
@@ -45,13 +45,11 @@ BANDS = {"0-9": (0, 9), "10-19": (10, 19), "20-29": (20, 29), "30-39": (30, 39),
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = simulated_run(tmp_path_factory.mktemp("runs") / "simulated")
-    with SummaryWriter(str(folder)) as writer:
-        for epoch in range(3):
-            step = 10 * epoch + 9
-            for stage, loss in (("train", 2.5), ("val", 3.5)):
-                writer.add_scalar(f"{stage}/race/loss", loss - epoch, step)
-            writer.add_scalar("epoch", epoch, step)
-            writer.add_scalar("lr", 0.1**epoch, step)
+    logger = TensorBoardLogger(folder.parent, folder.name, "", default_hp_metric=False)
+    for epoch in range(3):
+        values = {"train/race/loss": 2.5 - epoch, "val/race/loss": 3.5 - epoch, "epoch": epoch, "lr": 0.1**epoch}
+        logger.log_metrics(values, 10 * epoch + 9)
+    logger.finalize("success")
     return folder
 
 
