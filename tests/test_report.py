@@ -29,6 +29,7 @@ def test_pictures_are_read_back(run: Path, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert f"wrote {path}" in out
     assert "without what the heads looked at: Expected a checkpoint" in out
+    assert "checkpoint was not at hand" in page.sections["gallery"]
 
 
 def test_what_the_heads_looked_at(run: Path) -> None:

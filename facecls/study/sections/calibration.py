@@ -40,12 +40,10 @@ def calibration(table: pd.DataFrame) -> Section:
     blocks: list[Block] = [*missing, *([Figures(shown)] if shown else [])]
     if len(classes):
         head = ["task", "temperature", "calibration error (ECE)", "neg. log likelihood (nats)", "faces"]
-        blocks.append(
-            Table("Gender and race, before and after temperature scaling", head, _rows(classes, "ece", "nll"))
-        )
+        blocks.append(Table("Gender and race: temperature scaling", head, _rows(classes, "ece", "nll")))
     if len(ages):
         head = ["task", "temperature", "ages in their 90 % interval", "its width (years)", "faces"]
-        blocks.append(Table("Age, before and after temperature scaling", head, _rows(ages, "coverage", "width")))
+        blocks.append(Table("Age: temperature scaling", head, _rows(ages, "coverage", "width")))
     blocks.append(
         Text(
             "A temperature divides the logits; it was fitted on validation faces and changes no decision. Above 1 the "
