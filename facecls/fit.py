@@ -25,7 +25,7 @@ from facecls.cli import (
     write_study,
 )
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.labels import MISSING, TASKS
+from facecls.data.labels import TASKS
 from facecls.errors import command
 from facecls.files import replacing
 from facecls.model.module import FaceModule, load_module
@@ -102,10 +102,8 @@ def calibrate(trainer: pl.Trainer, model: FaceModule, data: FacesDataModule, che
     for number, task in enumerate(TASKS):
         if task in batches[0]:
             logits, labels = (torch.cat(parts) for parts in zip(*(batch[task] for batch in batches), strict=True))
-            known = labels != MISSING
-            if known.any() and logits.shape[1] > 1:  # a regression has no distribution to spread
-                found = fit_temperature(logits[known].numpy(), labels[known].numpy())
-                model.model.temperatures[number] = found
+            if logits.shape[1] > 1:  # a regression has no distribution to spread
+                model.model.temperatures[number] = fit_temperature(logits.numpy(), labels.numpy())
     kept = torch.load(checkpoint, map_location="cpu", weights_only=True)
     kept["state_dict"]["model.temperatures"] = model.model.temperatures.cpu()
     with replacing(checkpoint) as part:

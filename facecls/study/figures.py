@@ -211,8 +211,6 @@ def group_scores(groups: pd.DataFrame, name: str) -> Figure:
     axes.set(yticks=rows, yticklabels=labels, ylim=(rows[-1] + 0.7, -0.7))
     if SCORES[name].unit == "share":
         in_per_cent(axes, "x")
-        axes.set_xlabel(SCORES[name].title)
-    else:
-        axes.set_xlabel(f"{SCORES[name].title} (years)")
+    axes.set_xlabel(SCORES[name].heading)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     return figure

@@ -148,8 +148,7 @@ def describe(gap: Gap) -> str:
     verdict = "" if gap.low > 0 else "; the interval includes 0, so the gap may be chance"
     return (
         f"{SCORES[gap.score].title} by {by}: worst for {gap.worse} ({worst} {unit}), best for {gap.better} "
-        f"({best} {unit}), a gap of {difference} {of_gap} (95 % interval {low} to {high}, corrected for the number of "
-        f"pairs compared){verdict}."
+        f"({best} {unit}), a gap of {difference} {of_gap} (95 % interval {low} to {high}){verdict}."
     )
 
 

@@ -27,10 +27,6 @@ class PredictionCollector(pl.Callback):
         """Starts anew."""
         self._start(pl_module)
 
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew."""
-        self._start(pl_module)
-
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -43,17 +39,8 @@ class PredictionCollector(pl.Callback):
         """Keeps the estimates of a batch."""
         self._keep(outputs)
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the estimates of a batch."""
-        self._keep(outputs)
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
 
     def _start(self, module: Any) -> None:
         self.batches = []

@@ -54,6 +54,12 @@ class Run:
         return data if isinstance(data, dict) else {}
 
     @property
+    def train(self) -> pd.DataFrame:
+        """The faces that it was trained with; none if they are unknown."""
+        faces = self.predictions.iloc[:0] if self.faces is None else self.faces
+        return faces[faces["split"] == "train"]
+
+    @property
     def of_utkface(self) -> bool:
         """Whether it was tested on photographs under UTKFace's file names."""
         root = str(self.data.get("root", ""))

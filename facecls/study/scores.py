@@ -54,6 +54,11 @@ class Score(NamedTuple):
     parts: Callable[[Numbers, Numbers], Numbers]
     value: Callable[[Numbers], Numbers]
 
+    @property
+    def heading(self) -> str:
+        """The title, with years where values are in them."""
+        return f"{self.title} (years)" if self.unit == "years" else self.title
+
 
 def _mean_of(of_error: Callable[[Numbers], Numbers]) -> Callable[[Numbers, Numbers], Numbers]:
     def parts(labels: Numbers, predicted: Numbers) -> Numbers:
@@ -223,7 +228,8 @@ def resampled_sums(
     columns = np.concatenate(list(parts.values()), 1)[order]  # (N, all K), the faces of a cell side by side
     edges = np.searchsorted(cells[order], np.arange(number + 1))
     sums = np.zeros((REPLICATES, number, columns.shape[1]))
-    for done, weights in enumerate(_draws(len(order), seed)):
+    for done, drawn in enumerate(_draws(len(order), seed)):
+        weights = drawn[:, order]  # a face is drawn as often whatever the cells are
         rows = slice(done * _AT_ONCE, (done + 1) * _AT_ONCE)
         for cell in np.flatnonzero(np.diff(edges)):
             faces = slice(edges[cell], edges[cell + 1])

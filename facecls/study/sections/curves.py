@@ -34,11 +34,7 @@ def curves(run: Run) -> Section:
 
 def _panels(series: Mapping[str, "pd.Series[float]"], task: Task) -> dict[str, list[str]]:
     wanted = {f"Loss of {task}": f"{task}/loss"}
-    wanted |= {
-        found.title + (" (years)" if found.unit == "years" else ""): name
-        for name, found in SCORES.items()
-        if found.task == task
-    }
+    wanted |= {found.heading: name for name, found in SCORES.items() if found.task == task}
     return {title: _tags(series, name) for title, name in wanted.items() if _tags(series, name)}
 
 

@@ -49,7 +49,8 @@ def groups(found: pd.DataFrame, gaps: Sequence[Gap]) -> Section:
     combined = found.drop(index=single.index)
     note = (
         f"A group is what the labels say, not what was predicted. Groups with fewer than {MIN_FACES} labelled faces "
-        "get no numbers. Intervals (95 %) are not corrected for the number of groups; those of the gaps are."
+        "get no numbers. Intervals (95 %) are not corrected for the number of groups; those of the gaps are, for the "
+        "number of pairs compared."
     )
     blocks += [Figures(shown), _group_table("Scores by group", single, names), Text(note)]
     if len(combined):
@@ -77,7 +78,7 @@ def _group_table(caption: str, found: pd.DataFrame, names: Sequence[str], fold: 
             else:
                 cells.append(f"< {MIN_FACES} faces")
         rows.append(cells)
-    heads = [SCORES[name].title + (" (years)" if SCORES[name].unit == "years" else "") for name in names]
+    heads = [SCORES[name].heading for name in names]
     return Table(caption, ["group", "faces", *heads], rows, fold)
 
 
@@ -94,5 +95,5 @@ def _group_figure(found: pd.DataFrame, name: str) -> Figure:
             found_key = "/".join(("group", *group, name))
             parts += [group_name(group), score_interval(found_key, row[name], row[f"{name}_low"], row[f"{name}_high"])]
         caption += words(" Best for {}: {}; worst for {}: {}.", *parts)
-    title = SCORES[name].title + (" (years)" if SCORES[name].unit == "years" else "")
+    title = SCORES[name].heading
     return drawn(figures.group_scores(found, name), f"groups-{name.replace('/', '-')}", title, caption)

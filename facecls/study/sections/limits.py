@@ -69,7 +69,7 @@ def _thin_groups(groups: pd.DataFrame) -> list[Content]:
 
 
 def _training_shares(run: Run) -> list[Content]:
-    train = run.faces[run.faces["split"] == "train"] if run.faces is not None else run.predictions.iloc[:0]
+    train = run.train
     if not len(train):
         return ["What the model was trained on is not known here, so a weak group may simply be a rare one."]
     said = []

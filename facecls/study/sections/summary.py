@@ -63,13 +63,12 @@ def _in_a_sentence(table: pd.DataFrame, scores: Mapping[str, Interval]) -> Conte
 
 
 def _score_table(run: Run, scores: Mapping[str, Interval]) -> list[Block]:
-    train = run.faces[run.faces["split"] == "train"] if run.faces is not None else run.predictions.iloc[:0]
-    reference, whose = (train, "training") if len(train) else (run.predictions, "tested")
+    reference, whose = (run.train, "training") if len(run.train) else (run.predictions, "tested")
     guesses = trivial(run.predictions, reference)
     reported = NOTEBOOK[len(tested_tasks(run.predictions)) > 1] if run.of_utkface else {}
     rows: list[list[Content]] = []
     for name, found in scores.items():
-        row: list[Content] = [SCORES[name].title + (" (years)" if SCORES[name].unit == "years" else "")]
+        row: list[Content] = [SCORES[name].heading]
         row.append(score_interval(f"score/{name}", found.value, found.low, found.high))
         row.append(score(f"trivial/{name}", guesses[name]) if name in guesses else NONE)
         if reported:
