@@ -1,6 +1,7 @@
 """``python -m convert``: a Keras VGGFace2 ResNet-50 -> a trunk file, verified before it is written."""
 
 import argparse
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -83,6 +84,7 @@ def _scratch(dest: Path, file: "KerasFile", classifier: bool, onnx_part: Path | 
             path = Path(folder) / "model.onnx"
             # weights in a file of their own, so that who reads the model maps them or reads them once
             onnx.save_model(model, path, save_as_external_data=True, location="model.weights")
+            del model  # holds all weights, even those that it has written
             onnx.checker.check_model(path, full_check=True)
             yield path
     except OSError as error:
@@ -149,4 +151,6 @@ def _report(file: "KerasFile", measured: dict[str, float], written: dict[Path, s
 
 
 if __name__ == "__main__":
+    gc.disable()  # the imports make 640,000 objects that stay; to look for garbage among them takes a second,
     main()
+    gc.freeze()  # and half a second more at the end

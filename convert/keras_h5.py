@@ -35,7 +35,7 @@ Datasets = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class KerasFile:
-    """An open file, all of it checked: every weight of the network is there, float32, of the right shape and finite.
+    """An open file, checked: every weight of the network is there, float32 and of the right shape.
 
     Attributes:
         path: The file.
@@ -65,14 +65,25 @@ class KerasFile:
         return self.features != self.output
 
     def read(self, weight: str) -> NDArray[np.float32]:
-        """Reads one weight as Keras keeps it: kernels are (H, W, in, out)."""
-        array: NDArray[np.float32] = self.datasets[weight][()]
+        """Reads one weight as Keras keeps it: kernels are (H, W, in, out).
+
+        Raises:
+            UserError: If it can't be read or holds anything but finite numbers.
+        """
+        try:
+            array: NDArray[np.float32] = self.datasets[weight][()]
+        except _DAMAGE as error:
+            raise _damaged(self.path, error) from None
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"Expected finite weights, but {weight} in {self.path} holds NaN or Inf; get the file again."
+            )
         return array
 
 
 @contextmanager
 def open_keras(path: Path) -> Iterator[KerasFile]:
-    """Opens a file that Keras 2 wrote of keras-vggface's VGGFace2 ResNet-50, and checks all of it.
+    """Opens a file that Keras 2 wrote of keras-vggface's VGGFace2 ResNet-50, and checks all but the numbers in it.
 
     Args:
         path: The .h5 file.
@@ -81,7 +92,7 @@ def open_keras(path: Path) -> Iterator[KerasFile]:
         The open file; its arrays are read one at a time, so that no more than needed is in memory.
 
     Raises:
-        UserError: If it is anything else, or a weight is missing, unknown, misshapen, not float32 or not finite.
+        UserError: If it is anything else, or a weight is missing, unknown, misshapen or not float32.
     """
     sha256 = _digest(path)
     try:
@@ -131,7 +142,6 @@ def _read(path: Path, file: Any, sha256: str) -> KerasFile:
         datasets = _datasets(path, group)
         classifier = any(name.startswith(f"{CLASSIFIER}/") for name in datasets)
         _check_shapes(path, datasets, known_shapes(classifier))
-        _check_values(path, datasets)
         version = "".join(_texts(group.attrs, "keras_version")) or "unknown"
         config = "".join(_texts(file.attrs, "model_config"))
     except _DAMAGE as error:
@@ -202,12 +212,6 @@ def _check_shapes(path: Path, datasets: Datasets, known: Mapping[str, tuple[int,
                 f"Expected weight {name} to be float32 of shape {known[name]}, but in {path} it is {data.dtype} of "
                 f"shape {tuple(data.shape)}; take the file of keras-vggface's VGGFace2 ResNet-50."
             )
-
-
-def _check_values(path: Path, datasets: Datasets) -> None:
-    for name, data in datasets.items():
-        if not np.isfinite(data[()]).all():
-            raise UserError(f"Expected finite weights, but {name} in {path} holds NaN or Inf; get the file again.")
 
 
 def _check_weighted(path: Path, graph: list[Layer], datasets: Datasets) -> None:

@@ -41,7 +41,7 @@ def to_onnx(file: KerasFile, classifier: bool) -> onnx.ModelProto:
         The model, not checked yet; see the head of this file for its input and outputs. Same file, same model.
 
     Raises:
-        UserError: If a layer is configured in a way that can't be converted.
+        UserError: If a layer is configured in a way that can't be converted, or a weight is not finite.
     """
     outputs = {file.features: FEATURES} | ({file.output: PROBABILITIES} if classifier else {})
     graph = _Graph(file, outputs)

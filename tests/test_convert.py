@@ -150,7 +150,7 @@ def test_whole_command_in_little_memory_and_the_same_bytes(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stderr) * 1024 < 1.6e9
+    assert int(done.stderr) * 1024 < 1.4e9
     assert dest.read_bytes() == converted["whole"].read_bytes()
     sha256 = hashlib.sha256((folder / "whole.h5").read_bytes()).hexdigest()
     for fact in (
@@ -613,7 +613,7 @@ def test_wrong_weights_are_refused_by_name(
     copy_linked(folder / "weights.h5", path)
     with h5py.File(path, "r+") as file:
         edit(file)
-    assert_refused(path, tmp_path, capsys, message)
+    assert_refused(path, tmp_path, capsys, message, ["--keep-classifier"])  # what is not kept is not read
 
 
 def setting(name: str, **settings: Any) -> Callable[[Config], None]:
