@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from facecls.errors import UserError
 
@@ -63,8 +63,8 @@ def is_clutter(path: str) -> bool:
         >>> [is_clutter(path) for path in ("faces/1.jpg", "faces/._1.jpg", "__MACOSX/faces/1.jpg", ".DS_Store")]
         [False, True, True, True]
     """
-    at = PurePosixPath(path)
-    return at.name.startswith("._") or at.name == ".DS_Store" or "__MACOSX" in at.parts
+    parts = path.split("/")
+    return parts[-1].startswith("._") or parts[-1] == ".DS_Store" or "__MACOSX" in parts
 
 
 def file_bytes(file: Path) -> bytes:

@@ -45,18 +45,18 @@ def assign_split(faces: pd.DataFrame, val: float, test: float, seed: int) -> "pd
     """
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise UserError(f"Expected fractions val >= 0 and test >= 0 with val + test < 1, got val={val}, test={test}.")
-    row_group, images = pd.factorize(faces["sha1"])
-    sizes = np.bincount(row_group, minlength=len(images))
-    strata = np.full(len(images), np.iinfo(np.int64).max)
+    drawn = np.fromiter((_draw(seed, sha1) for sha1 in faces["sha1"]), np.uint64, len(faces))
+    # a draw stands for its image: two of a million share one once in 40 million times, and only go together then
+    draws, row_group, sizes = np.unique(drawn, return_inverse=True, return_counts=True)
+    strata = np.full(len(draws), np.iinfo(np.int64).max)
     np.minimum.at(strata, row_group, _strata(faces))
-    draws = np.fromiter((_draw(seed, sha1) for sha1 in images.tolist()), np.uint64, len(images))
     order = np.lexsort((draws, strata))
     by_stratum = np.split(order, np.flatnonzero(np.diff(strata[order])) + 1)
 
     shares = {_TEST: test, _VAL: val}
     parts = _deal(by_stratum, sizes, shares, {part: _draw(seed, SPLITS[part]) / 2**64 for part in shares})
     _leave_none_empty(parts, [_TRAIN, *(part for part, share in shares.items() if share)], sizes, draws)
-    return pd.Series(np.array(SPLITS)[parts[row_group]], index=faces.index, name="split", dtype="str")
+    return pd.Series(np.array(SPLITS, object)[parts[row_group]], index=faces.index, name="split", dtype="str")
 
 
 def read_split_file(path: str | Path, faces: pd.DataFrame) -> "pd.Series[str]":

@@ -5,15 +5,15 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import starmap
-from pathlib import Path, PurePosixPath
+from itertools import islice, starmap
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from facecls.data.columns import label_values, read_columns
+from facecls.data.columns import CHUNK, label_values, read_columns
 from facecls.data.labels import EXPECTED, HIGHEST, MISSING, TASKS, LabelError, Labels, parse_name
 from facecls.data.parallel import in_order
 from facecls.data.sources import Read, UnreadableError, file_bytes, is_clutter, quiet, tar_members, walk, zip_members
@@ -132,7 +132,7 @@ def _named(path: str, read: Read) -> _File:
     if is_clutter(path):
         return _File(path, "not an image")
     try:
-        return _File(path, None, parse_name(PurePosixPath(path).name), read())
+        return _File(path, None, parse_name(path.rpartition("/")[2]), read())
     except (LabelError, UnreadableError) as error:
         return _File(path, str(error))
 
@@ -197,33 +197,24 @@ def _with_reason(file: _File) -> _File:
 
 
 def _collect(inspected: Iterator[tuple[_File, str]]) -> Table:
-    images, ends, labels = bytearray(), array("q"), array("h")
-    paths, hashes, splits = list[str](), list[str](), list[str]()
+    images, ends = bytearray(), array("q")
     rejects = list[tuple[str, str]]()
-    for file, sha1 in inspected:
-        path = file.path.encode(errors="backslashreplace").decode()  # names on disk may hold bytes that are no text
-        if file.reason is not None:
-            rejects.append((path, file.reason))
-            continue
-        images += file.data
-        ends.append(len(images))
-        labels.extend(file.labels)
-        paths.append(path)
-        hashes.append(sha1)
-        if file.split is not None:
-            splits.append(file.split)
-    columns = dict(zip(Labels._fields, np.array(labels, np.int16).reshape(-1, len(Labels._fields)).T, strict=True))
-    faces = pd.DataFrame(
-        {
-            "path": pd.Series(paths, dtype="str"),
-            **{name: pd.array(values, "Int16") for name, values in columns.items()},
-            "sha1": pd.Series(hashes, dtype="str"),
-        }
-    )
+
+    def rows() -> Iterator[tuple[str | int | None, ...]]:
+        for file, sha1 in inspected:
+            path = file.path.encode(errors="backslashreplace").decode()  # names on disk may hold bytes that are no text
+            if file.reason is not None:
+                rejects.append((path, file.reason))
+                continue
+            images.extend(file.data)
+            ends.append(len(images))
+            yield path, *file.labels, sha1, file.split
+
+    faces = pd.concat(_frames(rows()), ignore_index=True)
     for task in TASKS:
         faces[task] = faces[task].mask(faces[task] == MISSING)
-    if splits:
-        faces["split"] = pd.Series(splits, dtype="str")
+    if faces["split"].isna().all():
+        del faces["split"]
     return Table(
         faces,
         pd.DataFrame(rejects, columns=["path", "reason"], dtype="str"),
@@ -232,3 +223,11 @@ def _collect(inspected: Iterator[tuple[_File, str]]) -> Table:
             np.array(ends, np.int64),
         ),
     )
+
+
+def _frames(rows: Iterator[tuple[str | int | None, ...]]) -> Iterator[pd.DataFrame]:
+    """Puts rows into columns, some at a time: a million take 100 MB there, and 300 as Python's own objects."""
+    types = {"path": "str", **dict.fromkeys(Labels._fields, "Int16"), "sha1": "str", "split": "str"}
+    yield pd.DataFrame(columns=list(types)).astype(types)
+    while some := list(islice(rows, CHUNK)):
+        yield pd.DataFrame(some, columns=list(types)).astype(types)
