@@ -25,14 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 import facecls
-from facecls.board import StudyBoard
 from facecls.callbacks import Average, LastCheckpoint, Progress, run_folder
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import TASKS
 from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.model.module import FaceModule
-from facecls.study.page import REPORT, write_report
 from facecls.study.predictions import PredictionCollector
 
 RUNS = "runs"
@@ -132,6 +130,8 @@ class FaceCLI(LightningCLI):
             # Lightning would put it where the model is at first, on the CPU
             device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
             callbacks.append(WeightAveraging(device, avg_fn=Average(self.config.ema)))
+        from facecls.board import StudyBoard  # with what it draws it takes a second, for which --help must not wait
+
         self.collector = PredictionCollector()
         callbacks += [self.collector, StudyBoard(self.collector)]
         callbacks.append(LastCheckpoint())  # after the one that keeps the best
@@ -298,6 +298,8 @@ def write_study(folder: Path, data: FacesDataModule, collector: PredictionCollec
         collector: It was among the callbacks.
         model: What was tested.
     """
+    from facecls.study.page import write_report  # late, as the board above
+
     faces = collector.faces()
     with console().status("writing the report"):
         write_report(folder, lambda row: data.picture(faces[row]), model.model.cpu())
@@ -329,4 +331,4 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
             table.add_row(parts[1], parts[2], text)
     out = console()
     out.print(table)
-    out.print(f"open {folder / REPORT}; metrics.json, predictions.parquet and all else lie beside it")
+    out.print(f"open {folder / 'report.html'}; metrics.json, predictions.parquet and all else lie beside it")

@@ -109,7 +109,11 @@ class FaceBatches(Dataset[dict[str, Tensor]]):
         """
         if plan.seed is not None:
             self.transform.set_random_seed(int(np.random.SeedSequence(plan.seed).generate_state(1)[0]))
-        images = np.stack([self.transform(image=decode(self.store[face]))["image"] for face in plan.faces])
+        for place, face in enumerate(plan.faces):
+            image = self.transform(image=decode(self.store[face]))["image"]
+            if not place:
+                images = np.empty((len(plan.faces), *image.shape), np.uint8)
+            images[place] = image  # while it is in the processor's cache
         batch = {"image": torch.from_numpy(images).permute(0, 3, 1, 2), "index": torch.from_numpy(plan.faces)}
         for column, task in enumerate(TASKS):
             batch[task] = torch.from_numpy(self.labels[plan.faces, column])
@@ -153,7 +157,7 @@ class FacesDataModule(pl.LightningDataModule):
             for N drawn faces.
         image_size: Side of the images in pixels, 64 or more.
         batch_size: Faces in a batch.
-        num_workers: Processes that prepare batches; null for one a core, at most 8.
+        num_workers: Processes that prepare batches; null for one a core, at most 16.
         val_fraction: Share of the faces kept for validation, which chooses the best epoch.
         test_fraction: Share of the faces kept for the test.
         split_file: The seed's split (CSV with ``img_name`` and ``is_train``) in place of the fractions: 1 trains, the
@@ -195,7 +199,7 @@ class FacesDataModule(pl.LightningDataModule):
         self.root = root
         self.image_size = image_size
         self.batch_size = batch_size
-        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        self.num_workers = min(16, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
         self.fractions = (val_fraction, test_fraction)
         self.split_file = split_file
         self.split = split
