@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichBar
 from rich.table import Table
 
 import facecls
@@ -30,7 +33,9 @@ from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import TASKS
 from facecls.errors import UserError
 from facecls.files import replacing
+from facecls.model.features import compute_features, features_key, read_features, write_features
 from facecls.model.module import FaceModule
+from facecls.model.schedule import ALL
 from facecls.study.predictions import PredictionCollector
 
 RUNS = "runs"
@@ -84,6 +89,12 @@ class FaceCLI(LightningCLI):
         parser.add_argument(
             "--ema", type=float | None, default=0.999, help="Decay of the average of the weights; null for none."
         )
+        parser.add_argument(
+            "--probe",
+            type=bool,
+            default=False,
+            help="Run the trunk, which stays as it is, over each face once, and train the heads on its features.",
+        )
         parser.link_arguments("data.image_size", "model.image_size")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
@@ -102,6 +113,8 @@ class FaceCLI(LightningCLI):
             raise UserError(
                 "Expected no trainer.overfit_batches; trainer.limit_train_batches takes a part of the batches."
             )
+        if config.probe:
+            _check_probe(config)
         self.precision, why = config.trainer.precision, "as asked"
         if self.precision is None:
             self.precision, why = choose_precision(config.trainer.accelerator)
@@ -146,6 +159,21 @@ def _seed(value: bool | int) -> int:
             f"Expected seed_everything as a number, but got {str(value).lower()}; all randomness comes from it."
         )
     return value
+
+
+def _check_probe(config: Any) -> None:
+    """Refuses what can't be had from features that are computed once."""
+    schedule, transform = config.model.schedule, config.data.train_transform
+    if set(schedule.frozen.values()) != {ALL} or 0 not in schedule.frozen:
+        raise UserError(
+            f"Expected model.schedule.frozen {{0: {ALL}}} with probe, since the trunk stays as it is, but got "
+            f"{schedule.frozen}."
+        )
+    if config.model.tta != "none" or transform is not None:
+        raise UserError(
+            "Expected model.tta none and no data.train_transform with probe, since each face is seen once, as "
+            f"evaluation sees it, but got {config.model.tta} and {'one' if transform else 'none'}."
+        )
 
 
 def create_logger(root: str, name: str, version: str | None = None) -> TensorBoardLogger:
@@ -237,6 +265,48 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def use_features(trainer: pl.Trainer, model: FaceModule, data: FacesDataModule) -> str:
+    """Lets a module train on its trunk's features, read from beside the run's folder or computed now and kept there.
+
+    Args:
+        trainer: Before its training.
+        model: The module.
+        data: The faces, after ``setup``.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        UserError: If the features can't be written.
+    """
+    trunk = model.model.trunk
+    path, key = run_folder(trainer).parent / "features.safetensors", features_key(trunk, data, str(trainer.precision))
+    features, done = read_features(path, key), "read from"
+    if features is None:
+        started, done = time.monotonic(), "kept in"
+        with create_bar(is_shown=trainer.progress_bar_callback is not None) as bar:
+            task = bar.add_task("features", total=len(data.faces))
+            features = compute_features(
+                trunk,
+                data.whole_dataloader(),
+                trainer.strategy.root_device,
+                trainer.precision_plugin.forward_context,
+                lambda faces: bar.advance(task, faces),
+            )
+        done = f"computed at {len(features) / (time.monotonic() - started):.0f} a second, {done}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_features(path, key, features)
+    data.use_features(features)
+    return f"features of {len(features):,} faces {done} {path}"
+
+
+def create_bar(is_shown: bool) -> RichBar:
+    """A progress bar that counts faces."""
+    return RichBar(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=not is_shown
+    )
 
 
 def write_data(folder: Path, data: FacesDataModule) -> None:

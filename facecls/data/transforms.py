@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+
 class TrainTransform(A.Compose):  # type: ignore[misc]
     """What training does to a face: flip, small affine, crop, colour, noise and dropout of patches.
 
@@ -74,6 +75,10 @@ class EvalTransform:
 
     def __init__(self, size: int = 224) -> None:
         self.size = size
+
+    def __repr__(self) -> str:
+        """All that the result follows from."""
+        return f"EvalTransform({self.size})"
 
     def set_random_seed(self, seed: int) -> None:
         """Nothing; nothing is drawn."""
