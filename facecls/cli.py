@@ -70,6 +70,8 @@ class FaceCLI(LightningCLI):
         args: Words of the command line.
     """
 
+    prog = "python -m facecls.fit"
+
     def __init__(self, args: Sequence[str] | None) -> None:
         super().__init__(
             FaceModule,
@@ -77,7 +79,7 @@ class FaceCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
-            parser_kwargs={"exit_on_error": False, "prog": "python -m facecls.fit"},
+            parser_kwargs={"exit_on_error": False, "prog": self.prog},
             args=None if args is None else list(args),
             run=False,
         )
@@ -349,8 +351,7 @@ def write_results(
         "precision": str(trainer.precision),
         "device": device_name(trainer),
         "version": facecls.__version__,
-        "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "timm")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
     }
     with replacing(folder / "predictions.parquet") as part:
         table.to_parquet(part, index=False)
@@ -373,6 +374,12 @@ def write_study(folder: Path, data: FacesDataModule, collector: PredictionCollec
     faces = collector.faces()
     with console().status("writing the report"):
         write_report(folder, lambda row: data.picture(faces[row]), model.model.cpu())
+
+
+def versions() -> dict[str, str]:
+    """What results depend on, by name."""
+    packages = {name: version(name) for name in ("torch", "pytorch-lightning", "timm")}
+    return packages | {"python": platform.python_version()}
 
 
 def device_name(trainer: pl.Trainer) -> str:

@@ -288,6 +288,11 @@ class FacesDataModule(pl.LightningDataModule):
         assert self._store is not None, "setup comes first"
         return decode(self._store[face])
 
+    def encoded_bytes(self) -> int:
+        """How much memory the images take, held once for all workers."""
+        assert self._store is not None, "setup comes first"
+        return len(self._store.data)
+
     def use_features(self, features: Tensor) -> None:
         """Makes all batches from now on carry ``features`` in place of ``image``.
 

@@ -83,7 +83,9 @@ class FaceModule(pl.LightningModule):
         self.log_variances = (
             nn.ParameterDict({task: torch.zeros(()) for task in self.tasks}) if task_weights == "learned" else None
         )
-        self.optimizer = optimizer
+        # a function is not copied with the module, as the average does; jsonargparse's factory holds the parser, and
+        # through it the trainer, the data and all images
+        self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
         self.schedule = schedule
         self.tta = tta
         self.metrics = nn.ModuleDict(
