@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,17 +23,19 @@ from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichBar
 from rich.table import Table
 
 import facecls
-from facecls.board import StudyBoard
 from facecls.callbacks import Average, LastCheckpoint, Progress, run_folder
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import TASKS
 from facecls.errors import UserError
 from facecls.files import replacing
+from facecls.model.features import compute_features, features_key, read_features, write_features
 from facecls.model.module import FaceModule
-from facecls.study.page import REPORT, write_report
+from facecls.model.schedule import ALL
 from facecls.study.predictions import PredictionCollector
 
 RUNS = "runs"
@@ -67,6 +70,8 @@ class FaceCLI(LightningCLI):
         args: Words of the command line.
     """
 
+    prog = "python -m facecls.fit"
+
     def __init__(self, args: Sequence[str] | None) -> None:
         super().__init__(
             FaceModule,
@@ -74,7 +79,7 @@ class FaceCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
-            parser_kwargs={"exit_on_error": False, "prog": "python -m facecls.fit"},
+            parser_kwargs={"exit_on_error": False, "prog": self.prog},
             args=None if args is None else list(args),
             run=False,
         )
@@ -85,6 +90,12 @@ class FaceCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to resume, such as checkpoints/last.ckpt.")
         parser.add_argument(
             "--ema", type=float | None, default=0.999, help="Decay of the average of the weights; null for none."
+        )
+        parser.add_argument(
+            "--probe",
+            type=bool,
+            default=False,
+            help="Run the trunk, which stays as it is, over each face once, and train the heads on its features.",
         )
         parser.link_arguments("data.image_size", "model.image_size")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
@@ -104,6 +115,8 @@ class FaceCLI(LightningCLI):
             raise UserError(
                 "Expected no trainer.overfit_batches; trainer.limit_train_batches takes a part of the batches."
             )
+        if config.probe:
+            _check_probe(config)
         self.precision, why = config.trainer.precision, "as asked"
         if self.precision is None:
             self.precision, why = choose_precision(config.trainer.accelerator)
@@ -132,6 +145,8 @@ class FaceCLI(LightningCLI):
             # Lightning would put it where the model is at first, on the CPU
             device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
             callbacks.append(WeightAveraging(device, avg_fn=Average(self.config.ema)))
+        from facecls.board import StudyBoard  # with what it draws it takes a second, for which --help must not wait
+
         self.collector = PredictionCollector()
         callbacks += [self.collector, StudyBoard(self.collector)]
         callbacks.append(LastCheckpoint())  # after the one that keeps the best
@@ -146,6 +161,21 @@ def _seed(value: bool | int) -> int:
             f"Expected seed_everything as a number, but got {str(value).lower()}; all randomness comes from it."
         )
     return value
+
+
+def _check_probe(config: Any) -> None:
+    """Refuses what can't be had from features that are computed once."""
+    schedule, transform = config.model.schedule, config.data.train_transform
+    if set(schedule.frozen.values()) != {ALL} or 0 not in schedule.frozen:
+        raise UserError(
+            f"Expected model.schedule.frozen {{0: {ALL}}} with probe, since the trunk stays as it is, but got "
+            f"{schedule.frozen}."
+        )
+    if config.model.tta != "none" or transform is not None:
+        raise UserError(
+            "Expected model.tta none and no data.train_transform with probe, since each face is seen once, as "
+            f"evaluation sees it, but got {config.model.tta} and {'one' if transform else 'none'}."
+        )
 
 
 def create_logger(root: str, name: str, version: str | None = None) -> TensorBoardLogger:
@@ -239,6 +269,48 @@ def git_commit() -> str | None:
         return None
 
 
+def use_features(trainer: pl.Trainer, model: FaceModule, data: FacesDataModule) -> str:
+    """Lets a module train on its trunk's features, read from beside the run's folder or computed now and kept there.
+
+    Args:
+        trainer: Before its training.
+        model: The module.
+        data: The faces, after ``setup``.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        UserError: If the features can't be written.
+    """
+    trunk = model.model.trunk
+    path, key = run_folder(trainer).parent / "features.safetensors", features_key(trunk, data, str(trainer.precision))
+    features, done = read_features(path, key), "read from"
+    if features is None:
+        started, done = time.monotonic(), "kept in"
+        with create_bar(is_shown=trainer.progress_bar_callback is not None) as bar:
+            task = bar.add_task("features", total=len(data.faces))
+            features = compute_features(
+                trunk,
+                data.whole_dataloader(),
+                trainer.strategy.root_device,
+                trainer.precision_plugin.forward_context,
+                lambda faces: bar.advance(task, faces),
+            )
+        done = f"computed at {len(features) / (time.monotonic() - started):.0f} a second, {done}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_features(path, key, features)
+    data.use_features(features)
+    return f"features of {len(features):,} faces {done} {path}"
+
+
+def create_bar(is_shown: bool) -> RichBar:
+    """A progress bar that counts faces."""
+    return RichBar(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=not is_shown
+    )
+
+
 def write_data(folder: Path, data: FacesDataModule) -> None:
     """Writes ``faces.parquet``, all faces with labels and splits, and ``rejects.csv``, what is not used and why."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -279,8 +351,7 @@ def write_results(
         "precision": str(trainer.precision),
         "device": device_name(trainer),
         "version": facecls.__version__,
-        "versions": {name: version(name) for name in ("torch", "pytorch-lightning", "timm")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
     }
     with replacing(folder / "predictions.parquet") as part:
         table.to_parquet(part, index=False)
@@ -298,9 +369,17 @@ def write_study(folder: Path, data: FacesDataModule, collector: PredictionCollec
         collector: It was among the callbacks.
         model: What was tested.
     """
+    from facecls.study.page import write_report  # late, as the board above
+
     faces = collector.faces()
     with console().status("writing the report"):
         write_report(folder, lambda row: data.picture(faces[row]), model.model.cpu())
+
+
+def versions() -> dict[str, str]:
+    """What results depend on, by name."""
+    packages = {name: version(name) for name in ("torch", "pytorch-lightning", "timm")}
+    return packages | {"python": platform.python_version()}
 
 
 def device_name(trainer: pl.Trainer) -> str:
@@ -329,4 +408,4 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
             table.add_row(parts[1], parts[2], text)
     out = console()
     out.print(table)
-    out.print(f"open {folder / REPORT}; metrics.json, predictions.parquet and all else lie beside it")
+    out.print(f"open {folder / 'report.html'}; metrics.json, predictions.parquet and all else lie beside it")

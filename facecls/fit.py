@@ -19,6 +19,7 @@ from facecls.cli import (
     git_commit,
     parse,
     print_results,
+    use_features,
     without_noise,
     write_data,
     write_results,
@@ -54,6 +55,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     out.print(data.describe())
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         write_data(run_folder(trainer), data)
+    if cli.config.probe:
+        out.print(use_features(trainer, cli.model, data))
     try:
         with without_noise():
             trainer.fit(cli.model, datamodule=data, ckpt_path=cli.ckpt_path, weights_only=True)

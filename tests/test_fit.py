@@ -1,5 +1,6 @@
 """The commands fit and evaluate as users run them, on a few drawn faces."""
 
+import copy
 import json
 import os
 import shutil
@@ -71,6 +72,17 @@ def test_every_configuration_runs(config: Path, faces: Path, trunks: Path) -> No
     assert any("events.out.tfevents" in name for name in kept)
     assert results == _json(str(run))
     assert "test/loss" in results
+
+
+class _Uncopied:
+    def __deepcopy__(self, memo: object) -> None:
+        raise AssertionError("the images were copied")
+
+
+def test_a_copy_of_the_model_does_not_copy_the_images(faces: Path) -> None:
+    made = cli.FaceCLI([*TINY, f"--data.root={faces}"])
+    made.datamodule.images = _Uncopied()
+    copy.deepcopy(made.model)  # as the average of the weights does
 
 
 def _curve(tag: str, run: str = "runs/tiny/version_0") -> list[float]:

@@ -109,11 +109,43 @@ class FaceBatches(Dataset[dict[str, Tensor]]):
         """
         if plan.seed is not None:
             self.transform.set_random_seed(int(np.random.SeedSequence(plan.seed).generate_state(1)[0]))
-        images = np.stack([self.transform(image=decode(self.store[face]))["image"] for face in plan.faces])
-        batch = {"image": torch.from_numpy(images).permute(0, 3, 1, 2), "index": torch.from_numpy(plan.faces)}
-        for column, task in enumerate(TASKS):
-            batch[task] = torch.from_numpy(self.labels[plan.faces, column])
-        return batch
+        for place, face in enumerate(plan.faces):
+            image = self.transform(image=decode(self.store[face]))["image"]
+            if not place:
+                images = np.empty((len(plan.faces), *image.shape), np.uint8)
+            images[place] = image  # while it is in the processor's cache
+        return {"image": torch.from_numpy(images).permute(0, 3, 1, 2), **_labelled(plan.faces, self.labels)}
+
+
+class FeatureBatches(Dataset[dict[str, Tensor]]):
+    """Turns plans into batches of features that were computed before; an item is a whole batch.
+
+    Args:
+        features: (N, D) float32, by row of the table.
+        labels: (N, 3) int64, as for ``FaceBatches``.
+    """
+
+    def __init__(self, features: Tensor, labels: np.ndarray) -> None:
+        self.features = features
+        self.labels = labels
+
+    def __getitem__(self, plan: BatchPlan) -> dict[str, Tensor]:
+        """Looks a batch up.
+
+        Args:
+            plan: Which faces.
+
+        Returns:
+            ``features`` (N, D) float32; gender, race, age and index (N,) int64.
+        """
+        return {"features": self.features[torch.from_numpy(plan.faces)], **_labelled(plan.faces, self.labels)}
+
+
+def _labelled(faces: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
+    batch = {"index": torch.from_numpy(faces)}
+    for column, task in enumerate(TASKS):
+        batch[task] = torch.from_numpy(labels[faces, column])
+    return batch
 
 
 class ResumableLoader(DataLoader[dict[str, Tensor]]):
@@ -153,7 +185,7 @@ class FacesDataModule(pl.LightningDataModule):
             for N drawn faces.
         image_size: Side of the images in pixels, 64 or more.
         batch_size: Faces in a batch.
-        num_workers: Processes that prepare batches; null for one a core, at most 8.
+        num_workers: Processes that prepare batches; null for one a core, at most 16.
         val_fraction: Share of the faces kept for validation, which chooses the best epoch.
         test_fraction: Share of the faces kept for the test.
         split_file: The seed's split (CSV with ``img_name`` and ``is_train``) in place of the fractions: 1 trains, the
@@ -195,7 +227,7 @@ class FacesDataModule(pl.LightningDataModule):
         self.root = root
         self.image_size = image_size
         self.batch_size = batch_size
-        self.num_workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        self.num_workers = min(16, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
         self.fractions = (val_fraction, test_fraction)
         self.split_file = split_file
         self.split = split
@@ -203,6 +235,7 @@ class FacesDataModule(pl.LightningDataModule):
         self.eval_transform = EvalTransform(image_size) if eval_transform is None else eval_transform
         self.seed = seed
         self._store: ImageStore | None = None
+        self._features: Tensor | None = None
         self._start = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
@@ -255,6 +288,19 @@ class FacesDataModule(pl.LightningDataModule):
         assert self._store is not None, "setup comes first"
         return decode(self._store[face])
 
+    def encoded_bytes(self) -> int:
+        """How much memory the images take, held once for all workers."""
+        assert self._store is not None, "setup comes first"
+        return len(self._store.data)
+
+    def use_features(self, features: Tensor) -> None:
+        """Makes all batches from now on carry ``features`` in place of ``image``.
+
+        Args:
+            features: (N, D) float32, by row of ``faces``.
+        """
+        self._features = features
+
     def state_dict(self) -> dict[str, int]:
         """Which batch of which epoch comes next; Lightning keeps it in every checkpoint."""
         assert self.trainer is not None
@@ -285,6 +331,10 @@ class FacesDataModule(pl.LightningDataModule):
         """The faces of the part that ``split`` names."""
         return self._loader(PlanSampler(self._part(self.split), self.batch_size), self.eval_transform)
 
+    def whole_dataloader(self) -> ResumableLoader:
+        """All faces, in the order of the table, as evaluation sees them."""
+        return self._loader(PlanSampler(np.arange(len(self.faces)), self.batch_size), self.eval_transform)
+
     def _part(self, name: str) -> np.ndarray:
         split = self.faces["split"]
         wanted = split.notna() if name == "all" else split.eq(name) | (name != "train") & split.eq(HOLDOUT)
@@ -298,12 +348,15 @@ class FacesDataModule(pl.LightningDataModule):
     def _loader(self, plans: PlanSampler, transform: Transform) -> ResumableLoader:
         assert self._store is not None, "setup comes first"
         batches: Any = FaceBatches(self._store, self._labels, transform)
+        workers = self.num_workers
+        if self._features is not None:
+            batches, workers = FeatureBatches(self._features, self._labels), 0  # looked up faster than handed over
         return ResumableLoader(
             batches,
             sampler=plans,
             batch_size=None,  # an item is a whole batch
-            num_workers=self.num_workers,
+            num_workers=workers,
             worker_init_fn=_start_worker,
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )

@@ -6,9 +6,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network fo
 
 import albumentations as A
 import cv2
-
-Transform = A.Compose
-"""What may stand in for a pipeline: any Compose, its own classes above included."""
+import numpy as np
+import numpy.typing as npt
 
 
 class TrainTransform(A.Compose):  # type: ignore[misc]
@@ -65,12 +64,36 @@ class TrainTransform(A.Compose):  # type: ignore[misc]
         super().__init__([A.HorizontalFlip(p=0.5), shake, resize, jitter, A.ToGray(p=0.03), spoil, patches])
 
 
-class EvalTransform(A.Compose):  # type: ignore[misc]
+class EvalTransform:
     """What evaluation does to a face: the whole of it at the wanted size.
+
+    No ``Compose``, whose checks take a tenth of the time that decoding and resizing take.
 
     Args:
         size: Side of the result in pixels.
     """
 
     def __init__(self, size: int = 224) -> None:
-        super().__init__([A.Resize(size, size, interpolation=cv2.INTER_AREA)])
+        self.size = size
+
+    def __repr__(self) -> str:
+        """All that the result follows from."""
+        return f"EvalTransform({self.size})"
+
+    def set_random_seed(self, seed: int) -> None:
+        """Nothing; nothing is drawn."""
+
+    def __call__(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.uint8]]:
+        """Resizes a face.
+
+        Args:
+            image: RGB, uint8 (H, W, 3).
+
+        Returns:
+            ``image``, uint8 (size, size, 3).
+        """
+        return {"image": cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)}
+
+
+Transform = A.Compose | EvalTransform
+"""What may stand in for a pipeline: any Compose, the classes above included."""

@@ -75,7 +75,17 @@ class FaceModel(nn.Module):
         Returns:
             By task: gender (N, 2), race (N, 5), age (N, 117) or (N, 1); float32.
         """
-        features = self.trunk(images)  # (N, D)
+        return self.classify(self.trunk(images))
+
+    def classify(self, features: Tensor) -> dict[Task, Tensor]:
+        """Turns the trunk's features into logits.
+
+        Args:
+            features: (N, D) float.
+
+        Returns:
+            As ``forward``.
+        """
         return {task: head(features).float() for task, head in self.heads.items()}  # type: ignore[misc]
 
     def mirror_averaged(self, images: Tensor) -> dict[Task, Tensor]:

@@ -24,7 +24,8 @@ from facecls.model.schedule import Schedule, freeze, learning_rate_factor, param
 from facecls.model.trunk import VGGFACE2, create_trunk
 
 Batch = dict[str, Tensor]
-"""``image`` (N, 3, H, W) uint8 RGB; ``gender``, ``race``, ``age``, ``index`` (N,) int64; a label may be ``MISSING``."""
+"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, D) float32 that the trunk made of it; ``gender``, ``race``,
+``age``, ``index`` (N,) int64; a label may be ``MISSING``."""
 
 
 class FaceModule(pl.LightningModule):
@@ -82,7 +83,9 @@ class FaceModule(pl.LightningModule):
         self.log_variances = (
             nn.ParameterDict({task: torch.zeros(()) for task in self.tasks}) if task_weights == "learned" else None
         )
-        self.optimizer = optimizer
+        # a function is not copied with the module, as the average does; jsonargparse's factory holds the parser, and
+        # through it the trainer, the data and all images
+        self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
         self.schedule = schedule
         self.tta = tta
         self.metrics = nn.ModuleDict(
@@ -155,7 +158,7 @@ class FaceModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        logits = self.model(batch["image"])
+        logits = self._logits(batch)
         losses = self._count("train", logits, self.model.estimate({t: v.detach() for t, v in logits.items()}), batch)
         self.log("lr", self.lr_schedulers().get_last_lr()[-1])  # type: ignore[union-attr]
         if self.log_variances is None:
@@ -169,19 +172,24 @@ class FaceModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Counts a batch and gives its estimates, with ``index``."""
-        return self._judge("val", self.model(batch["image"]), batch)
+        return self._judge("val", self._logits(batch), batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Counts a batch and gives its estimates, with ``index``."""
-        return self._judge("test", self._final_logits(batch["image"]), batch)
+        return self._judge("test", self._final_logits(batch), batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[Task, tuple[Tensor, Tensor]]:
         """The logits of a batch as in the test, and the labels, (N, C) and (N,) by task, on the host."""
-        return {task: (v.cpu(), batch[task].cpu()) for task, v in self._final_logits(batch["image"]).items()}
+        return {task: (v.cpu(), batch[task].cpu()) for task, v in self._final_logits(batch).items()}
 
-    def _final_logits(self, images: Tensor) -> dict[Task, Tensor]:
-        found: dict[Task, Tensor] = self.model.mirror_averaged(images) if self.tta == "flip" else self.model(images)
+    def _logits(self, batch: Batch) -> dict[Task, Tensor]:
+        found: dict[Task, Tensor] = (
+            self.model.classify(batch["features"]) if "features" in batch else self.model(batch["image"])
+        )
         return found
+
+    def _final_logits(self, batch: Batch) -> dict[Task, Tensor]:
+        return self.model.mirror_averaged(batch["image"]) if self.tta == "flip" else self._logits(batch)
 
     def _judge(self, stage: str, logits: Mapping[Task, Tensor], batch: Batch) -> dict[str, Tensor]:
         estimates = self.model.estimate(logits)

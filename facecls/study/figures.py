@@ -172,7 +172,7 @@ def age_coverage(table: pd.DataFrame) -> Figure:
     places = np.flatnonzero(known)
     axes.axhline(0.9, color=ORANGE, linestyle="--", label="as promised, 90 %")
     bars = axes.bar(places, summary.loc[known, "coverage"], 0.7, color=BLUE)
-    axes.bar_label(bars, [f"{value:.0%}" for value in summary.loc[known, "coverage"]], padding=2, fontsize=9)
+    axes.bar_label(bars, [f"{value:.0%}" for value in summary.loc[known, "coverage"]], label_type="center", fontsize=9)
     axes.set(xticks=range(len(summary)), xticklabels=summary.index, ylim=(0, 1.08), xlabel="true age (years)")
     axes.set_ylabel("ages inside their interval")
     in_per_cent(axes, "y")

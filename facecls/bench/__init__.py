@@ -1,0 +1,1 @@
+"""Is the machine well used? What ``python -m facecls.bench`` measures."""

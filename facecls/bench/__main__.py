@@ -1,0 +1,185 @@
+"""``python -m facecls.bench --config configs/base.yaml [--out bench.json]``: is the machine well used?
+
+Takes every option of ``facecls.fit``. The real loop is timed in turns with its parts in one process: making batches,
+stepping on a batch that lies on the device, and a bare loop of torch. Layers are frozen as in the last epoch.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pytorch_lightning.cli import LightningArgumentParser
+
+import facecls
+from facecls.bench.clock import Clock, Rate
+from facecls.bench.loop import BARE, STEP, TOGETHER, time_evaluation, time_training
+from facecls.bench.machine import began, operations, peak
+from facecls.bench.pipeline import ALL, AUGMENT, DECODE, ONE, READ, RESIZE_ALONE, WHOLE, time_stages, time_workers
+from facecls.bench.show import print_bench, verdict
+from facecls.cli import FaceCLI, console, device_name, git_commit, parse, versions, without_noise
+from facecls.errors import UserError, command
+from facecls.files import replacing
+from facecls.model.schedule import at_epoch
+
+
+class BenchCLI(FaceCLI):
+    """The options of ``facecls.fit`` and the bench's own, and objects that leave nothing behind.
+
+    Attributes:
+        folder: What the trainer takes for the folder of all runs.
+    """
+
+    prog = "python -m facecls.bench"
+    folder: "TemporaryDirectory[str]"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the bench's own."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--out", type=str | None, help="Where to write the results too, as JSON.")
+        parser.add_argument("--seconds", type=float, default=4.0, help="How long a thing is timed, three times each.")
+
+    def before_instantiate_classes(self) -> None:
+        """Makes the training one epoch like the last one of the configuration, without validation."""
+        super().before_instantiate_classes()
+        config = self.config
+        if config.probe:
+            raise UserError("Expected no probe, which runs the trunk only once; --probe false times the whole model.")
+        if config.out is not None and not Path(config.out).absolute().parent.is_dir():
+            raise UserError(f"Expected a folder for --out, but there is none at {Path(config.out).parent}.")
+        if config.seconds <= 0:
+            raise UserError(f"Expected --seconds above 0, but got {config.seconds}.")
+        self.folder = TemporaryDirectory()
+        schedule, trainer = config.model.schedule, config.trainer
+        schedule.frozen = {0: at_epoch(schedule.frozen, (trainer.max_epochs or 1) - 1, 0)}
+        trainer.max_epochs, trainer.limit_val_batches, trainer.num_sanity_val_steps = 1, 0, 0
+        trainer.enable_progress_bar, trainer.default_root_dir = False, self.folder.name
+
+
+def main(args: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the command.
+
+    Args:
+        args: Words of the command line; ``None`` for the program's own.
+
+    Returns:
+        What is in the JSON.
+
+    Raises:
+        UserError: For a mistake in the options or the data.
+    """
+    cli: BenchCLI = parse(BenchCLI, args)
+    with cli.folder, without_noise():
+        results = measure(cli)
+    print_bench(results, console())
+    if cli.config.out is not None:
+        with replacing(Path(cli.config.out)) as part:
+            part.write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def measure(cli: BenchCLI) -> dict[str, Any]:
+    """Takes all measurements.
+
+    Args:
+        cli: With trainer, module and data.
+
+    Returns:
+        What is in the JSON.
+    """
+    trainer, module, data, seconds = cli.trainer, cli.model, cli.datamodule, cli.config.seconds
+    device = trainer.strategy.root_device
+    on_gpu = device.type == "cuda"
+    data.setup()
+    data.trainer = trainer  # says whether batches go to a GPU
+    clocks = {stage: Clock(torch.cuda.synchronize if on_gpu else _nothing) for stage in ("training", "evaluation")}
+    training, evaluation = clocks.values()
+    with console().status("timing the training") as status:
+        first = time_training(trainer, module, data, training, seconds)
+        device_mib = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
+        status.update("timing the evaluation")
+        time_evaluation(trainer, module, data, evaluation, seconds)
+        status.update("timing the input")
+        memory = time_workers(data, data.train_dataloader, training, seconds)
+        time_workers(data, data.val_dataloader, evaluation, seconds)
+        time_stages(data, data.train_dataloader(), training)
+        time_stages(data, data.val_dataloader(), evaluation)
+        status.update("measuring the device's peak")
+        best = peak(device, _dtype(str(trainer.precision)), training)
+        operated = operations(module.model, data.image_size)
+    start = began()
+    cores = len(os.sched_getaffinity(0))
+    results: dict[str, Any] = {
+        "name": cli.config.name,
+        "trunk": module.model.trunk.name,
+        "image_size": data.image_size,
+        "batch_size": data.batch_size,
+        "workers": data.num_workers,
+        "cores": cores,
+        "device": device_name(trainer),
+        "precision": str(trainer.precision),
+        "version": facecls.__version__,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "peak_flops": best,
+        "start_seconds": None if start is None else round(first - start, 2),
+        "memory": {
+            "device_mib": device_mib,
+            "images_mib": round(data.encoded_bytes() / 2**20, 1),
+            "worker_private_mib": memory.private_mib if memory else [],
+            "worker_shared_mib": memory.shared_mib if memory else [],
+        },
+    }
+    for stage, clock in clocks.items():
+        results[stage] = _stage(stage, clock, data.num_workers, operated[stage], best)
+        rates = {**results[stage]["ratios"], "input": _input(clock.rates()).median, "step": clock.rates()[STEP].median}
+        results[stage]["verdict"] = verdict(stage, rates, data.num_workers, cores, on_gpu)
+    return results
+
+
+def _stage(stage: str, clock: Clock, workers: int, operated: float, best: float) -> dict[str, Any]:
+    rates = clock.rates()
+    rest = 1 / rates[WHOLE].median - sum(1 / rates[name].median for name in (READ, DECODE, AUGMENT))
+    made, step = _input(rates), rates[STEP]
+    together = rates[TOGETHER].median / made.median if made.median < step.median else clock.ratio(TOGETHER, STEP)
+    ratios = {
+        "together": together,
+        "step / bare": clock.ratio(STEP, BARE),
+        "step / peak": step.median * operated / best,
+        "pipeline / augmentation alone": clock.ratio(WHOLE, AUGMENT),
+        "pipeline / OpenCV alone": clock.ratio(WHOLE, RESIZE_ALONE),
+    }
+    if stage == "evaluation":
+        del ratios["pipeline / augmentation alone"]
+    else:
+        del ratios["pipeline / OpenCV alone"]
+    if workers:
+        ratios["workers / linear"] = clock.ratio(ALL, ONE) / workers if workers > 1 else 1.0
+    return {
+        "input": {name: rates[name]._asdict() for name in (READ, DECODE, AUGMENT, WHOLE, ONE, ALL) if name in rates}
+        | {"collate": dict.fromkeys(Rate._fields, 1 / max(rest, 1e-9))},
+        "loop": {name: rates[name]._asdict() for name in (STEP, TOGETHER, BARE)},
+        "flops_per_face": operated,
+        "ratios": ratios,
+    }
+
+
+def _input(rates: dict[str, Rate]) -> Rate:
+    return rates.get(ALL, rates[WHOLE])
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+
+
+def _nothing() -> None:
+    pass
+
+
+if __name__ == "__main__":
+    with command("facecls.bench"):
+        main(sys.argv[1:])

@@ -1,0 +1,102 @@
+"""What the machine has: its memory as the system counts it, its peak in arithmetic, and when this process began."""
+
+import copy
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from facecls.bench.clock import Clock
+from facecls.model.heads import FaceModel
+
+_MIB = 2**20
+
+
+class Memory(NamedTuple):
+    """What the processes that prepare batches hold.
+
+    Attributes:
+        private_mib: Of each worker, what no other process shares.
+        shared_mib: Of each worker, its part of what it shares (PSS less private).
+    """
+
+    private_mib: list[float]
+    shared_mib: list[float]
+
+
+def memory_of_workers() -> Memory | None:
+    """Reads what the children of this process hold; ``None`` on systems other than Linux."""
+    found = Memory([], [])
+    for child in multiprocessing.active_children():
+        rollup = Path(f"/proc/{child.pid}/smaps_rollup")
+        if not rollup.exists():
+            return None
+        fields = {
+            line.split(":")[0]: int(line.split()[1]) * 1024 / _MIB
+            for line in rollup.read_text().splitlines()
+            if line.endswith(" kB")
+        }
+        private = fields["Private_Clean"] + fields["Private_Dirty"]
+        found.private_mib.append(round(private, 1))
+        found.shared_mib.append(round(fields["Pss"] - private, 1))
+    return found
+
+
+def began() -> float | None:
+    """When this process was started, as ``time.time`` has it; ``None`` on systems other than Linux."""
+    stat, uptime = Path("/proc/self/stat"), Path("/proc/uptime")
+    if not stat.exists() or not uptime.exists():
+        return None
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # proc(5), field 22: since the system was started
+    return time.time() - float(uptime.read_text().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def operations(model: FaceModel, size: int) -> dict[str, float]:
+    """Counts the floating point operations of a face, a multiplication and an addition as two.
+
+    Args:
+        model: Trunk and heads; what is frozen has no gradient.
+        size: Side of the images in pixels.
+
+    Returns:
+        ``training`` (forward and backward) and ``evaluation`` (forward).
+    """
+    counted = copy.deepcopy(model).cpu().float()
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    found = {}
+    for name in ("training", "evaluation"):
+        counted.train(name == "training")
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(name == "training"):
+            logits = counted(images)
+            if name == "training":
+                total: Any = torch.stack([values.sum() for values in logits.values()]).sum()
+                total.backward()
+        found[name] = counter.get_total_flops() / len(images)
+    return found
+
+
+def peak(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:
+    """Measures how many floating point operations a second the device does, in products of square matrices.
+
+    Args:
+        device: What computes.
+        dtype: In what.
+        clock: Synchronises.
+
+    Returns:
+        The most that was seen.
+    """
+    size = 8192 if device.type == "cuda" else 2048
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(8):
+        clock.synchronize()
+        started = time.perf_counter()
+        one @ one
+        clock.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best

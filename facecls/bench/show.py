@@ -1,0 +1,91 @@
+"""The results of a bench as people read them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_ROWS = (
+    ("input", "read", "read"),
+    ("input", "decode", "decode"),
+    ("input", "augment", "augment"),
+    ("input", "collate", "collate"),
+    ("input", "one process", "one process"),
+    ("input", "one worker", "one worker"),
+    ("input", "all workers", "all workers"),
+    ("loop", "step", "step alone"),
+    ("loop", "together", "together"),
+    ("loop", "bare", "bare torch loop"),
+)
+
+
+def print_bench(results: Mapping[str, Any], out: Console) -> None:
+    """Shows the rates, what follows from them, memory and start."""
+    table = Table(title=f"faces a second, {results['device']}, {results['precision']}", title_justify="left")
+    table.add_column("")
+    for stage in ("training", "evaluation"):
+        table.add_column(stage, justify="right")
+        table.add_column("spread", justify="right", style="dim", no_wrap=True)
+    for group, name, text in _ROWS:
+        cells = [cell for stage in ("training", "evaluation") for cell in _cells(results[stage][group].get(name))]
+        if any(cells):
+            table.add_row(text, *cells, end_section=name in ("collate", "all workers"))
+    out.print(table)
+    for stage in ("training", "evaluation"):
+        out.print(results[stage]["verdict"], highlight=False)
+    out.print(_machine(results), highlight=False)
+
+
+def _cells(rate: Mapping[str, float] | None) -> tuple[str, str]:
+    if rate is None:
+        return "", ""
+    spread = "" if rate["low"] == rate["high"] else f"{_number(rate['low'])} to {_number(rate['high'])}"
+    return _number(rate["median"]), spread
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _machine(results: Mapping[str, Any]) -> str:
+    parts = []
+    if (start := results["start_seconds"]) is not None:
+        parts.append(f"first step {start:.1f} s after the start")
+    if (device := results["memory"]["device_mib"]) is not None:
+        parts.append(f"at most {device:,.0f} MiB of the device's memory")
+    if private := results["memory"]["worker_private_mib"]:
+        images = results["memory"]["images_mib"]
+        parts.append(
+            f"at most {max(private):,.0f} MiB of its own a worker, beside {images:,.0f} MiB of images held once"
+        )
+    return "; ".join(parts)
+
+
+def verdict(stage: str, rates: Mapping[str, Any], workers: int, cores: int, on_gpu: bool) -> str:
+    """What bounds a stage, and what to change.
+
+    Args:
+        stage: ``training`` or ``evaluation``.
+        rates: ``input`` and ``step`` in faces a second, ``together`` as a share of the lesser of them, ``step / peak``
+            the step's share of the arithmetic that the device was seen to do.
+        workers: That prepare batches.
+        cores: That this process may use.
+        on_gpu: Whether the device is one.
+
+    Returns:
+        A sentence.
+    """
+    share = f"{stage}: together {100 * rates['together']:.0f} % of the lesser of input and step; "
+    if rates["input"] < rates["step"]:
+        change = (
+            f"more --data.num_workers than {workers}"
+            if workers < cores
+            else "a machine with more cores, a cheaper --data.train_transform or a smaller --data.image_size"
+        )
+        return f"{share}bound by the input, {change} would help"
+    change = "a larger --data.batch_size" if on_gpu else "a smaller --data.image_size, a GPU"
+    return (
+        f"{share}bound by the step, at {100 * rates['step / peak']:.0f} % of what the device does in products of "
+        f"matrices; {change} or a smaller trunk would help"
+    )

@@ -1,0 +1,111 @@
+"""The bench: what it reports is what a stopwatch of known work says, and it leaves nothing behind."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from facecls.bench.__main__ import main
+from facecls.bench.clock import Clock
+from facecls.bench.machine import began, operations
+from facecls.bench.show import verdict
+from facecls.errors import UserError
+from facecls.model.heads import FaceModel
+from facecls.model.trunk import create_trunk
+
+SMALL = ["--model.trunk=test_resnet", "--data.image_size=64", "--data.batch_size=8", "--trainer.accelerator=cpu"]
+RATES = {"together": 0.98, "step / peak": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_everything_is_measured_and_nothing_left(faces: Path) -> None:
+    results = main([*SMALL, f"--data.root={faces}", "--data.num_workers=1", "--seconds=0.05", "--out=bench.json"])
+    assert json.loads(Path("bench.json").read_text()) == results
+    assert [path.name for path in Path().iterdir()] == ["bench.json"]
+    for stage in ("training", "evaluation"):
+        for rates in (results[stage]["input"], results[stage]["loop"]):
+            assert all(0 < rate["low"] <= rate["median"] <= rate["high"] for rate in rates.values())
+        assert set(results[stage]["input"]) == {
+            "read", "decode", "augment", "collate", "one process", "all workers"
+        }  # fmt: skip
+        assert all(value > 0 for value in results[stage]["ratios"].values())
+    data = sum(path.stat().st_size for path in faces.iterdir() if path.name != "rejects") / 2**20
+    assert 0.8 * data < results["memory"]["images_mib"] <= data
+    assert results["start_seconds"] > 0
+    assert results["workers"] == 1
+
+
+def test_without_workers_batches_are_made_in_the_process(faces: Path) -> None:
+    frozen = "--model.schedule.frozen={0: -1, 3: 0}"
+    results = main([*SMALL, f"--data.root={faces}", "--data.num_workers=0", "--seconds=0.05", frozen])
+    assert "all workers" not in results["training"]["input"]
+    assert results["memory"]["worker_private_mib"] == []
+    # frozen as in the last epoch, so everything trains: backward takes about twice what forward takes
+    ratio = results["training"]["flops_per_face"] / results["evaluation"]["flops_per_face"]
+    assert 2.5 < ratio < 3
+
+
+def test_a_clock_tells_medians_and_compares_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    lasted = {"ours": [2.0, 4.0, 10.0], "theirs": [1.0, 4.0, 8.0]}  # the machine was slower and slower
+    ticks = iter([tick for pair in zip(*lasted.values(), strict=True) for seconds in pair for tick in (0.0, seconds)])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    clock = Clock()
+    for _ in range(3):
+        for name in lasted:
+            with clock.block(name, 20):
+                pass
+    assert clock.rates() == {"ours": (5.0, 2.0, 10.0), "theirs": (5.0, 2.5, 20.0)}
+    assert clock.ratio("ours", "theirs") == 0.8  # the median of 0.5, 1 and 0.8
+
+
+def test_operations_are_those_of_the_layers() -> None:
+    model = FaceModel(create_trunk("resnet18"), ["gender"], [], 0.0)
+    counted = operations(model, 224)
+    # He et al. 2016, table 1: 1.8e9 multiplications and additions for ResNet-18 at 224 pixels, here counted as two
+    assert counted["evaluation"] == pytest.approx(2 * 1.8e9, rel=0.02)
+    assert counted["training"] == pytest.approx(3 * counted["evaluation"], rel=0.05)  # none for the input's gradient
+    for parameter in model.trunk.parameters():
+        parameter.requires_grad_(False)
+    assert operations(model, 224)["training"] == pytest.approx(counted["evaluation"], rel=0.02)
+
+
+def test_a_process_began_before_now() -> None:
+    start = began()
+    assert start is not None
+    assert 0 < time.time() - start < 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("rates", "workers", "on_gpu", "said"),
+    [
+        ({"input": 100, "step": 200}, 1, True, "bound by the input, more --data.num_workers than 1"),
+        ({"input": 100, "step": 200}, 4, True, "bound by the input, a machine with more cores"),
+        ({"input": 300, "step": 200}, 4, True, "larger --data.batch_size"),
+        ({"input": 300, "step": 200}, 4, False, "a GPU"),
+    ],
+)
+def test_the_verdict_names_what_bounds(rates: dict[str, float], workers: int, on_gpu: bool, said: str) -> None:
+    text = verdict("training", RATES | rates, workers, 4, on_gpu)
+    assert said in text
+    assert "together 98 %" in text
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--out=no/such/bench.json", "folder for --out"), ("--seconds=0", "above 0"), ("--probe=true", "probe")],
+)
+def test_mistakes_are_said_before_anything_is_timed(option: str, said: str, faces: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        main([*SMALL, f"--data.root={faces}", "--model.schedule.frozen={0: -1}", option])
+
+
+def test_threads_are_as_they_were(faces: Path) -> None:
+    before = torch.get_num_threads()
+    main([*SMALL, f"--data.root={faces}", "--data.num_workers=0", "--seconds=0.05"])
+    assert torch.get_num_threads() == before

@@ -1,0 +1,148 @@
+"""A frozen trunk is run once: its features are kept, never used when stale, and the result is an ordinary model."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from facecls import cli, evaluate, fit
+from facecls.data.datamodule import FacesDataModule
+from facecls.data.transforms import EvalTransform
+from facecls.errors import UserError
+from facecls.inference.predictor import open_predictor
+from facecls.model.features import features_key
+from facecls.model.module import load_module
+from facecls.model.trunk import Trunk, create_trunk, save_trunk
+
+CONFIG = Path(__file__).parent.parent / "configs/probe.yaml"
+KEPT = Path("runs/probe/features.safetensors")
+BEST = "runs/probe/version_0/checkpoints/best.ckpt"
+SMALL = [f"--config={CONFIG}", "--model.trunk=test_resnet", "--data.image_size=64", "--data.batch_size=16"]
+SMALL += ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=2"]
+SMALL += ["--model.optimizer.init_args.lr=0.03"]
+SMALL += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(scope="module")
+def results(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
+    """What a first run says; all tests of this file go on in its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("probe"))
+        torch.manual_seed(0)
+        net = create_trunk("test_resnet").net
+        save_trunk(Path("trunk.safetensors"), net.state_dict(), {"architecture": "test_resnet"})
+        yield _fit(faces)
+
+
+def _fit(faces: Path, *more: str) -> dict[str, object]:
+    return fit.main([*SMALL, f"--data.root={faces}", "--model.weights=trunk.safetensors", *more])
+
+
+def _tested(results: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in results.items() if name.startswith("test/")}
+
+
+def _refuse(*args: object) -> torch.Tensor:
+    raise AssertionError("the trunk was run again")
+
+
+def test_the_features_are_those_of_the_trunk(results: dict[str, object], faces: Path) -> None:
+    features = load_file(KEPT)["features"]
+    data = FacesDataModule(str(faces), image_size=64, num_workers=0)
+    data.setup()
+    trunk = create_trunk("test_resnet", "trunk.safetensors").eval()
+    for row in range(0, len(data.faces), 9):
+        face = EvalTransform(64)(data.picture(row))["image"]
+        with torch.inference_mode():
+            expected = trunk(torch.from_numpy(face.copy()).permute(2, 0, 1)[None])[0]
+        np.testing.assert_allclose(features[row], expected, atol=1e-5)
+
+
+def test_the_heads_learn(results: dict[str, object]) -> None:
+    losses = [event.value for event in EventAccumulator("runs/probe/version_0").Reload().Scalars("train/loss")]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_the_result_is_an_ordinary_model_on_an_unchanged_trunk(results: dict[str, object]) -> None:
+    module = load_module(BEST)
+    for name, tensor in load_file("trunk.safetensors").items():
+        assert torch.equal(module.model.trunk.net.state_dict()[name], tensor), name
+    assert open_predictor(BEST).tasks == ["gender", "race", "age"]
+    again = evaluate.main([f"--ckpt_path={BEST}", "--accelerator=cpu", "--data.num_workers=0"])  # from the pictures
+    assert _tested(again) == pytest.approx(_tested(results), abs=1e-5)
+    one, other = (pd.read_parquet(f"runs/{run}/version_0/predictions.parquet") for run in ("probe", "evaluate"))
+    pd.testing.assert_frame_equal(one, other, atol=1e-4)
+
+
+def test_features_are_computed_once(results: dict[str, object], faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "compute_features", _refuse)
+    assert _tested(_fit(faces)) == _tested(results)
+
+
+def _other_weights(trunk: Trunk, data: FacesDataModule) -> None:
+    next(trunk.parameters()).data[0] += 1e-6
+
+
+def _other_statistics(trunk: Trunk, data: FacesDataModule) -> None:
+    next(buffer for name, buffer in trunk.named_buffers() if name.endswith("running_var"))[0] *= 1.0001
+
+
+def _other_mean(trunk: Trunk, data: FacesDataModule) -> None:
+    trunk.mean[0, 0] += 1
+
+
+def _other_face(trunk: Trunk, data: FacesDataModule) -> None:
+    data.faces.loc[3, "sha1"] = "0" * 40
+
+
+def _other_order(trunk: Trunk, data: FacesDataModule) -> None:
+    data.faces = data.faces[::-1]
+
+
+def _other_size(trunk: Trunk, data: FacesDataModule) -> None:
+    data.eval_transform = EvalTransform(96)
+
+
+@pytest.mark.parametrize(
+    "change", [_other_weights, _other_statistics, _other_mean, _other_face, _other_order, _other_size]
+)
+def test_whatever_features_follow_from_is_in_their_key(
+    results: dict[str, object], faces: Path, change: Callable[[Trunk, FacesDataModule], None]
+) -> None:
+    data = FacesDataModule(str(faces), image_size=64, num_workers=0)
+    data.setup()
+    trunk = create_trunk("test_resnet", "trunk.safetensors")
+    key = features_key(trunk, data, "32-true")
+    assert features_key(trunk, data, "bf16-mixed") != key
+    assert features_key(create_trunk("test_resnet", "trunk.safetensors"), data, "32-true") == key
+    change(trunk, data)
+    assert features_key(trunk, data, "32-true") != key
+
+
+def test_stale_and_damaged_features_are_replaced(results: dict[str, object], faces: Path) -> None:
+    first = KEPT.read_bytes()
+    KEPT.write_bytes(first[:1000])
+    _fit(faces)
+    assert KEPT.read_bytes() == first
+    _fit(faces, "--data.image_size=96")
+    assert KEPT.read_bytes() != first
+    assert [path.name for path in KEPT.parent.iterdir() if path.is_file()] == [KEPT.name]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--model.tta=flip", "tta none"),
+        ("--data.train_transform=facecls.data.transforms.EvalTransform", "train_transform"),
+        ('--model.schedule.frozen={"0": -1, "1": 0}', "the trunk stays as it is"),
+        ('--model.schedule.frozen={"1": -1}', "the trunk stays as it is"),
+    ],
+)
+def test_what_a_probe_cannot_do_is_refused(results: dict[str, object], faces: Path, option: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        _fit(faces, option)
