@@ -8,12 +8,23 @@ import torch
 
 from facecls.data.synthetic import write_faces
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests must say the same on every machine
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the benchmarks."""
+    parser.addoption("--bench_json", type=Path, default=Path(__file__).parent.parent / "benchmarks.json")
+    parser.addoption("--bench_data", default="synthetic:2000", help="what data.root takes, absolute")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPU, since the tests must say the same on every machine; the benchmarks use it."""
+    if config.option.markexpr != "bench":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # two test processes share the cores already
+def _one_thread(request: pytest.FixtureRequest) -> None:
+    if request.config.option.markexpr != "bench":
+        torch.set_num_threads(1)  # two test processes share the cores already
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,331 @@
+"""Benchmarks, to be run alone on a machine: ``pytest -m bench``; not part of the default run.
+
+Each leaves its rows in ``benchmarks.json``, or where ``--bench_json`` says, with the device and the versions;
+``python tests/write_benchmarks.py`` makes BENCHMARKS.md of them. ``--bench_data`` names other faces than drawn ones.
+Nothing is asserted about time: what was measured stands beside its target. What is compared takes turns.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from run_folders import simulated_run
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+from trained_model import SIZE, save_checkpoint
+
+from facecls.bench.clock import Clock
+from facecls.cli import FaceCLI, device_name, git_commit, use_features, versions
+from facecls.data.datamodule import FacesDataModule
+from facecls.data.synthetic import write_faces
+from facecls.export import main as export
+from facecls.inference.faces import predict_stream
+from facecls.inference.inputs import stream
+from facecls.inference.predictor import open_predictor
+
+pytestmark = pytest.mark.bench
+ROOT = Path(__file__).parent.parent
+ROUNDS = 3
+MIB = 2**20
+
+Row = dict[str, Any]
+Record = Callable[[str, list[Row]], None]
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """Puts rows into the JSON, in place of those that an earlier run left under the same title."""
+    path: Path = request.config.getoption("--bench_json")
+
+    def add(title: str, rows: list[Row]) -> None:
+        found = json.loads(path.read_text()) if path.exists() else {}
+        trainer = pl.Trainer(accelerator="auto", devices=1, logger=False, enable_checkpointing=False)
+        told = {"device": device_name(trainer), "versions": versions(), "git_commit": git_commit()}
+        found[title] = {**told, "rows": rows}
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def data(request: pytest.FixtureRequest) -> str:
+    """The faces that are used: those of ``--bench_data``."""
+    name: str = request.config.getoption("--bench_data")
+    return name
+
+
+def _row(what: str, value: float, unit: str, target: str = "", met: bool | None = None) -> Row:
+    return {"what": what, "value": value, "unit": unit, "target": target, "met": met}
+
+
+_LAUNCHER = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+sys.exit(status)
+"""
+"""A small process in between, since the system counts what a process held before it became another program."""
+
+
+def _ended(words: list[str], folder: Path, given: Path | None = None) -> tuple[float, float]:
+    """Seconds and MiB at most of a program of this Python, which writes to ``log.txt``."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with (folder / "log.txt").open("w+") as log, Path(given or os.devnull).open() as stdin:
+        ended = subprocess.run(
+            [sys.executable, "-c", _LAUNCHER, sys.executable, *words],
+            cwd=folder, stdin=stdin, stdout=subprocess.PIPE, stderr=log, env=environment, text=True, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 0, (folder / "log.txt").read_text()[-2000:]
+    seconds, mib = map(float, ended.stdout.split())
+    return seconds, mib
+
+
+@pytest.mark.parametrize("name", ["base", "transfer"])
+def test_the_loop_and_its_parts(name: str, data: str, record: Record, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    words = ["-m", "facecls.bench", f"--config={ROOT / 'configs' / name}.yaml", f"--data.root={data}"]
+    _ended([*words, "--model.weights=null", f"--out={out}"], tmp_path)
+    found = json.loads(out.read_text())
+    rows = []
+    targets = {
+        "together": ("together / min(input, step)", 0.97),
+        "pipeline / augmentation alone": ("pipeline in one process / its augmentation alone", 0.8),
+        "pipeline / OpenCV alone": ("pipeline in one process / OpenCV's imdecode and resize alone", 0.8),
+        "workers / linear": ("all workers / one worker x their number", 0.85),
+        "step / peak": ("arithmetic of the step / products of matrices", None),
+    }
+    for stage in ("training", "evaluation"):
+        for group in ("input", "loop"):
+            rows += [_row(f"{stage}: {part}", rate["median"], "faces/s") for part, rate in found[stage][group].items()]
+        for part, (text, least) in targets.items():
+            if (value := found[stage]["ratios"].get(part)) is not None:
+                met = None if least is None else value >= least
+                rows.append(_row(f"{stage}: {text}", value, "", f"at least {least}" if least else "", met))
+        value, least = found[stage]["ratios"]["step / bare"], 0.95 if stage == "evaluation" else None
+        target = f"at least {least}" if least else ""
+        rows.append(_row(f"{stage}: step / bare loop of torch", value, "", target, least and value >= least))
+    memory, start = found["memory"], found["start_seconds"]
+    rows.append(_row("start to first step", start, "s", "at most 15" if name == "base" else "", start <= 15))
+    rows.append(_row("images, held once", memory["images_mib"], "MiB"))
+    rows.append(_row("a worker's own memory, at most", max(memory["worker_private_mib"]), "MiB"))
+    record(f"{name}.yaml at batches of {found['batch_size']}, {found['workers']} workers, {data}", rows)
+
+
+_TF2ONNX = """
+import sys, tensorflow, tf_keras, tf2onnx
+model = tf_keras.models.load_model(sys.argv[1], compile=False)
+image = tensorflow.TensorSpec((None, 224, 224, 3), tensorflow.float32)
+tf2onnx.convert.from_keras(model, [image], opset=17, output_path="peer.onnx")
+"""
+
+
+def test_conversion(record: Record, tmp_path: Path) -> None:
+    _ended([str(ROOT / "tests/keras_files.py"), str(tmp_path)], tmp_path)
+    found: dict[str, list[tuple[float, float]]] = {"imports": [], "ours": []}
+    for _ in range(ROUNDS):
+        found["imports"].append(_ended(["-c", "import torch, timm, onnxruntime"], tmp_path))
+        found["ours"].append(_ended(["-m", "convert", "whole.h5", "trunk.safetensors"], tmp_path))
+    peer = _ended(["-c", _TF2ONNX, "whole.h5"], tmp_path)
+    (seconds, mib), (base, base_mib) = (np.median(found[name], axis=0).tolist() for name in ("ours", "imports"))
+    above = (mib - base_mib) * MIB / 1e6
+    rows = [
+        _row("importing torch, timm and onnxruntime", base, "s"),
+        _row("importing torch, timm and onnxruntime", base_mib, "MiB"),
+        _row("python -m convert, verified", seconds, "s", "at most 6", seconds <= 6),
+        _row("python -m convert, above the imports", above, "MB", "at most 500", above <= 500),
+        _row("Keras 2 and tf2onnx, not verified", peer[0], "s"),
+        _row("Keras 2 and tf2onnx, not verified", peer[1], "MiB"),
+    ]
+    record("conversion of a whole model of 166 MB that Keras 2 wrote", rows)
+
+
+def test_start(record: Record, tmp_path: Path) -> None:
+    commands = {
+        "import pytorch_lightning.cli": ["-c", "import pytorch_lightning.cli"],
+        "python -m facecls.fit --help": ["-m", "facecls.fit", "--help"],
+        "python -m facecls.predict --help": ["-m", "facecls.predict", "--help"],
+        "python -m convert --help": ["-m", "convert", "--help"],
+    }
+    found: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(2 * ROUNDS):
+        for name, words in commands.items():
+            found[name].append(_ended(words, tmp_path)[0])
+    took = {name: median(seconds[1:]) for name, seconds in found.items()}
+    rows = [_row(name, seconds, "s") for name, seconds in took.items()]
+    ratio = took["python -m facecls.fit --help"] / took["import pytorch_lightning.cli"]
+    rows.append(_row("fit --help / import pytorch_lightning.cli", ratio, "", "at most 1.3", ratio <= 1.3))
+    for row in rows[2:4]:
+        row |= {"target": "at most 1", "met": row["value"] <= 1}
+    record("start", rows)
+
+
+_TABLE = """
+import hashlib, json, sys, time
+from facecls.data import table
+from facecls.data.split import assign_split
+
+def inspected(count):
+    for i in range(count):
+        name = f"faces/{i * 7919 % 117}_{i % 2}_{i % 5}_{20170116000000000 + i}.jpg.chip.jpg"
+        yield table._named(name, bytes), hashlib.sha1(name.encode()).hexdigest()
+
+started = time.perf_counter()
+faces = table._collect(inspected(int(sys.argv[1]))).faces
+split = assign_split(faces, 0.1, 0.1, 0)
+print(json.dumps(time.perf_counter() - started))
+"""
+"""Names -> labels -> table -> split; what the images' bytes take is not counted."""
+
+
+def test_table_of_names(record: Record, tmp_path: Path) -> None:
+    rows = []
+    for count, least in ((23_708, 1), (1_000_000, 20)):
+        _, mib = _ended(["-c", _TABLE, str(count)], tmp_path)
+        seconds = float((tmp_path / "log.txt").read_text())
+        rows.append(_row(f"table and split of {count:,} names", seconds, "s", f"at most {least}", seconds <= least))
+        megabytes = mib * MIB / 1e6
+        target = ("at most 1000", megabytes <= 1000) if count > 100_000 else ("", None)
+        rows.append(_row(f"table and split of {count:,} names, imports included", megabytes, "MB", *target))
+    record("a table of names", rows)
+
+
+def test_memory_of_predict(record: Record, tmp_path: Path) -> None:
+    write_faces(tmp_path / "faces", 50, seed=0)
+    save_checkpoint(tmp_path / "model.ckpt")
+    names = [f"faces/{path.name}" for path in (tmp_path / "faces").iterdir()]
+    held = {}
+    for count in (1_000, 100_000):
+        given = tmp_path / "list.txt"
+        given.write_text("".join(f"{names[i % len(names)]}\n" for i in range(count)))
+        words = ["-m", "facecls.predict", "model.ckpt", "-", f"--out={count}.csv", "--device=cpu"]
+        held[count] = _ended(words, tmp_path, given)[1]
+    ratio = held[100_000] / held[1_000]
+    rows = [_row(f"predict, {count:,} inputs", mib, "MiB") for count, mib in held.items()]
+    rows.append(_row("100,000 inputs / 1,000 inputs", ratio, "", "0.95 to 1.05", 0.95 <= ratio <= 1.05))
+    record(f"memory of predict, a small trunk at {SIZE} pixels", rows)
+
+
+def test_input_against_torchvision(record: Record, tmp_path: Path) -> None:
+    write_faces(tmp_path / "all/faces", 512, seed=0)
+    size = 224
+    augment = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.RandomAffine(12, (0.05, 0.05), (0.9, 1.1))]),
+            v2.RandomResizedCrop(size, (0.75, 1.0), (0.9, 1.1)),
+            v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3, 0.03)], p=0.8),
+            v2.PILToTensor(),
+        ]
+    )
+    peer = ImageFolder(tmp_path / "all", augment)
+    module = FacesDataModule(str(tmp_path / "all"), size, num_workers=0)
+    module.setup()
+    clock, threads = Clock(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for turn in range(ROUNDS + 1):
+        timer = clock if turn else Clock()
+        batches = list(range(0, len(peer) - 63, 64))
+        with timer.block("peer", 64 * len(batches)):
+            for start in batches:
+                torch.stack([peer[start + place][0] for place in range(64)])
+        loader = module.train_dataloader()
+        with timer.block("ours", 64 * len(loader)):
+            for _ in loader:
+                pass
+    torch.set_num_threads(threads)
+    rates = clock.rates()
+    rows = [
+        _row("facecls: TrainTransform, from memory", rates["ours"].median, "faces/s"),
+        _row("torchvision: ImageFolder, PIL, v2 transforms alike", rates["peer"].median, "faces/s"),
+        _row("ours / theirs", clock.ratio("ours", "peer"), ""),
+    ]
+    record("training input in one process, drawn faces, 224 pixels", rows)
+
+
+def test_prediction_and_export(record: Record, tmp_path: Path) -> None:
+    write_faces(tmp_path / "faces", 512, seed=0)
+    words = ["-m", "facecls.fit", "--name=run", "--model.trunk=resnet18", "--data.root=synthetic:64"]
+    _ended([*words, "--data.batch_size=16", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"], tmp_path)
+    checkpoint = tmp_path / "runs/run/version_0/checkpoints/best.ckpt"
+    torch_model = open_predictor(checkpoint, "cpu")
+    export([str(checkpoint), str(tmp_path / "model.onnx")])
+    onnx_model = open_predictor(tmp_path / "model.onnx", "cpu")
+    images = torch.randint(0, 256, (64, 3, 224, 224), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    bare: Any = torch_model
+    clock = Clock()
+    for turn in range(ROUNDS + 1):
+        timer = clock if turn else Clock()
+        with timer.block("predict", 512):
+            for _ in predict_stream(torch_model, stream([str(tmp_path / "faces")])):
+                pass
+        with timer.block("bare", 512), torch.inference_mode():
+            for _ in range(8):
+                bare.model(images)
+        with timer.block("ONNX Runtime", 512):
+            for _ in range(8):
+                onnx_model.estimate(images)
+    rates = clock.rates()
+    ratios = clock.ratio("predict", "bare"), clock.ratio("ONNX Runtime", "bare")
+    rows = [
+        _row("a bare loop of torch on a batch in memory", rates["bare"].median, "faces/s"),
+        _row("predict, from files to rows", rates["predict"].median, "faces/s"),
+        _row("predict / bare loop", ratios[0], ""),
+        _row("ONNX Runtime, the exported file", rates["ONNX Runtime"].median, "faces/s"),
+        _row("ONNX Runtime / bare loop", ratios[1], "", "at least 1", ratios[1] >= 1),
+    ]
+    record("prediction, resnet18 at 224 pixels, batches of 64", rows)
+
+
+def test_probe(record: Record, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"--config={ROOT / 'configs/probe.yaml'}", "--model.weights=null", "--data.root=synthetic:640"]
+    cli = FaceCLI([*words, "--data.batch_size=64", "--trainer.enable_progress_bar=false"])
+    cli.datamodule.setup()
+    model, device = cli.model.model, cli.trainer.strategy.root_device
+    images = next(iter(cli.datamodule.whole_dataloader()))["image"].to(device)
+    clock = Clock()
+    with torch.inference_mode(), cli.trainer.precision_plugin.forward_context():
+        model.trunk.to(device).eval()(images)
+        with clock.block("bare", 640):
+            for _ in range(10):
+                model.trunk.eval()(images)
+        with clock.block("probe", 640):
+            use_features(cli.trainer, cli.model, cli.datamodule)
+        with clock.block("bare", 640):
+            for _ in range(10):
+                model.trunk.eval()(images)
+    rates = clock.rates()
+    ratio = rates["bare"].median / rates["probe"].median
+    small = ["--model.trunk=test_resnet", "--data.image_size=64", "--trainer.max_epochs=50"]
+    words = ["-m", "facecls.fit", words[0], "--model.weights=null", f"--data.root={data}", *small]
+    _ended(words, tmp_path)  # the features are computed
+    seconds, _ = _ended(words, tmp_path)  # and used again
+    rows = [
+        _row("one bare pass of the trunk", rates["bare"].median, "faces/s"),
+        _row("features of all faces, read, resized, kept", rates["probe"].median, "faces/s"),
+        _row("time of the features / time of a bare pass", ratio, "", "at most 1.1", ratio <= 1.1),
+        _row(f"50 epochs of the heads on {data}, start, test and report included", seconds, "s"),
+    ]
+    record("probe, the VGGFace2 trunk at 224 pixels", rows)
+
+
+def test_report(record: Record, tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run", 5_000)
+    seconds, mib = _ended(["-m", "facecls.report", str(run)], tmp_path)
+    size = (run / "report.html").stat().st_size / 1e6
+    rows = [
+        _row("python -m facecls.report", seconds, "s", "at most 30", seconds <= 30),
+        _row("python -m facecls.report", mib, "MiB"),
+        _row("report.html", size, "MB", "at most 8", size <= 8),
+    ]
+    record("report of 5,000 predictions, without Grad-CAM", rows)
