@@ -21,6 +21,7 @@ ROOMS = (
     "facecls.callbacks",
     "facecls.board",
     "facecls.cli",
+    "facecls.exporting",
 )
 """In this order: a file imports from its own room or one before it; the commands come after all of them."""
 INSTALL = "pip install -e . && python -m facecls.fit --config configs/demo.yaml"
