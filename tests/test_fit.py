@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from run_folders import Page
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import norm
@@ -24,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from facecls import callbacks, cli, evaluate, fit
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import CLASSES, TASKS
+from facecls.data.synthetic import write_faces
 from facecls.errors import UserError, command
 from facecls.model.module import load_module
 from facecls.model.trunk import create_trunk, save_trunk
@@ -119,6 +121,24 @@ def test_what_a_run_leaves(faces: Path) -> None:
     )
     assert everything["faces/tested"] == 80
     assert len(pd.read_parquet("runs/evaluate/version_1/predictions.parquet")) == 80
+    assert "trained with 48 of these faces" in Page(Path("runs/evaluate/version_1/report.html")).sections["summary"]
+
+
+def test_nothing_is_said_about_training_where_other_faces_are_tested(faces: Path) -> None:
+    fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1"])
+    write_faces(Path("others"), 30, seed=8)
+    words = ["--ckpt_path=runs/tiny/version_0/checkpoints/best.ckpt", "--data.root=others", "--accelerator=cpu"]
+    for split, tested in (("all", 30), ("train", 24)):
+        results = evaluate.main([*words, f"--data.split={split}", f"--name={split}"])
+        assert (results["faces/tested"], results["split"]) == (tested, split)
+        run = Path(f"runs/{split}/version_0")
+        assert {*pd.read_parquet(run / "predictions.parquet")["split"]} == {"test"}
+        assert pd.read_parquet(run / "faces.parquet")["split"].value_counts().to_dict() == {"test": tested}
+        assert not pd.read_csv(run / "suspects.csv")["seen_in_training"].any()
+        sections = Page(run / "report.html").sections
+        assert "trained with" not in sections["summary"]
+        assert "median age of the tested faces" in sections["summary"]
+        assert "trained on is not known" in sections["limits"]
 
 
 def test_temperatures_are_those_that_make_the_validation_faces_most_probable(faces: Path) -> None:

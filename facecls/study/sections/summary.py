@@ -37,6 +37,9 @@ def summary(run: Run, scores: Mapping[str, Interval]) -> Section:
     blocks += [
         Missing(why_untested(run.predictions, task)) for task in TASKS if task not in tested_tasks(run.predictions)
     ]
+    if learned := int((run.predictions["split"] == "train").sum()):
+        sentence = "The model was trained with {} of these faces, so it may do worse on others."
+        blocks.append(Text(words(sentence, count("faces/tested_and_trained", learned))))
     if scores:
         blocks += _score_table(run, scores)
     blocks.append(_facts(run))
