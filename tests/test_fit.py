@@ -104,7 +104,11 @@ def test_what_a_run_leaves(faces: Path) -> None:
     everybody = pd.read_parquet(run / "faces.parquet")
     assert everybody["split"].value_counts()["test"] == 24
     assert everybody.merge(table, on=["path", "sha1", "split", *TASKS]).shape[0] == 24
-    curves = EventAccumulator(str(run)).Reload().Tags()["scalars"]
+    tags = EventAccumulator(str(run)).Reload().Tags()
+    assert {"val/gallery", "val/race/confusion", "val/gender/reliability", "val/age/predicted_against_true"} <= {
+        *tags["images"]
+    }
+    curves = tags["scalars"]
     assert {"lr", "train/loss", "val/loss", "val/age/mae_years", "train/race/accuracy", "val/gender/loss"} <= {*curves}
 
     # the configuration that was kept runs again as it is, and gives the same
@@ -214,8 +218,10 @@ def test_resuming_past_an_unfreezing_goes_on_exactly(faces: Path, monkeypatch: p
 
 def test_a_resumed_run_goes_on_in_its_folder_and_keeps_its_best(faces: Path) -> None:
     fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1"])
-    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    last, page = "runs/tiny/version_0/checkpoints/last.ckpt", Path("runs/tiny/version_0/report.html")
+    assert "resumed" not in Page(page).sections["summary"]
     results = fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=2", f"--ckpt_path={last}"])
+    assert "s since it was resumed" in Page(page).sections["summary"]  # not the time of the whole
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
     assert results["epochs"] == 2
     states = torch.load(last, weights_only=True)["callbacks"].items()

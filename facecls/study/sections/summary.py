@@ -113,7 +113,8 @@ def _facts(run: Run) -> Table:
     add(
         "Trained for", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None
     )
-    add("Time", _duration(metrics["seconds"]) if "seconds" in metrics else None)
+    since = " since it was resumed" if metrics.get("resumed") else ""
+    add("Time", _duration(metrics["seconds"]) + since if "seconds" in metrics else None)
     add("Device", metrics.get("device"))
     add("Precision", metrics.get("precision"))
     versions = {"facecls": metrics.get("version"), **metrics.get("versions", {})}
