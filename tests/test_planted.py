@@ -130,8 +130,7 @@ def test_the_temperatures_are_the_planted_ones_times_the_models_own(planted: Pla
         before, after = (page.values[f"calibration/{task}/{stage}/nll"] for stage in ("before", "after"))
         assert after < before
         assert page.values[f"calibration/{task}/after/temperature"] == metrics[f"temperature/{task}"]
-    assert page.values["calibration/age/before/coverage"] < 0.75
-    assert page.values["calibration/age/after/coverage"] > 0.85
+    assert page.values["calibration/age/before/coverage"] < 0.85 < page.values["calibration/age/after/coverage"]
 
 
 def test_flipped_genders_come_first_among_the_suspects(planted: Planted) -> None:
@@ -142,6 +141,6 @@ def test_flipped_genders_come_first_among_the_suspects(planted: Planted) -> None
     assert len(planted.flipped & first) >= 0.8 * len(planted.flipped)
     # only those are listed that are contradicted with the confidence that is usual for the class, so some are not
     found = pd.read_csv(planted.folder / "suspects.csv")
-    listed = found.loc[found["task"] == "gender", "path"]
+    listed = found.loc[(found["task"] == "gender") & found["other"].isna(), "path"]  # not for a twin's label
     assert {*listed} <= first
     assert len(planted.flipped & {*listed}) >= 0.6 * max(len(planted.flipped), len(listed))
