@@ -19,13 +19,15 @@ SHARE = 0.02
 """Of the time of the training that drawing may take."""
 GALLERY = 24
 """Faces of the gallery, the same in every validation."""
+_SECONDS = 2.0
+"""That a drawing takes until one was measured; on a core with AVX2 it was so, half of it the gallery."""
 
 
 class StudyBoard(pl.Callback):
     """Draws the figures of each validation that improves.
 
-    Where epochs are short it waits, so that drawing takes no more than ``SHARE`` of the time; the best validation is
-    drawn at the end in any case.
+    Where epochs are short it waits, so that drawing takes no more than ``SHARE`` of the time, the last one included:
+    the best validation is drawn at the end in any case, and in a run of less than three minutes only then.
 
     Args:
         collector: Comes before this one among the callbacks.
@@ -33,7 +35,8 @@ class StudyBoard(pl.Callback):
 
     def __init__(self, collector: PredictionCollector) -> None:
         self.collector = collector
-        self._began = self._spent = self._longest = 0.0
+        self._began = self._spent = 0.0
+        self._longest = _SECONDS
         self._waiting: tuple[pd.DataFrame, np.ndarray, int] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -50,7 +53,8 @@ class StudyBoard(pl.Callback):
         if best is None or loss < best:
             table = self.collector.table(trainer.datamodule)  # type: ignore[attr-defined]
             self._waiting = (table, self.collector.faces()[:GALLERY], trainer.global_step)
-        if self._spent + self._longest <= SHARE * (time.monotonic() - self._began):
+        # one now, and one at the end
+        if self._spent + 2 * self._longest <= SHARE * (time.monotonic() - self._began):
             self._draw(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -56,17 +56,27 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     trainer = parse(partial(create_trainer, collector=collector), config)
     data: FacesDataModule = parser.instantiate(config).data
     data.setup()
+    split = data.split
+    if not _is_of_training(data, config.ckpt_path):
+        data.forget_training()
     console().print(data.describe())
     write_data(run_folder(trainer), data)
     with replacing(run_folder(trainer) / "config.yaml") as part:
         parser.save(config, part, overwrite=True)
     with without_noise():
         trainer.test(model, datamodule=data, verbose=False)
-    facts = {"checkpoint": str(config.ckpt_path), "split": data.split, "git_commit": commit}
+    facts = {"checkpoint": str(config.ckpt_path), "split": split, "git_commit": commit}
     results = write_results(trainer, data, collector, facts)
     write_study(run_folder(trainer), data, collector, model)
     print_results(results, run_folder(trainer))
     return results
+
+
+def _is_of_training(data: FacesDataModule, ckpt_path: str) -> bool:
+    """Whether the split of the data is the one that the model was trained with."""
+    kept = trained_on(ckpt_path, elsewhere=False)
+    names = ("root", "seed", "val_fraction", "test_fraction", "split_file")
+    return all(data.hparams[name] == kept.get(name) for name in names)
 
 
 def create_trainer(config: Namespace, collector: PredictionCollector) -> pl.Trainer:

@@ -81,6 +81,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(time.monotonic() - started, 1),
+        "resumed": cli.ckpt_path is not None,
         "git_commit": commit,
     }
     results = write_results(trainer, data, cli.collector, facts)

@@ -16,9 +16,9 @@ from facecls.data.table import ACCEPTED, read_table
 from facecls.errors import UserError, command
 from facecls.model.heads import FaceModel
 from facecls.model.module import load_module
+from facecls.study.copies import Pixels
 from facecls.study.page import COMPARISON, write_comparison, write_report
 from facecls.study.run import Run, read_run
-from facecls.study.suspects import Pixels
 
 _ABOUT = (
     "Writes report.html and suspects.csv into the folder of a run, from its predictions and the faces alone; of "

@@ -21,6 +21,8 @@ from facecls import export
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.synthetic import write_faces
 from facecls.errors import UserError
+from facecls.exporting import graph as graphs
+from facecls.exporting import quantisation
 from facecls.model.module import FaceModule, load_module
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -53,7 +55,7 @@ def checkpoint(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def graph(checkpoint: Path) -> onnx.ModelProto:
     """What torch makes of the checkpoint, so that it need not do so in every test."""
-    return export.to_onnx(load_module(checkpoint), 18)
+    return graphs.to_onnx(load_module(checkpoint), 18)
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def _exported_already(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -
         copy.CopyFrom(graph)
         return copy
 
-    monkeypatch.setattr(export, "to_onnx", copied)
+    monkeypatch.setattr(graphs, "to_onnx", copied)
 
 
 def drawn(count: int, size: int = SIZE) -> torch.Tensor:
@@ -175,7 +177,7 @@ def test_a_file_has_the_outputs_that_the_model_has(options: Any, names: list[str
 def test_the_padding_of_vggface2() -> None:
     torch.manual_seed(0)
     module = FaceModule(hidden=[4], image_size=65).eval()  # another padding than at even sizes
-    file = export.finished(export.to_onnx(module, 18), {})
+    file = graphs.finished(graphs.to_onnx(module, 18), {})
     agree(said(file, drawn(3, 65)), module, drawn(3, 65))
 
 
@@ -193,7 +195,7 @@ def tampered(graph: onnx.ModelProto, shift: float) -> onnx.ModelProto:
 def test_a_file_that_differs_is_not_written(
     shift: float, checkpoint: Path, graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "to_onnx", lambda module, opset: tampered(graph, shift))
+    monkeypatch.setattr(graphs, "to_onnx", lambda module, opset: tampered(graph, shift))
     dest = tmp_path / "model.onnx"
     dest.write_bytes(b"of before")
     with pytest.raises(UserError, match=r"agree with torch within 0\.0001, but race differs by"):
@@ -205,7 +207,7 @@ def test_a_file_that_differs_is_not_written(
 def test_a_difference_of_rounding_is_let_through(
     checkpoint: Path, graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "to_onnx", lambda module, opset: tampered(graph, 5e-5))
+    monkeypatch.setattr(graphs, "to_onnx", lambda module, opset: tampered(graph, 5e-5))
     facts = export.main([str(checkpoint), str(tmp_path / "model.onnx")])
     assert 1e-6 < facts["difference/race/fp32"] < 5e-5
 
@@ -219,13 +221,13 @@ def test_int8_tells_what_it_changes(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.chdir(scratch)
     calibrated: list[int] = []
-    quantise = export.quantise
+    quantise = quantisation.quantise
 
     def spied(model: bytes, batches: Any) -> onnx.ModelProto:
         calibrated.extend(np.concatenate([plan.faces for plan in batches.sampler]).tolist())
         return quantise(model, batches)
 
-    monkeypatch.setattr(export, "quantise", spied)
+    monkeypatch.setattr(quantisation, "quantise", spied)
     facts = export.main([str(checkpoint), str(dest), "--int8"])
     export.main([str(checkpoint), str(plain)])
     assert left(scratch) == []

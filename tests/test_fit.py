@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from run_folders import Page
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import norm
@@ -25,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from facecls import callbacks, cli, evaluate, fit
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import CLASSES, TASKS
+from facecls.data.synthetic import write_faces
 from facecls.errors import UserError, command
 from facecls.model.module import load_module
 from facecls.model.trunk import create_trunk, save_trunk
@@ -114,7 +116,11 @@ def test_what_a_run_leaves(faces: Path) -> None:
     everybody = pd.read_parquet(run / "faces.parquet")
     assert everybody["split"].value_counts()["test"] == 24
     assert everybody.merge(table, on=["path", "sha1", "split", *TASKS]).shape[0] == 24
-    curves = EventAccumulator(str(run)).Reload().Tags()["scalars"]
+    tags = EventAccumulator(str(run)).Reload().Tags()
+    assert {"val/gallery", "val/race/confusion", "val/gender/reliability", "val/age/predicted_against_true"} <= {
+        *tags["images"]
+    }
+    curves = tags["scalars"]
     assert {"lr", "train/loss", "val/loss", "val/age/mae_years", "train/race/accuracy", "val/gender/loss"} <= {*curves}
 
     # the configuration that was kept runs again as it is, and gives the same
@@ -131,6 +137,24 @@ def test_what_a_run_leaves(faces: Path) -> None:
     )
     assert everything["faces/tested"] == 80
     assert len(pd.read_parquet("runs/evaluate/version_1/predictions.parquet")) == 80
+    assert "trained with 48 of these faces" in Page(Path("runs/evaluate/version_1/report.html")).sections["summary"]
+
+
+def test_nothing_is_said_about_training_where_other_faces_are_tested(faces: Path) -> None:
+    fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1"])
+    write_faces(Path("others"), 30, seed=8)
+    words = ["--ckpt_path=runs/tiny/version_0/checkpoints/best.ckpt", "--data.root=others", "--accelerator=cpu"]
+    for split, tested in (("all", 30), ("train", 24)):
+        results = evaluate.main([*words, f"--data.split={split}", f"--name={split}"])
+        assert (results["faces/tested"], results["split"]) == (tested, split)
+        run = Path(f"runs/{split}/version_0")
+        assert {*pd.read_parquet(run / "predictions.parquet")["split"]} == {"test"}
+        assert pd.read_parquet(run / "faces.parquet")["split"].value_counts().to_dict() == {"test": tested}
+        assert not pd.read_csv(run / "suspects.csv")["seen_in_training"].any()
+        sections = Page(run / "report.html").sections
+        assert "trained with" not in sections["summary"]
+        assert "median age of the tested faces" in sections["summary"]
+        assert "trained on is not known" in sections["limits"]
 
 
 def test_temperatures_are_those_that_make_the_validation_faces_most_probable(faces: Path) -> None:
@@ -206,8 +230,10 @@ def test_resuming_past_an_unfreezing_goes_on_exactly(faces: Path, monkeypatch: p
 
 def test_a_resumed_run_goes_on_in_its_folder_and_keeps_its_best(faces: Path) -> None:
     fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1"])
-    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    last, page = "runs/tiny/version_0/checkpoints/last.ckpt", Path("runs/tiny/version_0/report.html")
+    assert "resumed" not in Page(page).sections["summary"]
     results = fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=2", f"--ckpt_path={last}"])
+    assert "s since it was resumed" in Page(page).sections["summary"]  # not the time of the whole
     assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
     assert results["epochs"] == 2
     states = torch.load(last, weights_only=True)["callbacks"].items()

@@ -209,7 +209,7 @@ def test_a_gap_in_words() -> None:
     )
     gap = Gap("age/mae_years", "group", "male, asian, 0-9", "male, black, 60+", 3.0, 7.5, 4.5, -0.5, 9.5)
     assert describe(gap) == (
-        "Mean absolute error of age by gender, race and age band: worst for male, black, 60+ (7.5 years), best for "
+        "Mean absolute error of age by combination: worst for male, black, 60+ (7.5 years), best for "
         "male, asian, 0-9 (3.0 years), a gap of 4.5 years (95 % interval -0.5 to 9.5); "
         "the interval includes 0, so the gap may be chance."
     )

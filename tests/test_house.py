@@ -22,6 +22,7 @@ ROOMS = (
     "facecls.board",
     "facecls.cli",
     "facecls.bench",
+    "facecls.exporting",
 )
 """In this order: a file imports from its own room or one before it; the commands come after all of them."""
 INSTALL = "pip install -e . && python -m facecls.fit --config configs/demo.yaml"

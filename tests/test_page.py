@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trained_model import save_checkpoint
 
-from facecls.data.labels import GENDERS, RACES
+from facecls.data.labels import GENDERS, RACES, TASKS
 from facecls.data.store import decode
 from facecls.data.table import read_table
 from facecls.errors import UserError
+from facecls.model.heads import FaceModel
 from facecls.model.module import load_module
+from facecls.model.trunk import create_trunk
 from facecls.study.groups import group_table
 from facecls.study.page import write_report
 from facecls.study.run import read_run, read_scalars
@@ -260,12 +263,28 @@ def test_a_curve_that_was_cut_and_one_that_was_resumed(run: Path, tmp_path: Path
 def test_suspects_are_counted_and_kept(page: Page, run: Path) -> None:
     kept = pd.read_csv(run / "suspects.csv")
     found = _with("suspects", page)
-    assert found.pop("") == len(kept)
-    assert {name.strip("/"): value for name, value in found.items()} == {**kept["task"].value_counts()}
+    labels = {*zip(kept["path"], kept["task"], strict=True)}
+    assert found.pop("") == len(labels)
+    assert {name.strip("/"): value for name, value in found.items()} == Counter(task for _, task in labels)
     alone = suspects(pd.read_parquet(run / "predictions.parquet"))
     assert {*zip(alone["path"], alone["task"], strict=True)} <= {*zip(kept["path"], kept["task"], strict=True)}
     assert kept["score"].is_monotonic_decreasing
     assert kept.loc[kept["reason"].str.startswith("same file"), "seen_in_training"].any()  # faces that were not tested
+
+
+def test_a_label_that_is_suspect_for_two_reasons_is_counted_once(tmp_path: Path) -> None:
+    folder = simulated_run(tmp_path / "run", 60)
+    labels = {"gender": [0, 1], "gender_predicted": [1, 1], "p_male": [0.01, 0.01], "p_female": [0.99, 0.99]}
+
+    def twins(table: pd.DataFrame) -> pd.DataFrame:
+        table = table.head(2).assign(sha1="same", race=0, race_predicted=0, age=30, age_predicted=30.0, **labels)
+        return table.assign(p_white=1.0, age_low=20, age_high=40)
+
+    change(folder, twins)
+    (folder / "faces.parquet").unlink()
+    page = Page(write_report(folder, None, None))
+    assert len(pd.read_csv(folder / "suspects.csv")) == 3  # one is contradicted too
+    assert _with("suspects", page) == {"": 2, "/gender": 2}
 
 
 def test_form(page: Page) -> None:
@@ -396,6 +415,18 @@ def test_gallery(tmp_path: Path) -> None:
     assert sum(image["alt"].startswith("what the") for image in page.images) == sum(few.values())
     assert "Grad-CAM of the race head" in page.sections["gallery"]
     assert all(image["alt"] for image in page.images)
+
+
+def test_a_trunk_without_one_map_of_features(tmp_path: Path) -> None:
+    folder = drawn_run(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace('"image_size": 64', '"image_size": 240'))
+    model = FaceModel(create_trunk("crossvit_tiny_240"), list(TASKS), [], 0.0)
+    page = Page(write_report(folder, lambda row: np.full((64, 64, 3), row, np.uint8), model))
+    assert page.sections["gallery"].count("What the heads looked at is not shown: Expected features") == 1
+    assert "Grad-CAM" not in page.sections["gallery"]
+    assert sum(image["alt"].startswith("face") for image in page.images) > 24
+    assert not [image for image in page.images if image["alt"].startswith("what the")]
 
 
 def test_confident_mistakes_come_first(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -19,11 +20,11 @@ from scipy.special import expit, softmax
 from trained_model import SIZE, TEMPERATURES, save_checkpoint
 
 import facecls
-from facecls import export
 from facecls.data.labels import GENDERS, RACES
 from facecls.data.synthetic import draw_faces
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
+from facecls.exporting import graph
 from facecls.inference.faces import predict_stream
 from facecls.inference.inputs import Input
 from facecls.inference.predictor import OnnxPredictor, TorchPredictor, averaged, open_predictor
@@ -44,7 +45,7 @@ def exported(model: Path) -> Path:
     """The same model as ``facecls.export`` writes it."""
     module = load_module(model)
     path = model.with_name("model.onnx")
-    path.write_bytes(export.finished(export.to_onnx(module, 18), export.metadata(module, model)))
+    path.write_bytes(graph.finished(graph.to_onnx(module, 18), graph.metadata(module, model)))
     return path
 
 
@@ -230,6 +231,8 @@ def test_what_is_no_face_at_all_is_refused(model: Path) -> None:
         ([None], TypeError, "got NoneType"),
         (torch.zeros(3, 9, 9), ValueError, r"\(N, 3, H, W\), but got \(3, 9, 9\)"),
         (torch.rand(1, 3, 9, 9), ValueError, "look like 0..1"),
+        (torch.full((1, 3, 9, 9), 2.64), ValueError, "up to 2.64, which look like 0..1 or standardised"),
+        (torch.full((1, 3, 9, 9), float("nan")), ValueError, "floats up to nan"),
         (torch.zeros(1, 3, 9, 9, dtype=torch.int64), ValueError, "got torch.int64"),
     ]:
         with pytest.raises(error, match=said):
@@ -280,6 +283,13 @@ def test_models_that_are_none_are_refused(tmp_path: Path, model: Path) -> None:
         facecls.load(tmp_path / "gone.ckpt")
     with pytest.raises(UserError, match=r"model of facecls\.export, but could not load .*text\.onnx"):
         facecls.load(tmp_path / "text.onnx")
+    value = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, [1])
+    other = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["image"], ["age"])], "other", [value], [])
+    other.output.append(onnx.helper.make_tensor_value_info("age", onnx.TensorProto.UINT8, [1]))
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(other, opset_imports=opset, ir_version=8), tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=r"model of facecls\.export, but .*other\.onnx is another one"):
+        facecls.load(tmp_path / "other.onnx")
     with pytest.raises(UserError, match=r"checkpoint of facecls\.fit, but could not load .*text\.ckpt"):
         facecls.load(tmp_path / "text.ckpt")
     with pytest.raises(UserError, match="Expected a GPU"):

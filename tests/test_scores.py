@@ -10,7 +10,7 @@ from simulated_predictions import predicted, simulated, simulated_labels, withou
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.study.scores import SCORES, face_scores, score, trivial
+from facecls.study.scores import SCORES, score, trivial
 
 Truth = Callable[[np.ndarray, np.ndarray], float]
 WITHIN: Truth = lambda truth, guess: float(np.mean(np.abs(truth - guess) <= 5))  # noqa: E731
@@ -118,19 +118,3 @@ def test_trivial_guesses_are_those_of_scikit_learns_dummies() -> None:
         guess = dummy.fit(np.zeros((len(learned), 1)), learned).predict(np.zeros((len(labels), 1)))
         wanted[name] = truth(labels, guess)
     assert trivial(table, reference) == pytest.approx(wanted)
-
-
-def test_faces_scores_average_to_the_scores_and_keep_the_index() -> None:
-    table = without_some_labels(simulated(200, 11), 11).sample(frac=1, random_state=0)
-    found, wanted = face_scores(table), truths(table)
-    assert found.index.equals(table.index)
-    assert found.gender_right.mean() == pytest.approx(wanted["gender/accuracy"])
-    assert found.race_right.mean() == pytest.approx(wanted["race/accuracy"])
-    assert found.age_error.abs().mean() == pytest.approx(wanted["age/mae_years"])
-    assert found.age_within.mean() == pytest.approx(wanted["age/cs5"])
-    missing = {"gender_right": "gender", "race_right": "race", "age_error": "age", "age_within": "age"}
-    for column, task in missing.items():
-        assert found[column].isna().equals(table[task].isna())
-    row = found.age_error.first_valid_index()
-    assert found.age_error[row] == table.age_predicted[row] - table.age[row]  # signed: too old is positive
-    assert "race_right" not in face_scores(table.drop(columns="race_predicted"))

@@ -14,7 +14,8 @@ from scipy.ndimage import gaussian_filter
 from facecls.data.labels import GENDERS, RACES
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces
-from facecls.study.suspects import COLUMNS, FINE, label_doubt, near_identical, suspects
+from facecls.study.copies import FINE, near_identical
+from facecls.study.suspects import COLUMNS, label_doubt, suspects
 
 Picture = npt.NDArray[np.uint8]
 

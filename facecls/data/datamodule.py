@@ -263,6 +263,17 @@ class FacesDataModule(pl.LightningDataModule):
         self.faces, self.rejects, self._store = faces, rejects, table.store
         self._labels = faces[list(TASKS)].fillna(MISSING).to_numpy(np.int64)  # (N, 3)
 
+    def forget_training(self) -> None:
+        """Calls what is tested ``test``, and takes all else out of the split; for faces that no model was trained with.
+
+        Raises:
+            UserError: If there is nothing to test.
+        """
+        split = np.full(len(self.faces), None, object)
+        split[self._part(self.split)] = "test"
+        self.faces["split"] = pd.Series(split, self.faces.index, dtype="str")
+        self.split = "test"
+
     def describe(self) -> str:
         """What was read, in a line or two, with the number of rejects always said."""
         counts = self.faces["split"].value_counts()

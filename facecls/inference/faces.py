@@ -26,6 +26,8 @@ Image = str | Path | npt.NDArray[np.uint8] | PIL.Image.Image
 """The path of an image file, RGB pixels (H, W, 3), or a picture of Pillow's."""
 BATCH_SIZE = 64
 """Faces that go through the model at a time."""
+_TOP = 3
+"""Above the highest float of a picture in 0..1, or standardised: 2.64 by ImageNet's mean and standard deviation."""
 
 
 class Batch(NamedTuple):
@@ -159,7 +161,7 @@ class Faces:
 
         Raises:
             TypeError: If an image is of no such kind.
-            ValueError: If an array or a tensor has another shape, or float values that look like 0..1.
+            ValueError: If an array or a tensor has another shape, or float values that look like 0..1 or standardised.
         """
         inputs = [_input(image) for image in _separated(images)]
         tables = [batch.table for batch in predict_stream(self.predictor, iter(inputs), batch_size)]
@@ -178,9 +180,10 @@ def _bytes(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"Expected a tensor of shape (N, 3, H, W), but got {tuple(images.shape)}.")
     if images.is_floating_point():
-        if images.numel() and (top := images.max().item()) <= 1:
+        if images.numel() and not (top := images.max().item()) > _TOP:
             raise ValueError(
-                f"Expected values 0..255, but got floats up to {top:g}, which look like 0..1; multiply them by 255."
+                f"Expected values 0..255, but got floats up to {top:g}, which look like 0..1 or standardised; give "
+                "them as they were read."
             )
         images = images.detach().round().clamp(0, 255).to(torch.uint8)
     if images.dtype != torch.uint8:

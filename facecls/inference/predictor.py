@@ -96,9 +96,12 @@ class OnnxPredictor:
         providers = ["CUDAExecutionProvider"] * (cuda and device != "cpu") + ["CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(path, providers=providers)
-            told = json.loads(self.session.get_modelmeta().custom_metadata_map["facecls"])
         except Exception as error:  # ONNX Runtime has an exception of its own for everything that may be wrong
             raise UserError(f"Expected a model of facecls.export, but could not load {path}: {error}") from None
+        about = self.session.get_modelmeta().custom_metadata_map.get("facecls")
+        if about is None:
+            raise UserError(f"Expected a model of facecls.export, but {path} is another one; export a checkpoint.")
+        told = json.loads(about)
         self.names = [output.name for output in self.session.get_outputs()]
         self.image_size: int = told["image_size"]
         self.tasks: list[Task] = [task for task in TASKS if task in told["tasks"]]

@@ -144,7 +144,7 @@ def describe(gap: Gap) -> str:
     share = SCORES[gap.score].unit == "share"
     scale, unit, of_gap = (100, "%", "points") if share else (1, "years", "years")
     best, worst, difference, low, high = (f"{scale * value:.1f}" for value in gap[4:])
-    by = "gender, race and age band" if gap.by == "group" else gap.by.replace("_", " ")
+    by = "combination" if gap.by == "group" else gap.by.replace("_", " ")
     verdict = "" if gap.low > 0 else "; the interval includes 0, so the gap may be chance"
     return (
         f"{SCORES[gap.score].title} by {by}: worst for {gap.worse} ({worst} {unit}), best for {gap.better} "

@@ -10,6 +10,7 @@ from facecls.files import replacing
 from facecls.model.heads import FaceModel
 from facecls.study.blocks import Section
 from facecls.study.compare import paired
+from facecls.study.copies import Pixels
 from facecls.study.groups import gaps, group_table
 from facecls.study.run import read_run
 from facecls.study.scores import score
@@ -24,7 +25,6 @@ from facecls.study.sections.groups import groups
 from facecls.study.sections.limits import limits
 from facecls.study.sections.summary import summary
 from facecls.study.sections.suspects import find_suspects, suspects_section
-from facecls.study.suspects import Pixels
 
 REPORT, SUSPECTS, COMPARISON = "report.html", "suspects.csv", "compare.html"
 

@@ -181,31 +181,6 @@ def trivial(table: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
     return {name: float(SCORES[name].value(parts.sum(0))) for name, parts in score_parts(guesses).items()}
 
 
-def face_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """What each face adds to the scores.
-
-    Args:
-        table: N predictions.
-
-    Returns:
-        N rows with the index of ``table``, float64, NaN without a label: ``gender_right`` and ``race_right`` (1 right,
-        0 wrong), ``age_error`` (years, predicted minus label) and ``age_within`` (1 if at most five years off, else 0);
-        no columns of tasks that were not predicted.
-    """
-    found = pd.DataFrame(index=table.index)
-    for task in TASKS:
-        if f"{task}_predicted" not in table:
-            continue
-        labels = task_labels(table, task)
-        error = table[f"{task}_predicted"].to_numpy(np.float64) - labels
-        if task == "age":
-            found["age_error"] = error
-            found["age_within"] = np.where(np.isnan(labels), np.nan, _within(error))
-        else:
-            found[f"{task}_right"] = np.where(np.isnan(labels), np.nan, error == 0)
-    return found
-
-
 def resampled_sums(
     parts: Mapping[Key, Numbers], cells: npt.NDArray[np.int64], number: int, seed: int
 ) -> dict[Key, Numbers]:

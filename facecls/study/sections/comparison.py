@@ -26,10 +26,10 @@ from facecls.study.blocks import (
     words,
 )
 from facecls.study.compare import Comparison
+from facecls.study.copies import Pixels
 from facecls.study.run import Run
 from facecls.study.scores import SCORES
 from facecls.study.sections.gallery import SHOWN, data_uri
-from facecls.study.suspects import Pixels
 
 _LISTED = 100
 """Disagreements in the table of a task."""
@@ -96,7 +96,7 @@ def differences(found: Comparison) -> Section:
     )
     units = [unit for unit in ("share", "years") if any(SCORES[name].unit == unit for name in found.scores["score"])]
     shown = Figures([_figure(found.scores, unit) for unit in units])
-    return Section("Differences", [shown, Table("Scores of both runs", head, rows), Text(note)])
+    return Section("Differences", [shown, Table("Scores of the runs", head, rows), Text(note)])
 
 
 def _difference(row: Mapping[Any, Any], column: str) -> Number:
@@ -108,7 +108,16 @@ def _difference(row: Mapping[Any, Any], column: str) -> Number:
 
 def _figure(scores: pd.DataFrame, unit: str) -> Figure:
     rows = [row for row in scores.to_dict("records") if SCORES[row["score"]].unit == unit]
-    said = [words("{} {}", SCORES[row["score"]].title, _difference(row, "difference")) for row in rows]
+    many = len({(row["a"], row["b"]) for row in rows}) > 1
+    said = [
+        words(
+            "{} {}{}",
+            SCORES[row["score"]].title,
+            f"from {row['a']} to {row['b']} " * many,
+            _difference(row, "difference"),
+        )
+        for row in rows
+    ]
     caption = words("Second run minus first: {}. Blue is better, orange worse.", words("; ").join(said))
     title = "Differences in points" if unit == "share" else "Differences in years"
     return drawn(run_figures.differences(scores, unit), f"differences-{unit}", title, caption)

@@ -13,8 +13,8 @@ from facecls.data.transforms import EvalTransform
 from facecls.model.heads import FaceModel
 from facecls.study.attention import grad_cam, overlay
 from facecls.study.blocks import Block, Content, Missing, Section, Text, Tile, Tiles, words
+from facecls.study.copies import Pixels
 from facecls.study.run import Run
-from facecls.study.suspects import Pixels
 from facecls.study.tables import AGE_WRONG, labelled, tested_tasks
 
 SHOWN = 24
@@ -64,11 +64,27 @@ def gallery(run: Run, image: Pixels | None, model: FaceModel | None, seed: int) 
         ),
         Tiles("Faces drawn at random", tiles),
     ]
+    why_not = "the checkpoint was not at hand." if model is None else _unexplainable(model, image(0), size)
     for task in tested_tasks(table):
-        blocks += _mistakes(table, task, image, model, size)
-    if model is None:
-        blocks.append(Missing("What the heads looked at is not shown, as the checkpoint was not at hand."))
+        explains = model is not None and not why_not and task in model.heads
+        blocks += _mistakes(table, task, image, model if explains else None, size)
+    if why_not:
+        blocks.append(Missing(f"What the heads looked at is not shown: {why_not}"))
     return Section("Gallery", blocks)
+
+
+def _unexplainable(model: FaceModel, pixels: npt.NDArray[np.uint8], size: int) -> str:
+    """Why Grad-CAM can't explain a model, such as a CrossViT, whose features are two maps; nothing if it can."""
+    try:
+        grad_cam(model, _resized(pixels, size), next(task for task in TASKS if task in model.heads))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _resized(pixels: npt.NDArray[np.uint8], size: int) -> torch.Tensor:
+    """A face as the model sees it, (3, size, size) uint8."""
+    return torch.from_numpy(EvalTransform(size)(image=pixels)["image"]).permute(2, 0, 1)
 
 
 def confident_mistakes(table: pd.DataFrame, task: Task, number: int) -> list[int]:
@@ -101,21 +117,15 @@ def _mistakes(table: pd.DataFrame, task: Task, image: Pixels, model: FaceModel |
     heading = words("<strong>{}: the mistakes that the model was surest of</strong>", task.capitalize())
     if not rows:
         return [Text(heading), Text("There are none.")]
-    resize = EvalTransform(size)
     tiles: list[Tile] = []
     blocks: list[Block] = [Text(heading)]
     for row in rows:
         pixels = image(row)
         images = [(data_uri(pixels), f"face {row}")]
         if model is not None:
-            face = torch.from_numpy(resize(image=pixels)["image"]).permute(2, 0, 1)
-            try:
-                laid = overlay(face, grad_cam(model, face, task))
-            except ValueError as error:  # few trunks, such as CrossViT, have no one map of features
-                blocks.append(Missing(f"What the head looked at can't be shown: {error}"))
-                model = None
-            else:
-                images.append((data_uri(laid), f"what the {task} head looked at in face {row}"))
+            face = _resized(pixels, size)
+            laid = overlay(face, grad_cam(model, face, task))
+            images.append((data_uri(laid), f"what the {task} head looked at in face {row}"))
         tiles.append(Tile(images, _lines(table, row), [_confidence(table, task, row)]))
     if model is not None:
         what = "makes the estimated age higher" if task == "age" else "speaks for what was predicted"

@@ -41,7 +41,7 @@ def groups(found: pd.DataFrame, gaps: Sequence[Gap]) -> Section:
             blocks += [Text(words("<strong>{}</strong>", title)), Bullets(certain)]
     chance = [describe(gap) for gap in gaps if gap.low <= 0]
     if chance:
-        blocks.append(Bullets(chance, fold=f"{len(chance)} gaps that may be chance"))
+        blocks.append(Bullets(chance, fold=f"Gaps that may be chance ({len(chance)})"))
     if not blocks:
         blocks.append(Missing(f"No two groups have {MIN_FACES} tested faces each, so there are no gaps to name."))
     shown = [_group_figure(found, name) for name in names if found[name].notna().any()]

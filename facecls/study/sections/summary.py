@@ -37,6 +37,9 @@ def summary(run: Run, scores: Mapping[str, Interval]) -> Section:
     blocks += [
         Missing(why_untested(run.predictions, task)) for task in TASKS if task not in tested_tasks(run.predictions)
     ]
+    if learned := int((run.predictions["split"] == "train").sum()):
+        sentence = "The model was trained with {} of these faces, so it may do worse on others."
+        blocks.append(Text(words(sentence, count("faces/tested_and_trained", learned))))
     if scores:
         blocks += _score_table(run, scores)
     blocks.append(_facts(run))
@@ -110,7 +113,8 @@ def _facts(run: Run) -> Table:
     add(
         "Trained for", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None
     )
-    add("Time", _duration(metrics["seconds"]) if "seconds" in metrics else None)
+    since = " since it was resumed" if metrics.get("resumed") else ""
+    add("Time", _duration(metrics["seconds"]) + since if "seconds" in metrics else None)
     add("Device", metrics.get("device"))
     add("Precision", metrics.get("precision"))
     versions = {"facecls": metrics.get("version"), **metrics.get("versions", {})}

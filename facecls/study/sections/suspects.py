@@ -7,9 +7,10 @@ import pandas as pd
 
 from facecls.data.labels import TASKS
 from facecls.study.blocks import NONE, Block, Content, Missing, Section, Table, Text, Tile, Tiles, count, words
+from facecls.study.copies import Pixels
 from facecls.study.run import Run
 from facecls.study.sections.gallery import NO_PICTURES, data_uri
-from facecls.study.suspects import Pixels, suspects
+from facecls.study.suspects import suspects
 
 SUSPECTS = 12
 """Of either kind that are shown with their faces."""
@@ -47,7 +48,8 @@ def suspects_section(run: Run, found: pd.DataFrame, image: Pixels | None) -> Sec
     """
     if not len(found):
         return Section("Suspects", [Text("No label of the tested faces looks wrong.")])
-    counts = found["task"].value_counts()
+    labels = found.drop_duplicates(["path", "task"])  # one may be suspect for two reasons
+    counts = labels["task"].value_counts()
     said = words(", ").join(
         words("{} of {}", count(f"suspects/{task}", int(counts[task])), task) for task in TASKS if task in counts
     )
@@ -56,7 +58,7 @@ def suspects_section(run: Run, found: pd.DataFrame, image: Pixels | None) -> Sec
             words(
                 "{} labels look wrong: {}. A model that contradicts a label may be right or wrong itself, so each is "
                 "worth a look, not a correction by rule. All of them are in suspects.csv, the most suspect first.",
-                count("suspects", len(found)), said,
+                count("suspects", len(labels)), said,
             )
         )
     ]  # fmt: skip

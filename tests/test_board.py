@@ -1,0 +1,72 @@
+"""The figures in TensorBoard take no more of a training than they may."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from simulated_predictions import simulated
+
+from facecls import board
+
+
+class _Run:
+    """A training whose drawings take 3 seconds by its own clock, and in which each validation is better."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.spent = 1000.0, 0.0
+        self.drawn: list[int] = []
+        self.table = simulated(30, 0)
+        collector: Any = SimpleNamespace(batches=[1], table=lambda data: self.table, faces=lambda: self.table.index)
+        self.board = board.StudyBoard(collector)
+        logger = _Logger()
+        logger.add_figure = lambda tag, figure, step: self.drawn.append(step)
+        self.trainer: Any = SimpleNamespace(
+            loggers=[logger], sanity_checking=False, datamodule=SimpleNamespace(picture=lambda face: face),
+            checkpoint_callback=SimpleNamespace(best_model_score=None), callback_metrics={}, global_step=0,
+        )  # fmt: skip
+        monkeypatch.setattr(board, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(board, "board_figures", lambda table: [])
+        monkeypatch.setattr(board, "draw", self._draw)
+
+    def _draw(self, pictures: object, titles: object) -> None:
+        self.now += 3
+        self.spent += 3
+
+    def train(self, epochs: int, seconds: float) -> None:
+        module: Any = None
+        self.board.on_train_start(self.trainer, module)
+        for epoch in range(1, epochs + 1):
+            self.now += seconds
+            self.trainer.callback_metrics["val/loss"] = torch.tensor(1 / epoch)
+            self.trainer.global_step = epoch
+            self.board.on_validation_end(self.trainer, module)
+            self.trainer.checkpoint_callback.best_model_score = torch.tensor(1 / epoch)
+        self.board.on_train_end(self.trainer, module)
+
+
+class _Logger(TensorBoardLogger):
+    add_figure: Any
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def experiment(self) -> Any:
+        return self
+
+
+@pytest.mark.parametrize(("epochs", "seconds"), [(200, 5), (100, 30), (12, 600)])
+def test_drawings_take_their_share_at_most(epochs: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _Run(monkeypatch)
+    run.train(epochs, seconds)
+    assert run.spent <= 0.02 * (run.now - 1000)
+    assert len(run.drawn) >= min(epochs, 0.005 * (run.now - 1000))  # and are not put off for longer than that asks
+    assert run.drawn[-1] == epochs
+
+
+def test_a_short_run_draws_its_best_validation_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _Run(monkeypatch)
+    run.train(3, 15)
+    assert run.drawn == [3]
