@@ -18,7 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from facecls.data.labels import CLASSES, TASKS, Task
 from facecls.errors import UserError
 from facecls.model.heads import AgeHead, FaceModel
-from facecls.model.losses import age_distribution_loss, age_regression_loss, class_loss, uncertainty_sum, weighted_sum
+from facecls.model.losses import (
+    age_distribution_loss,
+    age_regression_loss,
+    class_loss,
+    uncertainty_sum,
+    weight_of_labels,
+    weighted_sum,
+)
 from facecls.model.metrics import TaskMetrics
 from facecls.model.schedule import Schedule, freeze, learning_rate_factor, parameter_groups
 from facecls.model.trunk import VGGFACE2, create_trunk
@@ -82,7 +89,8 @@ class FaceModule(pl.LightningModule):
         self.log_variances = (
             nn.ParameterDict({task: torch.zeros(()) for task in self.tasks}) if task_weights == "learned" else None
         )
-        self.optimizer = optimizer
+        # functions are not copied when the module is, for its average; what the command line gives leads to the trainer
+        self.optimizer: OptimizerCallable = lambda params: optimizer(params)
         self.schedule = schedule
         self.tta = tta
         self.metrics = nn.ModuleDict(
@@ -146,7 +154,7 @@ class FaceModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes dropout a function of seed, epoch and batch, so that a resumed run draws what it would have drawn."""
-        sequence = np.random.SeedSequence((self._seed, self.current_epoch, batch_idx))
+        sequence = np.random.SeedSequence((self._seed, self.current_epoch, batch_idx, self.global_rank))
         torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _freeze(self) -> None:
@@ -157,6 +165,8 @@ class FaceModule(pl.LightningModule):
         """The loss of a batch."""
         logits = self.model(batch["image"])
         losses = self._count("train", logits, self.model.estimate({t: v.detach() for t, v in logits.items()}), batch)
+        if self.trainer.world_size > 1:
+            losses = self._shared(losses, batch)
         self.log("lr", self.lr_schedulers().get_last_lr()[-1])  # type: ignore[union-attr]
         if self.log_variances is None:
             total = weighted_sum(losses, self.task_weights)
@@ -166,6 +176,13 @@ class FaceModule(pl.LightningModule):
                 self.log(f"train/{task}/weight", torch.exp(-value.detach()), on_step=False, on_epoch=True)
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
+
+    def _shared(self, losses: Mapping[Task, Tensor], batch: Batch) -> dict[Task, Tensor]:
+        """Losses of which the mean over all devices, whose gradient is what they learn by, is that over their faces."""
+        own = torch.stack([weight_of_labels(batch[t], getattr(self, f"{t}_weights", None)) for t in losses])  # (tasks,)
+        everybody: Any = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
+        shares = self.trainer.world_size * own / everybody.clamp(min=torch.finfo(own.dtype).tiny)  # no label, no loss
+        return {task: share * loss for share, (task, loss) in zip(shares, losses.items(), strict=True)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Counts a batch and gives its estimates, with ``index``."""
