@@ -177,9 +177,12 @@ class FaceModule(pl.LightningModule):
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
 
+    def _label_weights(self, batch: Batch) -> dict[Task, Tensor]:
+        return {task: weight_of_labels(batch[task], getattr(self, f"{task}_weights", None)) for task in self.tasks}
+
     def _shared(self, losses: Mapping[Task, Tensor], batch: Batch) -> dict[Task, Tensor]:
         """Losses of which the mean over all devices, whose gradient is what they learn by, is that over their faces."""
-        own = torch.stack([weight_of_labels(batch[t], getattr(self, f"{t}_weights", None)) for t in losses])  # (tasks,)
+        own = torch.stack(list(self._label_weights(batch).values()))  # (tasks,)
         everybody: Any = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
         shares = self.trainer.world_size * own / everybody.clamp(min=torch.finfo(own.dtype).tiny)  # no label, no loss
         return {task: share * loss for share, (task, loss) in zip(shares, losses.items(), strict=True)}
@@ -209,7 +212,8 @@ class FaceModule(pl.LightningModule):
         self, stage: str, logits: Mapping[Task, Tensor], estimates: Mapping[str, Tensor], batch: Batch
     ) -> dict[Task, Tensor]:
         losses = self.losses(logits, batch)
-        self._stage_metrics(stage).update(estimates, batch, {task: loss.detach() for task, loss in losses.items()})
+        values = {task: loss.detach() for task, loss in losses.items()}
+        self._stage_metrics(stage).update(estimates, batch, values, self._label_weights(batch))
         return losses
 
     def on_train_epoch_end(self) -> None:
