@@ -46,7 +46,7 @@ class StudyBoard(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws, if the validation is the best so far and there is time."""
         loss = trainer.callback_metrics.get("val/loss")
-        if trainer.sanity_checking or loss is None or not self.collector.batches:
+        if trainer.sanity_checking or loss is None or not self.collector.batches or not trainer.is_global_zero:
             return
         # checkpoints are kept after all other callbacks, so this is still the best before
         best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]

@@ -16,13 +16,11 @@ SAVE_EVERY = timedelta(minutes=10)
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
-    """The folder of the run: the logger's, or the root where there is no logger."""
+    """The folder of the run: the logger's, or the root where there is no logger.
+
+    The first of several processes decides, so all of them have to ask together once they have met.
+    """
     return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-def last_checkpoint(trainer: pl.Trainer) -> Path:
-    """Where the run keeps its last state."""
-    return run_folder(trainer) / "checkpoints" / "last.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
@@ -33,18 +31,30 @@ class LastCheckpoint(Checkpoint):
 
     A ``Checkpoint``, since Lightning calls those after all other callbacks and in the order of their list: behind the
     one that keeps the best, it saves what that one has just learned.
+
+    Of several processes the first saves, without asking the others as ``Trainer.save_checkpoint`` does: they go by
+    other clocks, and on Ctrl-C they do not answer any more.
+
+    Attributes:
+        path: Where; ``None`` before the training.
     """
 
     def __init__(self) -> None:
+        self.path: Path | None = None
         self._saved = time.monotonic()
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Learns the folder while all processes are there."""
+        if stage == "fit":
+            self.path = run_folder(trainer) / "checkpoints" / "last.ckpt"
+
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run or not trainer.global_step:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or not trainer.global_step or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        path = last_checkpoint(trainer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            trainer.save_checkpoint(part, weights_only=False)
+        assert self.path is not None, "setup comes first"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as part:
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), part)
         self._saved = time.monotonic()
 
     def on_train_batch_end(

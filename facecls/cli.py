@@ -22,6 +22,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
@@ -36,6 +37,7 @@ from facecls.files import replacing
 from facecls.model.features import compute_features, features_key, read_features, write_features
 from facecls.model.module import FaceModule
 from facecls.model.schedule import ALL
+from facecls.ranks import launched
 from facecls.study.predictions import PredictionCollector
 
 RUNS = "runs"
@@ -45,6 +47,7 @@ NOISE = (
     "Checkpoint directory .* exists and is not empty",  # of course it does when a run is resumed
     "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and is dealt with
     "The dirpath has changed from",  # a run that is resumed under another name chooses its best anew
+    "It is recommended to use `self.log",  # torchmetrics has put together what all devices counted
 )
 """What Lightning warns of though a user can do nothing about it."""
 
@@ -58,9 +61,9 @@ def without_noise() -> Iterator[None]:
         yield
 
 
-def console() -> Console:
-    """Where the commands write what people read."""
-    return Console(soft_wrap=True)
+def console(quiet: bool = False) -> Console:
+    """Where the commands write what people read; nowhere if quiet."""
+    return Console(soft_wrap=True, quiet=quiet)
 
 
 class FaceCLI(LightningCLI):
@@ -134,7 +137,18 @@ class FaceCLI(LightningCLI):
         kwargs["precision"] = self.precision
         if config.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # the command says what is trained in a line of its own
-        return super().instantiate_trainer(**kwargs)
+        kwargs["use_distributed_sampler"] = False  # the datamodule cuts its batches itself
+        trainer = super().instantiate_trainer(**kwargs)
+        asked = trainer.num_devices * trainer.num_nodes
+        if (ranks := launched().count) > 1 and ranks != asked:
+            raise UserError(
+                f"Expected trainer.devices x trainer.num_nodes to be the {ranks} processes that were started, but got "
+                f"{trainer.num_devices} x {trainer.num_nodes}; say how many there are on a node, and how many nodes."
+            )
+        if isinstance(trainer.strategy, DDPStrategy) and any(self.model.schedule.frozen.values()):
+            # all parameters are announced to it in the beginning, and it would wait for the gradients of frozen ones
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        return trainer
 
     def _callbacks(self) -> list[pl.Callback]:
         validates = self.config.trainer.limit_val_batches != 0  # else the last state is the best there is
@@ -149,7 +163,8 @@ class FaceCLI(LightningCLI):
 
         self.collector = PredictionCollector()
         callbacks += [self.collector, StudyBoard(self.collector)]
-        callbacks.append(LastCheckpoint())  # after the one that keeps the best
+        self.last = LastCheckpoint()
+        callbacks.append(self.last)  # after the one that keeps the best
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
         return callbacks
@@ -281,8 +296,10 @@ def use_features(trainer: pl.Trainer, model: FaceModule, data: FacesDataModule) 
         What was done, in a line.
 
     Raises:
-        UserError: If the features can't be written.
+        UserError: If the features can't be written, or there are several devices.
     """
+    if trainer.world_size > 1:
+        raise UserError(f"Expected one device with probe, which runs the trunk once, but got {trainer.world_size}.")
     trunk = model.model.trunk
     path, key = run_folder(trainer).parent / "features.safetensors", features_key(trunk, data, str(trainer.precision))
     features, done = read_features(path, key), "read from"
@@ -321,11 +338,12 @@ def write_data(folder: Path, data: FacesDataModule) -> None:
 
 
 def write_results(
-    trainer: pl.Trainer, data: FacesDataModule, collector: PredictionCollector, facts: Mapping[str, Any]
+    folder: Path, trainer: pl.Trainer, data: FacesDataModule, collector: PredictionCollector, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes ``metrics.json`` and ``predictions.parquet`` of the test that the trainer ran last.
 
     Args:
+        folder: Of the run.
         trainer: After its test.
         data: The faces.
         collector: It was among the callbacks.
@@ -334,7 +352,6 @@ def write_results(
     Returns:
         What is in ``metrics.json``.
     """
-    folder = run_folder(trainer)
     if not collector.batches:
         raise UserError("Expected faces to test, but trainer.limit_test_batches leaves none.")
     table = collector.table(data)
@@ -383,9 +400,10 @@ def versions() -> dict[str, str]:
 
 
 def device_name(trainer: pl.Trainer) -> str:
-    """What the trainer computes on, in words."""
+    """What the trainer computes on, in words; after ``2 x`` where there are two of them."""
+    times = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     if trainer.strategy.root_device.type == "cuda":
-        return torch.cuda.get_device_name(trainer.strategy.root_device)
+        return times + torch.cuda.get_device_name(trainer.strategy.root_device)
     model = ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -393,7 +411,7 @@ def device_name(trainer: pl.Trainer) -> str:
             line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         model = f" ({names[0]})" if names else ""
-    return f"{trainer.strategy.root_device.type}{model}, {os.cpu_count()} cores"
+    return f"{times}{trainer.strategy.root_device.type}{model}, {os.cpu_count()} cores"
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:

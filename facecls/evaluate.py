@@ -60,15 +60,16 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     if not _is_of_training(data, config.ckpt_path):
         data.forget_training()
     console().print(data.describe())
-    write_data(run_folder(trainer), data)
-    with replacing(run_folder(trainer) / "config.yaml") as part:
+    folder = run_folder(trainer)
+    write_data(folder, data)
+    with replacing(folder / "config.yaml") as part:
         parser.save(config, part, overwrite=True)
     with without_noise():
         trainer.test(model, datamodule=data, verbose=False)
     facts = {"checkpoint": str(config.ckpt_path), "split": split, "git_commit": commit}
-    results = write_results(trainer, data, collector, facts)
-    write_study(run_folder(trainer), data, collector, model)
-    print_results(results, run_folder(trainer))
+    results = write_results(folder, trainer, data, collector, facts)
+    write_study(folder, data, collector, model)
+    print_results(results, folder)
     return results
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facecls.errors import UserError, command
+from facecls.ranks import Rank, launched
 
 # what is heavy is imported when it is needed, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         UserError: For a mistake in the options, the model or the inputs.
         SystemExit: With status 130 after Ctrl-C.
     """
-    options = create_parser().parse_intermixed_args(arguments)
-    left_out = _check(options)
+    options, rank = create_parser().parse_intermixed_args(arguments), launched()
+    left_out = _check(options, rank)
     from facecls.inference.inputs import check, stream
 
     check(options.inputs)
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (first := next(inputs, None)) is None:
         raise UserError(f"Expected images to predict, but there is no file in {', '.join(options.inputs)}.")
     try:
-        return _run(options, chain([first], inputs), left_out)
+        own = (each for each in chain([first], inputs) if rank.takes(str(each.path)))
+        return _run(options, rank, own, left_out)
     except BrokenPipeError:  # whoever reads standard output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -77,8 +79,8 @@ def create_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(options: argparse.Namespace) -> set[Path]:
-    """Refuses what can't be meant, and gives the files that the command itself writes."""
+def _check(options: argparse.Namespace, rank: Rank) -> set[Path]:
+    """Refuses what can't be meant, names this process's files, and gives those that the command itself writes."""
     if options.batch_size < 1:
         raise UserError(f"Expected --batch_size to be at least 1, but got {options.batch_size}; name another number.")
     if not options.model.is_file():
@@ -87,33 +89,42 @@ def _check(options: argparse.Namespace) -> set[Path]:
         )
     if options.resume and options.out is None:
         raise UserError("Expected --out with --resume; name the file to go on with.")
+    if rank.count > 1 and (options.out is None or "-" in options.inputs):
+        raise UserError(
+            f"Expected --out and no - with {rank.count} processes, as they can't share standard input and output; "
+            "name a file, and the inputs or a manifest."
+        )
     written = set()
     if options.grid is not None:
         if options.grid.suffix.lower() != ".png" or not options.grid.parent.is_dir():
             raise UserError(f"Expected --grid to be a .png in a folder that exists, but got {options.grid}.")
-        written.add(options.grid.resolve())
+        grids = rank.shards(options.grid)
+        written |= {grid.resolve() for grid in grids}
+        options.grid = grids[rank.number]
     if options.out is not None:
         from facecls.inference.outputs import appended, check_output
 
+        outs = rank.shards(options.out)
+        written |= {file.resolve() for out in outs for file in (out, appended(out))}
+        options.out = outs[rank.number]
         check_output(options.out, options.resume)
-        written |= {options.out.resolve(), appended(options.out).resolve()}
     return written
 
 
-def _run(options: argparse.Namespace, inputs: "Iterator[Input]", left_out: set[Path]) -> int:
+def _run(options: argparse.Namespace, rank: Rank, inputs: "Iterator[Input]", left_out: set[Path]) -> int:
     from facecls.inference.faces import columns, predict_stream
     from facecls.inference.grid import Grid
     from facecls.inference.inputs import count
     from facecls.inference.outputs import Output, Screen
     from facecls.inference.predictor import open_predictor
 
-    predictor = open_predictor(options.model, options.device, options.tta)
+    predictor = open_predictor(options.model, options.device, options.tta, rank.local)
     grid = Grid()
     with Screen() if options.out is None else Output(options.out, columns(predictor)) as output:
-        total = count(options.inputs, left_out)
+        total = count(options.inputs, left_out, lambda each: rank.takes(str(each.path)))
         batches = predict_stream(predictor, _remaining(inputs, output.done), options.batch_size)
         try:
-            _write_all(batches, output, grid, total)
+            _write_all(batches, output, grid, total, rank)
         except KeyboardInterrupt:
             print(f"facecls.predict: interrupted; {_how_to_go_on(output.rows, options.out)}", file=sys.stderr)
             raise SystemExit(_INTERRUPTED) from None
@@ -132,7 +143,9 @@ def _how_to_go_on(rows: int, out: Path | None) -> str:
     return f"{rows:,} rows are kept, go on with the same command and --resume"
 
 
-def _write_all(batches: "Iterator[Batch]", output: "Output | Screen", grid: "Grid", total: int | None) -> None:
+def _write_all(
+    batches: "Iterator[Batch]", output: "Output | Screen", grid: "Grid", total: int | None, rank: Rank
+) -> None:
     from rich.console import Console
 
     from facecls.data.sources import quiet
@@ -140,7 +153,8 @@ def _write_all(batches: "Iterator[Batch]", output: "Output | Screen", grid: "Gri
     started, before = time.monotonic(), output.rows
     with quiet() as stderr, os.fdopen(stderr, "w", closefd=False) as file:
         console = Console(file=file)
-        with _create_progress(console, is_shown=console.is_terminal and not output.is_for_people) as progress:
+        is_shown = console.is_terminal and not output.is_for_people and rank.number == 0
+        with _create_progress(console, is_shown) as progress:
             task = progress.add_task("", total=total, completed=before)
             for batch in batches:
                 output.append(batch.table)
@@ -148,7 +162,8 @@ def _write_all(batches: "Iterator[Batch]", output: "Output | Screen", grid: "Gri
                 progress.update(task, completed=output.rows)
     rows, seconds = output.rows - before, time.monotonic() - started
     failed = f"; {output.failed:,} could not be read" if output.failed else ""
-    print(f"{rows:,} faces in {seconds:.0f} s ({rows / seconds:.0f}/s){failed}", file=sys.stderr)
+    which = f"process {rank.number} of {rank.count}: " if rank.count > 1 else ""
+    print(f"{which}{rows:,} faces in {seconds:.0f} s ({rows / seconds:.0f}/s){failed}", file=sys.stderr)
 
 
 def _create_progress(console: "Console", is_shown: bool) -> "Progress":

@@ -203,7 +203,7 @@ class _Kept:
             original(callback, trainer)
             if trainer.global_step:
                 path = Path(f"step_{trainer.global_step}.ckpt")
-                shutil.copy(callbacks.last_checkpoint(trainer), path)
+                shutil.copy(callback.path, path)
                 self.files[trainer.global_step] = path
 
         monkeypatch.setattr(callbacks.LastCheckpoint, "_save", save)

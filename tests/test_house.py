@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     "facecls.errors",
     "facecls.files",
+    "facecls.ranks",
     "facecls.data",
     "facecls.model",
     "facecls.study",

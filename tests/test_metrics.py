@@ -23,6 +23,7 @@ def test_metrics_are_those_of_scikit_learn_over_the_labelled_faces() -> None:
             {name: torch.tensor(values[part], dtype=torch.float64) for name, values in guesses.items()},
             {name: torch.tensor(values[part]) for name, values in labels.items()},
             {name: torch.tensor(np.nanmean(values[part])) for name, values in per_face.items()},
+            {name: torch.tensor(np.isfinite(values[part]).sum()) for name, values in per_face.items()},
         )
     found = {name: value.item() for name, value in metrics.compute().items()}
     wanted = {f"{task}/loss": np.nanmean(values) for task, values in per_face.items()}
@@ -42,8 +43,9 @@ def test_a_task_without_labels_is_left_out_and_reset_forgets() -> None:
     metrics = TaskMetrics(["gender", "age"])
     batch = {"gender": torch.tensor([0, 1]), "age": torch.tensor([MISSING, MISSING])}
     losses = {"gender": torch.tensor(0.3), "age": torch.tensor(0.0)}
-    metrics.update({"gender": torch.eye(2), "age": torch.zeros(2)}, batch, losses)
+    weights = {"gender": torch.tensor(2.0), "age": torch.tensor(0.0)}
+    metrics.update({"gender": torch.eye(2), "age": torch.zeros(2)}, batch, losses, weights)
     assert sorted(metrics.compute()) == ["gender/accuracy", "gender/f1_macro", "gender/loss"]
     metrics.reset()
-    metrics.update({"gender": torch.eye(2), "age": torch.zeros(2)}, {**batch, "gender": batch["age"]}, losses)
+    metrics.update({"gender": torch.eye(2), "age": torch.zeros(2)}, {**batch, "gender": batch["age"]}, losses, weights)
     assert metrics.compute() == {}

@@ -45,29 +45,43 @@ class PlanSampler(Sampler[BatchPlan]):
     In training, order and augmentation are a function of the seed, the epoch and the number of the batch alone: they do
     not depend on how many workers there are, and are the same again when a run is resumed.
 
+    Several processes cut the same batches among them: each takes every ``ranks``-th face, so that none is taken twice
+    or left out, and together they have the batches that one process has with ``ranks`` times the ``batch_size``.
+
     Args:
         faces: (N,) int64 rows of the table.
         batch_size: Faces in a batch; the last one of an evaluation may be smaller.
         seed: For training; ``None`` for evaluation, in the order of the table.
         epoch: The first that will be asked for.
         skip: Batches of that epoch that a resumed run has had already.
+        rank: Number of this process.
+        ranks: How many processes there are, no more than faces.
     """
 
     def __init__(
-        self, faces: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0, skip: int = 0
+        self,
+        faces: np.ndarray,
+        batch_size: int,
+        seed: int | None = None,
+        epoch: int = 0,
+        skip: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.faces = faces
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = epoch
         self.skip = skip
+        self.rank = rank
+        self.ranks = ranks
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Batches in a whole epoch: of training the same for all processes, of evaluation perhaps one more for some."""
         if self.seed is None:
-            return -(-len(self.faces) // self.batch_size)
+            return -(-len(self.faces[self.rank :: self.ranks]) // self.batch_size)
         # a last batch of one face would give BatchNorm nothing to average over
-        return max(1, len(self.faces) // self.batch_size)
+        return max(1, len(self.faces) // (self.batch_size * self.ranks))
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -79,9 +93,10 @@ class PlanSampler(Sampler[BatchPlan]):
         if self.seed is not None:
             faces = np.random.default_rng((self.seed, self.epoch)).permutation(faces)
         first, self.skip = self.skip, 0
+        size = self.batch_size * self.ranks
         for number in range(first, len(self)):
-            seed = None if self.seed is None else (self.seed, self.epoch, number)
-            yield BatchPlan(faces[number * self.batch_size : (number + 1) * self.batch_size], seed)
+            seed = None if self.seed is None else (self.seed, self.epoch, number, self.rank)
+            yield BatchPlan(faces[number * size : (number + 1) * size][self.rank :: self.ranks], seed)
 
 
 class FaceBatches(Dataset[dict[str, Tensor]]):
@@ -184,8 +199,8 @@ class FacesDataModule(pl.LightningDataModule):
         root: Folder, .tar, .tar.gz or .zip of UTKFace-like file names, a .csv or .parquet manifest, or ``synthetic:N``
             for N drawn faces.
         image_size: Side of the images in pixels, 64 or more.
-        batch_size: Faces in a batch.
-        num_workers: Processes that prepare batches; null for one a core, at most 16.
+        batch_size: Faces in a batch, on each device.
+        num_workers: Processes that prepare batches for a device; null for one a core, at most 16.
         val_fraction: Share of the faces kept for validation, which chooses the best epoch.
         test_fraction: Share of the faces kept for the test.
         split_file: The seed's split (CSV with ``img_name`` and ``is_train``) in place of the fractions: 1 trains, the
@@ -330,21 +345,20 @@ class FacesDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Augmented training faces in a new order each epoch."""
-        start, self._start = self._start, (0, 0)
-        plans = PlanSampler(self._part("train"), self.batch_size, self.seed, *start)
-        return self._loader(plans, self.train_transform)
+        (epoch, skip), self._start = self._start, (0, 0)
+        return self._loader(self._part("train"), self.train_transform, seed=self.seed, epoch=epoch, skip=skip)
 
     def val_dataloader(self) -> ResumableLoader:
         """Validation faces."""
-        return self._loader(PlanSampler(self._part("val"), self.batch_size), self.eval_transform)
+        return self._loader(self._part("val"), self.eval_transform)
 
     def test_dataloader(self) -> ResumableLoader:
         """The faces of the part that ``split`` names."""
-        return self._loader(PlanSampler(self._part(self.split), self.batch_size), self.eval_transform)
+        return self._loader(self._part(self.split), self.eval_transform)
 
     def whole_dataloader(self) -> ResumableLoader:
         """All faces, in the order of the table, as evaluation sees them."""
-        return self._loader(PlanSampler(np.arange(len(self.faces)), self.batch_size), self.eval_transform)
+        return self._loader(np.arange(len(self.faces)), self.eval_transform)
 
     def _part(self, name: str) -> np.ndarray:
         split = self.faces["split"]
@@ -356,15 +370,20 @@ class FacesDataModule(pl.LightningDataModule):
             )
         return rows
 
-    def _loader(self, plans: PlanSampler, transform: Transform) -> ResumableLoader:
+    def _loader(self, faces: np.ndarray, transform: Transform, **plans: Any) -> ResumableLoader:
         assert self._store is not None, "setup comes first"
+        rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if len(faces) < ranks:
+            raise UserError(
+                f"Expected a face for each of {ranks} devices in each part, but one has {len(faces)}; take fewer."
+            )
         batches: Any = FaceBatches(self._store, self._labels, transform)
         workers = self.num_workers
         if self._features is not None:
             batches, workers = FeatureBatches(self._features, self._labels), 0  # looked up faster than handed over
         return ResumableLoader(
             batches,
-            sampler=plans,
+            sampler=PlanSampler(faces, self.batch_size, **plans, rank=rank, ranks=ranks),
             batch_size=None,  # an item is a whole batch
             num_workers=workers,
             worker_init_fn=_start_worker,

@@ -89,12 +89,15 @@ def check(words: Sequence[str]) -> None:
         raise UserError(f"Expected images to predict, but there is nothing at {', '.join(words)}; is it misspelt?")
 
 
-def count(words: Sequence[str], left_out: Collection[Path] = ()) -> int | None:
+def count(
+    words: Sequence[str], left_out: Collection[Path] = (), is_wanted: Callable[[Input], bool] = lambda _: True
+) -> int | None:
     """How many inputs ``stream`` will find.
 
     Args:
         words: As on the command line.
         left_out: As for ``stream``.
+        is_wanted: Says which of them count.
 
     Returns:
         Their number, or None if that takes reading all of them, as with archives and standard input.
@@ -104,7 +107,7 @@ def count(words: Sequence[str], left_out: Collection[Path] = ()) -> int | None:
     for place in _places(words):
         if isinstance(place, Path) and _reader(place) not in (None, _in_manifest):
             return None
-    return sum(1 for _ in stream(words, left_out))
+    return sum(map(is_wanted, stream(words, left_out)))
 
 
 def _places(words: Sequence[str]) -> Iterator[Path | Input]:

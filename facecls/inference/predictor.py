@@ -78,12 +78,13 @@ class OnnxPredictor:
         path: The file.
         device: Where to compute.
         tta: Whether to average over mirror images.
+        gpu: Number of the GPU, where it is one.
 
     Raises:
         UserError: If it is no such file, or the device is missing.
     """
 
-    def __init__(self, path: Path, device: Device = "auto", tta: Tta = "none") -> None:
+    def __init__(self, path: Path, device: Device = "auto", tta: Tta = "none", gpu: int = 0) -> None:
         import onnxruntime
 
         if not path.is_file():
@@ -93,7 +94,8 @@ class OnnxPredictor:
             raise UserError(
                 "Expected a GPU, but ONNX Runtime has none here; install onnxruntime-gpu or say --device cpu."
             )
-        providers = ["CUDAExecutionProvider"] * (cuda and device != "cpu") + ["CPUExecutionProvider"]
+        on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})] if cuda and device != "cpu" else []
+        providers = [*on_gpu, "CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(path, providers=providers)
         except Exception as error:  # ONNX Runtime has an exception of its own for everything that may be wrong
@@ -156,13 +158,14 @@ def _normalised(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return shares / total
 
 
-def open_predictor(path: str | Path, device: Device = "auto", tta: Tta = "none") -> Predictor:
+def open_predictor(path: str | Path, device: Device = "auto", tta: Tta = "none", process: int = 0) -> Predictor:
     """Loads a trained model.
 
     Args:
         path: A checkpoint of ``facecls.fit``, or a ``.onnx`` file of ``facecls.export``.
         device: ``auto`` for a GPU where there is one. Computes in float32 everywhere.
         tta: Whether to average over mirror images.
+        process: Number of this process on its node; each takes a GPU of its own, as far as there are enough.
 
     Returns:
         The model, ready.
@@ -171,10 +174,12 @@ def open_predictor(path: str | Path, device: Device = "auto", tta: Tta = "none")
         UserError: If there is no such file, it is none of these, or the device is missing.
     """
     path = Path(path)
+    gpu = process % max(1, torch.cuda.device_count())
     if path.suffix.lower() == ".onnx":
-        return OnnxPredictor(path, device, tta)
+        return OnnxPredictor(path, device, tta, gpu)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("Expected a GPU, but there is none that torch can use; leave --device out or say cpu.")
     module = load_module(path)
     use_cuda = device != "cpu" and torch.cuda.is_available()
-    return TorchPredictor(module.model, module.hparams["image_size"], torch.device("cuda" if use_cuda else "cpu"), tta)
+    where = torch.device("cuda", gpu) if use_cuda else torch.device("cpu")
+    return TorchPredictor(module.model, module.hparams["image_size"], where, tta)

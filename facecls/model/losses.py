@@ -28,6 +28,20 @@ def class_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: 
     return F.cross_entropy(logits[known], labels[known], weight=weights, label_smoothing=smoothing)
 
 
+def weight_of_labels(labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What the mean of a loss was divided by.
+
+    Args:
+        labels: (N,) int64 codes or years, ``MISSING`` where a face has none.
+        weights: (C,) float, the weight of a face by its class.
+
+    Returns:
+        Scalar float: the number of labelled faces, or the sum of their weights.
+    """
+    known = labels != MISSING
+    return known.sum().float() if weights is None else weights[labels[known]].sum()
+
+
 def label_distribution(ages: Tensor, sigma: float) -> Tensor:
     """Gaussian distributions around true ages, cut to 0..116 and normalised.
 

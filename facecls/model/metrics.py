@@ -65,7 +65,11 @@ class TaskMetrics(nn.Module):
         self.faces = nn.ModuleDict({task: _Count() for task in tasks})
 
     def update(
-        self, estimates: Mapping[str, Tensor], labels: Mapping[str, Tensor], losses: Mapping[Task, Tensor]
+        self,
+        estimates: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        losses: Mapping[Task, Tensor],
+        weights: Mapping[Task, Tensor],
     ) -> None:
         """Counts a batch.
 
@@ -73,13 +77,15 @@ class TaskMetrics(nn.Module):
             estimates: As ``FaceModel.estimate`` gives them.
             labels: (N,) int64 by task, ``MISSING`` where a face has none.
             losses: Scalars by task, each the mean over the faces that have the label.
+            weights: Scalars by task, what those faces weigh together in that mean.
         """
         for task, collection in self.collections.items():
             known = labels[task] != MISSING
             cast(_Count, self.faces[task]).update(known)
             if known.any():
                 cast(MetricCollection, collection).update(estimates[task][known], labels[task][known])
-                cast(MeanMetric, self.losses[task]).update(losses[cast(Task, task)], weight=known.sum())
+                name = cast(Task, task)
+                cast(MeanMetric, self.losses[task]).update(losses[name], weight=weights[name])
 
     def compute(self) -> dict[str, Tensor]:
         """The values so far by ``task/metric``, ``task/loss`` with them; no task of which no face had a label."""

@@ -18,7 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from facecls.data.labels import CLASSES, TASKS, Task
 from facecls.errors import UserError
 from facecls.model.heads import AgeHead, FaceModel
-from facecls.model.losses import age_distribution_loss, age_regression_loss, class_loss, uncertainty_sum, weighted_sum
+from facecls.model.losses import (
+    age_distribution_loss,
+    age_regression_loss,
+    class_loss,
+    uncertainty_sum,
+    weight_of_labels,
+    weighted_sum,
+)
 from facecls.model.metrics import TaskMetrics
 from facecls.model.schedule import Schedule, freeze, learning_rate_factor, parameter_groups
 from facecls.model.trunk import VGGFACE2, create_trunk
@@ -149,7 +156,7 @@ class FaceModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes dropout a function of seed, epoch and batch, so that a resumed run draws what it would have drawn."""
-        sequence = np.random.SeedSequence((self._seed, self.current_epoch, batch_idx))
+        sequence = np.random.SeedSequence((self._seed, self.current_epoch, batch_idx, self.global_rank))
         torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _freeze(self) -> None:
@@ -160,6 +167,8 @@ class FaceModule(pl.LightningModule):
         """The loss of a batch."""
         logits = self._logits(batch)
         losses = self._count("train", logits, self.model.estimate({t: v.detach() for t, v in logits.items()}), batch)
+        if self.trainer.world_size > 1:
+            losses = self._shared(losses, batch)
         self.log("lr", self.lr_schedulers().get_last_lr()[-1])  # type: ignore[union-attr]
         if self.log_variances is None:
             total = weighted_sum(losses, self.task_weights)
@@ -169,6 +178,16 @@ class FaceModule(pl.LightningModule):
                 self.log(f"train/{task}/weight", torch.exp(-value.detach()), on_step=False, on_epoch=True)
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
+
+    def _label_weights(self, batch: Batch) -> dict[Task, Tensor]:
+        return {task: weight_of_labels(batch[task], getattr(self, f"{task}_weights", None)) for task in self.tasks}
+
+    def _shared(self, losses: Mapping[Task, Tensor], batch: Batch) -> dict[Task, Tensor]:
+        """Losses of which the mean over all devices, whose gradient is what they learn by, is that over their faces."""
+        own = torch.stack(list(self._label_weights(batch).values()))  # (tasks,)
+        everybody: Any = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
+        shares = self.trainer.world_size * own / everybody.clamp(min=torch.finfo(own.dtype).tiny)  # no label, no loss
+        return {task: share * loss for share, (task, loss) in zip(shares, losses.items(), strict=True)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Counts a batch and gives its estimates, with ``index``."""
@@ -200,7 +219,8 @@ class FaceModule(pl.LightningModule):
         self, stage: str, logits: Mapping[Task, Tensor], estimates: Mapping[str, Tensor], batch: Batch
     ) -> dict[Task, Tensor]:
         losses = self.losses(logits, batch)
-        self._stage_metrics(stage).update(estimates, batch, {task: loss.detach() for task, loss in losses.items()})
+        values = {task: loss.detach() for task, loss in losses.items()}
+        self._stage_metrics(stage).update(estimates, batch, values, self._label_weights(batch))
         return losses
 
     def on_train_epoch_end(self) -> None:

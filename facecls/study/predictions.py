@@ -1,7 +1,7 @@
 """One row per face: its truth, its probabilities, its estimated age and how far that spreads."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from torch import Tensor
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import CLASSES, TASKS, Task
 
+T = TypeVar("T")
 INTERVAL = (0.05, 0.95)
 """Quantiles of the age distribution between which 90 % of its probability lies."""
 
@@ -39,8 +40,17 @@ class PredictionCollector(pl.Callback):
         """Keeps the estimates of a batch."""
         self._keep(outputs)
 
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts together what several processes have kept, in the order of the faces."""
+        if trainer.world_size > 1:
+            batches = gathered(self.batches)
+            whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+            order = whole["index"].argsort()
+            self.batches = [{name: values[order] for name, values in whole.items()}]
+
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
     def _start(self, module: Any) -> None:
         self.batches = []
@@ -59,6 +69,22 @@ class PredictionCollector(pl.Callback):
         names = self.batches[0].keys() - {"index"}
         estimates = {name: torch.cat([batch[name] for batch in self.batches]).numpy() for name in names}
         return predictions_table(data.faces.iloc[self.faces()], estimates, self.temperatures)
+
+
+def gathered(items: list[T]) -> list[T]:
+    """What all processes have, on each of them.
+
+    Args:
+        items: What this one has; anything that can be pickled.
+
+    Returns:
+        The items of the first process, then those of the second, and so on.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return items
+    parts: list[list[T]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 def predictions_table(

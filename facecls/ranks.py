@@ -1,0 +1,53 @@
+"""Which of several processes this one is, as torchrun and SLURM say it."""
+
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of several processes that share the work.
+
+    Attributes:
+        number: From 0.
+        count: How many there are, on all nodes; 1 for a process of its own.
+        local: Its number on its node, from 0.
+    """
+
+    number: int = 0
+    count: int = 1
+    local: int = 0
+
+    def takes(self, path: str) -> bool:
+        """Whether an input is this one's: decided by its path alone, so that order and newcomers change nothing."""
+        return zlib.crc32(path.encode()) % self.count == self.number
+
+    def shards(self, file: Path) -> list[Path]:
+        """What the processes write in place of a file, such as ``out.rank0of2.csv``; a process of its own the file."""
+        if self.count == 1:
+            return [file]
+        return [file.with_name(f"{file.stem}.rank{number}of{self.count}{file.suffix}") for number in range(self.count)]
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Rank:
+    """Reads which process this is.
+
+    Args:
+        environment: Variables, as torchrun (https://docs.pytorch.org/docs/stable/elastic/run.html) or srun
+            (https://slurm.schedmd.com/srun.html) set them.
+
+    Returns:
+        The rank; a process of its own in a shell and in a batch script, which is no task of a step.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        number, count, local = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+    elif "SLURM_PROCID" in environment and not ("SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment):
+        # a shell within an allocation has the tasks of the allocation in SLURM_NTASKS, and is one task itself
+        count = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+        number, local = "SLURM_PROCID", "SLURM_LOCALID"
+    else:
+        return Rank()
+    return Rank(int(environment[number]), int(environment.get(count, 1)), int(environment.get(local, 0)))
