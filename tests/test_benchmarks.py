@@ -118,7 +118,7 @@ def test_the_loop_and_its_parts(name: str, data: str, record: Record, tmp_path: 
     rows.append(_row("start to first step", start, "s", "at most 15" if name == "base" else "", start <= 15))
     rows.append(_row("images, held once", memory["images_mib"], "MiB"))
     rows.append(_row("a worker's own memory, at most", max(memory["worker_private_mib"]), "MiB"))
-    record(f"{name}.yaml at batches of {found['batch_size']}, {found['workers']} workers, {data}", rows)
+    record(f"{name}.yaml at batches of {found['batch_size']}, {found['workers']} workers, {Path(data).name}", rows)
 
 
 _TF2ONNX = """
@@ -314,7 +314,7 @@ def test_probe(record: Record, data: str, tmp_path: Path, monkeypatch: pytest.Mo
         _row("one bare pass of the trunk", rates["bare"].median, "faces/s"),
         _row("features of all faces, read, resized, kept", rates["probe"].median, "faces/s"),
         _row("time of the features / time of a bare pass", ratio, "", "at most 1.1", ratio <= 1.1),
-        _row(f"50 epochs of the heads on {data}, start, test and report included", seconds, "s"),
+        _row(f"50 epochs of the heads on {Path(data).name}, start, test and report included", seconds, "s"),
     ]
     record("probe, the VGGFace2 trunk at 224 pixels", rows)
 
