@@ -23,7 +23,8 @@ class _Run:
         logger = _Logger()
         logger.add_figure = lambda tag, figure, step: self.drawn.append(step)
         self.trainer: Any = SimpleNamespace(
-            loggers=[logger], is_global_zero=True, sanity_checking=False, datamodule=SimpleNamespace(picture=lambda face: face),
+            is_global_zero=True, loggers=[logger], sanity_checking=False,
+            datamodule=SimpleNamespace(picture=lambda face: face),
             checkpoint_callback=SimpleNamespace(best_model_score=None), callback_metrics={}, global_step=0,
         )  # fmt: skip
         monkeypatch.setattr(board, "time", SimpleNamespace(monotonic=lambda: self.now))
