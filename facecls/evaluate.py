@@ -14,24 +14,12 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from facecls.callbacks import Progress, run_folder
-from facecls.cli import (
-    RUNS,
-    choose_precision,
-    console,
-    create_logger,
-    git_commit,
-    parse,
-    print_results,
-    trained_on,
-    without_noise,
-    write_data,
-    write_results,
-    write_study,
-)
+from facecls.cli import RUNS, choose_precision, console, create_logger, parse, trained_on, without_noise
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import command
 from facecls.files import replacing
 from facecls.model.module import load_module
+from facecls.results import git_commit, print_results, write_data, write_results, write_study
 from facecls.study.predictions import PredictionCollector
 
 

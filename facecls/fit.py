@@ -15,23 +15,14 @@ import torch
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from facecls.callbacks import run_folder
-from facecls.cli import (
-    FaceCLI,
-    console,
-    git_commit,
-    parse,
-    print_results,
-    use_features,
-    without_noise,
-    write_data,
-    write_results,
-    write_study,
-)
+from facecls.cli import FaceCLI, console, parse, without_noise
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.labels import TASKS
 from facecls.errors import command
 from facecls.files import replacing
 from facecls.model.module import FaceModule, load_module
+from facecls.probing import use_features
+from facecls.results import git_commit, print_results, write_data, write_results, write_study
 from facecls.study.calibration import fit_temperature
 from facecls.study.predictions import gathered
 

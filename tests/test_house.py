@@ -22,6 +22,8 @@ ROOMS = (
     "facecls.callbacks",
     "facecls.board",
     "facecls.cli",
+    "facecls.results",
+    "facecls.probing",
     "facecls.bench",
     "facecls.exporting",
 )

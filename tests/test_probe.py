@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from facecls import cli, evaluate, fit
+from facecls import evaluate, fit, probing
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
@@ -80,7 +80,7 @@ def test_the_result_is_an_ordinary_model_on_an_unchanged_trunk(results: dict[str
 
 
 def test_features_are_computed_once(results: dict[str, object], faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "compute_features", _refuse)
+    monkeypatch.setattr(probing, "compute_features", _refuse)
     assert _tested(_fit(faces)) == _tested(results)
 
 

@@ -21,10 +21,11 @@ from facecls.bench.loop import BARE, STEP, TOGETHER, time_evaluation, time_train
 from facecls.bench.machine import began, operations, peak
 from facecls.bench.pipeline import ALL, AUGMENT, DECODE, ONE, READ, RESIZE_ALONE, WHOLE, time_stages, time_workers
 from facecls.bench.show import print_bench, verdict
-from facecls.cli import FaceCLI, console, device_name, git_commit, parse, versions, without_noise
+from facecls.cli import FaceCLI, console, parse, without_noise
 from facecls.errors import UserError, command
 from facecls.files import replacing
 from facecls.model.schedule import at_epoch
+from facecls.results import device_name, git_commit, versions
 
 
 class BenchCLI(FaceCLI):

@@ -38,7 +38,7 @@ class Turns:
         seconds: How long a block takes.
 
     Attributes:
-        first: When the first batch was done, as ``time.time`` has it.
+        first: When the first step began, as ``time.time`` has it.
     """
 
     def __init__(
@@ -59,10 +59,11 @@ class Turns:
         """The batches; what is done to one has been done when the next is asked for."""
         fresh = endless(self.loader)
         for _ in range(_WARM):
-            started = time.perf_counter()
-            yield next(fresh)
-            self.clock.synchronize()
+            batch = next(fresh)
             self.first = self.first or time.time()
+            started = time.perf_counter()
+            yield batch
+            self.clock.synchronize()
         self.bare(self.resident)
         count = max(1, round(self.seconds / (time.perf_counter() - started)))
         ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
@@ -99,7 +100,7 @@ def time_training(
         seconds: How long a block takes.
 
     Returns:
-        When the first batch was done, as ``time.time`` has it.
+        When the first step began, as ``time.time`` has it.
     """
     # what comes after a validation or every ten minutes is no part of the loop
     rare = (Checkpoint, StudyBoard)
