@@ -1,10 +1,12 @@
 """What the commands share: their parsers, precision, the folder of a run and what is left in it."""
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Lightning 2.6 calls what jsonargparse 4.49 deprecated; users can do nothing about it
@@ -183,6 +185,9 @@ def _check_probe(config: Any) -> None:
 
 def create_logger(root: str, name: str, version: str | None = None) -> TensorBoardLogger:
     """The logger of a run; its folder is ROOT/NAME/VERSION, or the next ``version_N``."""
+    # else TensorBoard imports TensorFlow wherever it is installed, seconds and lines on the screen for nothing; this is
+    # how its own build without TensorFlow is told (tensorboard/compat/__init__.py)
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     return TensorBoardLogger(root, name, version, default_hp_metric=False)  # else a curve that is always -1
 
 

@@ -35,6 +35,7 @@ def test_everything_is_measured_and_nothing_left(faces: Path) -> None:
             "read", "decode", "augment", "collate", "one process", "all workers"
         }  # fmt: skip
         assert all(value > 0 for value in results[stage]["ratios"].values())
+    assert len(results["memory"]["worker_private_mib"]) == 1
     data = sum(path.stat().st_size for path in faces.iterdir() if path.name != "rejects") / 2**20
     assert 0.8 * data < results["memory"]["images_mib"] <= data
     assert results["start_seconds"] > 0
@@ -46,9 +47,8 @@ def test_without_workers_batches_are_made_in_the_process(faces: Path) -> None:
     results = main([*SMALL, f"--data.root={faces}", "--data.num_workers=0", "--seconds=0.05", frozen])
     assert "all workers" not in results["training"]["input"]
     assert results["memory"]["worker_private_mib"] == []
-    # frozen as in the last epoch, so everything trains: backward takes about twice what forward takes
-    ratio = results["training"]["flops_per_face"] / results["evaluation"]["flops_per_face"]
-    assert 2.5 < ratio < 3
+    # frozen as in the last epoch, so everything trains
+    assert results["training"]["flops_per_face"] == 3 * results["evaluation"]["flops_per_face"]
 
 
 def test_a_clock_tells_medians_and_compares_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +66,8 @@ def test_a_clock_tells_medians_and_compares_within_rounds(monkeypatch: pytest.Mo
 
 def test_operations_are_those_of_the_layers() -> None:
     model = FaceModel(create_trunk("resnet18"), ["gender"], [], 0.0)
-    counted = operations(model, 224)
     # He et al. 2016, table 1: 1.8e9 multiplications and additions for ResNet-18 at 224 pixels, here counted as two
-    assert counted["evaluation"] == pytest.approx(2 * 1.8e9, rel=0.02)
-    assert counted["training"] == pytest.approx(3 * counted["evaluation"], rel=0.05)  # none for the input's gradient
-    for parameter in model.trunk.parameters():
-        parameter.requires_grad_(False)
-    assert operations(model, 224)["training"] == pytest.approx(counted["evaluation"], rel=0.02)
+    assert operations(model, 224) == pytest.approx(2 * 1.8e9, rel=0.02)
 
 
 def test_a_process_began_before_now() -> None:
@@ -84,6 +79,7 @@ def test_a_process_began_before_now() -> None:
 @pytest.mark.parametrize(
     ("rates", "workers", "on_gpu", "said"),
     [
+        ({"input": 300, "step": 200, "step / peak": None}, 4, False, "bound by the step; "),
         ({"input": 100, "step": 200}, 1, True, "bound by the input, more --data.num_workers than 1"),
         ({"input": 100, "step": 200}, 4, True, "bound by the input, a machine with more cores"),
         ({"input": 300, "step": 200}, 4, True, "larger --data.batch_size"),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import Checkpoint
 
 from facecls.bench.clock import ROUNDS, Clock
+from facecls.bench.machine import Memory, memory_of_workers
 from facecls.board import StudyBoard
 from facecls.data.datamodule import FacesDataModule, ResumableLoader
 from facecls.data.labels import MISSING, TASKS
@@ -39,6 +40,7 @@ class Turns:
 
     Attributes:
         first: When the first step began, as ``time.time`` has it.
+        memory: What the loader's workers hold after the first batches; ``None`` without any.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Turns:
         self.clock = clock
         self.seconds = seconds
         self.first = 0.0
+        self.memory: Memory | None = None
 
     def __len__(self) -> int:
         """More than will be asked for; it ends when all is timed."""
@@ -64,6 +67,7 @@ class Turns:
             started = time.perf_counter()
             yield batch
             self.clock.synchronize()
+        self.memory = memory_of_workers()
         self.bare(self.resident)
         count = max(1, round(self.seconds / (time.perf_counter() - started)))
         ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
@@ -89,7 +93,7 @@ def endless(items: Iterable[T]) -> Iterator[T]:
 
 def time_training(
     trainer: pl.Trainer, module: FaceModule, data: FacesDataModule, clock: Clock, seconds: float
-) -> float:
+) -> Turns:
     """Times the training loop, its step and the bare loop.
 
     Args:
@@ -100,7 +104,7 @@ def time_training(
         seconds: How long a block takes.
 
     Returns:
-        When the first step began, as ``time.time`` has it.
+        What was fed to it.
     """
     # what comes after a validation or every ten minutes is no part of the loop
     rare = (Checkpoint, StudyBoard)
@@ -108,7 +112,7 @@ def time_training(
     loader = data.train_dataloader()
     turns = Turns(loader, on_device(trainer, loader), BareTraining(trainer, module), clock, seconds)
     trainer.fit(module, turns, data.val_dataloader())  # of which no batch is asked for; without any, Lightning warns
-    return turns.first
+    return turns
 
 
 def time_evaluation(

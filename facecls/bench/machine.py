@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -55,28 +55,20 @@ def began() -> float | None:
     return time.time() - float(uptime.read_text().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def operations(model: FaceModel, size: int) -> dict[str, float]:
-    """Counts the floating point operations of a face, a multiplication and an addition as two.
+def operations(model: FaceModel, size: int) -> float:
+    """Counts the floating point operations of a face's way forward, a multiplication and an addition as two.
 
     Args:
-        model: Trunk and heads; what is frozen has no gradient.
+        model: Trunk and heads.
         size: Side of the images in pixels.
 
     Returns:
-        ``training`` (forward and backward) and ``evaluation`` (forward).
+        Their number.
     """
-    counted = copy.deepcopy(model).cpu().float()
-    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    found = {}
-    for name in ("training", "evaluation"):
-        counted.train(name == "training")
-        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(name == "training"):
-            logits = counted(images)
-            if name == "training":
-                total: Any = torch.stack([values.sum() for values in logits.values()]).sum()
-                total.backward()
-        found[name] = counter.get_total_flops() / len(images)
-    return found
+    counted = copy.deepcopy(model).cpu().float().eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        counted(torch.zeros(2, 3, size, size, dtype=torch.uint8))
+    return float(counter.get_total_flops()) / 2
 
 
 def peak(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:

@@ -9,7 +9,6 @@ import torch
 
 from facecls.bench.clock import ROUNDS, Clock
 from facecls.bench.loop import endless
-from facecls.bench.machine import Memory, memory_of_workers
 from facecls.data.datamodule import FacesDataModule, ResumableLoader
 from facecls.data.store import decode
 
@@ -62,9 +61,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads[1])
 
 
-def time_workers(
-    data: FacesDataModule, create: Callable[[], ResumableLoader], clock: Clock, seconds: float
-) -> Memory | None:
+def time_workers(data: FacesDataModule, create: Callable[[], ResumableLoader], clock: Clock, seconds: float) -> None:
     """Times batches as they come from one worker and from all of them, with nothing else to do.
 
     Args:
@@ -72,23 +69,18 @@ def time_workers(
         create: Makes the loader, with as many workers as ``data.num_workers`` says.
         clock: Keeps the times.
         seconds: How long each is timed in a round.
-
-    Returns:
-        What all of them hold; ``None`` without any, or where the system does not say.
     """
     workers = data.num_workers
     if not workers:
-        return None
+        return
     drains = {ALL: _Drain(create(), seconds)}
-    memory = memory_of_workers()
-    data.num_workers = 1
     if workers > 1:
+        data.num_workers = 1
         drains[ONE] = _Drain(create(), seconds)
-    data.num_workers = workers
+        data.num_workers = workers
     for _ in range(ROUNDS):
         for name, drain in drains.items():
             drain(name, clock)
-    return memory
 
 
 class _Drain:

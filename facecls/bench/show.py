@@ -68,7 +68,7 @@ def verdict(stage: str, rates: Mapping[str, Any], workers: int, cores: int, on_g
     Args:
         stage: ``training`` or ``evaluation``.
         rates: ``input`` and ``step`` in faces a second, ``together`` as a share of the lesser of them, ``step / peak``
-            the step's share of the arithmetic that the device was seen to do.
+            the step's share of the arithmetic that the device was seen to do, or ``None``.
         workers: That prepare batches.
         cores: That this process may use.
         on_gpu: Whether the device is one.
@@ -85,7 +85,9 @@ def verdict(stage: str, rates: Mapping[str, Any], workers: int, cores: int, on_g
         )
         return f"{share}bound by the input, {change} would help"
     change = "a larger --data.batch_size" if on_gpu else "a smaller --data.image_size, a GPU"
-    return (
-        f"{share}bound by the step, at {100 * rates['step / peak']:.0f} % of what the device does in products of "
-        f"matrices; {change} or a smaller trunk would help"
+    at = (
+        ""
+        if rates["step / peak"] is None
+        else f" at {100 * rates['step / peak']:.0f} % of the device's matrix products"
     )
+    return f"{share}bound by the step{at}; {change} or a smaller trunk would help"
