@@ -85,9 +85,6 @@ def verdict(stage: str, rates: Mapping[str, Any], workers: int, cores: int, on_g
         )
         return f"{share}bound by the input, {change} would help"
     change = "a larger --data.batch_size" if on_gpu else "a smaller --data.image_size, a GPU"
-    at = (
-        ""
-        if rates["step / peak"] is None
-        else f" at {100 * rates['step / peak']:.0f} % of the device's matrix products"
-    )
+    peak = rates["step / peak"]
+    at = "" if peak is None else f" at {100 * peak:.0f} % of the device's matrix products"
     return f"{share}bound by the step{at}; {change} or a smaller trunk would help"
