@@ -1,6 +1,7 @@
 """The house: style, types, one-way imports, and a README that says what is run."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from write_benchmarks import markdown
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
@@ -110,3 +112,8 @@ def test_every_bound_carries_its_reason() -> None:
 def test_configurations_are_named_as_their_file() -> None:
     for path in (ROOT / "configs").glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["name"] == path.stem
+
+
+def test_the_benchmarks_are_written_by_their_command() -> None:
+    results = json.loads((ROOT / "benchmarks.json").read_text())
+    assert (ROOT / "BENCHMARKS.md").read_text() == markdown(results)

@@ -25,7 +25,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [HEAD]
     for title, group in results.items():
         versions = ", ".join(f"{name} {version}" for name, version in group["versions"].items())
-        parts.append(f"## {title[0].upper()}{title[1:]}\n\n{group['device']}; {versions}\n")
+        parts.append(f"## {title}\n\n{group['device']}; {versions}\n")
         lines = ["| what | measured | target | |", "|---|---:|---|---|"]
         for row in group["rows"]:
             met = {None: "", True: "met", False: "missed"}[row["met"]]
