@@ -1,8 +1,10 @@
 """The real loop, fed in turns by its loader and by a batch that lies on the device, beside a bare loop of torch."""
 
 import copy
+import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
@@ -37,6 +39,7 @@ class Turns:
         bare: Does to a resident batch what a plain loop does.
         clock: Keeps the times.
         seconds: How long a block takes.
+        others: Processes that are not the loader's workers.
 
     Attributes:
         first: When the first step began, as ``time.time`` has it.
@@ -44,13 +47,20 @@ class Turns:
     """
 
     def __init__(
-        self, loader: ResumableLoader, resident: Batch, bare: Callable[[Batch], None], clock: Clock, seconds: float
+        self,
+        loader: ResumableLoader,
+        resident: Batch,
+        bare: Callable[[Batch], None],
+        clock: Clock,
+        seconds: float,
+        others: Collection[BaseProcess] = (),
     ) -> None:
         self.loader = loader
         self.resident = resident
         self.bare = bare
         self.clock = clock
         self.seconds = seconds
+        self.others = others
         self.first = 0.0
         self.memory: Memory | None = None
 
@@ -67,7 +77,7 @@ class Turns:
             started = time.perf_counter()
             yield batch
             self.clock.synchronize()
-        self.memory = memory_of_workers()
+        self.memory = memory_of_workers(self.others)
         self.bare(self.resident)
         count = max(1, round(self.seconds / (time.perf_counter() - started)))
         ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
@@ -109,8 +119,8 @@ def time_training(
     # what comes after a validation or every ten minutes is no part of the loop
     rare = (Checkpoint, StudyBoard)
     trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, rare)]  # type: ignore[attr-defined]
-    loader = data.train_dataloader()
-    turns = Turns(loader, on_device(trainer, loader), BareTraining(trainer, module), clock, seconds)
+    others, loader = multiprocessing.active_children(), data.train_dataloader()
+    turns = Turns(loader, on_device(trainer, loader), BareTraining(trainer, module), clock, seconds, others)
     trainer.fit(module, turns, data.val_dataloader())  # of which no batch is asked for; without any, Lightning warns
     return turns
 

@@ -4,6 +4,8 @@ import copy
 import multiprocessing
 import os
 import time
+from collections.abc import Collection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +30,17 @@ class Memory(NamedTuple):
     shared_mib: list[float]
 
 
-def memory_of_workers() -> Memory | None:
-    """Reads what the children of this process hold; ``None`` on systems other than Linux."""
+def memory_of_workers(others: Collection[BaseProcess]) -> Memory | None:
+    """Reads what the children of this process hold.
+
+    Args:
+        others: Children that are no workers.
+
+    Returns:
+        What was read; ``None`` on systems other than Linux.
+    """
     found = Memory([], [])
-    for child in multiprocessing.active_children():
+    for child in set(multiprocessing.active_children()).difference(others):
         rollup = Path(f"/proc/{child.pid}/smaps_rollup")
         if not rollup.exists():
             return None
