@@ -1,4 +1,4 @@
-"""What the commands share: their parsers, precision, the folder of a run and what is left in it."""
+"""What the commands share: their parsers, precision and the folder of a run."""
 
 import os
 import sys

@@ -161,8 +161,8 @@ def _stage(stage: str, clock: Clock, workers: int, operated: float | None, best:
         del ratios["pipeline / augmentation alone"]
     else:
         del ratios["pipeline / OpenCV alone"]
-    if workers:
-        ratios["workers / linear"] = clock.ratio(ALL, ONE) / workers if workers > 1 else 1.0
+    if workers > 1:
+        ratios["workers / linear"] = clock.ratio(ALL, ONE) / workers
     return {
         "input": {name: rates[name]._asdict() for name in (READ, DECODE, AUGMENT, WHOLE, ONE, ALL) if name in rates}
         | {"collate": dict.fromkeys(Rate._fields, 1 / max(rest, 1e-9))},
