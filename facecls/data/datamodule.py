@@ -1,8 +1,9 @@
 """From a table of faces to batches."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from facecls.data.labels import MISSING, TASKS
+from facecls.data.slots import Slots, SlottedBatch
 from facecls.data.split import assign_split, leaks, read_split_file
 from facecls.data.store import ImageStore, decode
 from facecls.data.table import read_table
@@ -24,6 +26,8 @@ from facecls.errors import UserError
 
 HOLDOUT = "holdout"
 """A face of the seed's split file that serves as validation and as test."""
+_READY = 2
+"""Batches that a worker makes ahead, torch's own default."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class BatchPlan:
     Attributes:
         faces: (N,) int64 rows of the table.
         seed: Integers that no other batch of the run has; ``None`` where nothing is drawn.
+        slot: Of the loader's ``Slots``, where a worker puts the images; ``None`` where there is none.
     """
 
     faces: np.ndarray
     seed: tuple[int, ...] | None
+    slot: int | None = None
 
 
 class PlanSampler(Sampler[BatchPlan]):
@@ -56,6 +62,7 @@ class PlanSampler(Sampler[BatchPlan]):
         skip: Batches of that epoch that a resumed run has had already.
         rank: Number of this process.
         ranks: How many processes there are, no more than faces.
+        slots: Lends one to each batch; ``None`` where there are no workers.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class PlanSampler(Sampler[BatchPlan]):
         skip: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        slots: Slots | None = None,
     ) -> None:
         self.faces = faces
         self.batch_size = batch_size
@@ -75,6 +83,7 @@ class PlanSampler(Sampler[BatchPlan]):
         self.skip = skip
         self.rank = rank
         self.ranks = ranks
+        self.slots = slots
 
     def __len__(self) -> int:
         """Batches in a whole epoch: of training the same for all processes, of evaluation perhaps one more for some."""
@@ -96,40 +105,52 @@ class PlanSampler(Sampler[BatchPlan]):
         size = self.batch_size * self.ranks
         for number in range(first, len(self)):
             seed = None if self.seed is None else (self.seed, self.epoch, number, self.rank)
-            yield BatchPlan(faces[number * size : (number + 1) * size][self.rank :: self.ranks], seed)
+            own = faces[number * size : (number + 1) * size][self.rank :: self.ranks]
+            yield BatchPlan(own, seed, None if self.slots is None else self.slots.lend())
 
 
-class FaceBatches(Dataset[dict[str, Tensor]]):
+class FaceBatches(Dataset[dict[str, Tensor] | SlottedBatch]):
     """Turns plans into batches; an item is a whole batch.
 
     Args:
         store: The encoded images.
         labels: (N, 3) int64, gender, race and age by row of the table, ``MISSING`` without.
         transform: From an image to one of the wanted size.
+        slots: That a worker puts images in; ``None`` where there are no workers.
     """
 
-    def __init__(self, store: ImageStore, labels: np.ndarray, transform: Transform) -> None:
+    def __init__(self, store: ImageStore, labels: np.ndarray, transform: Transform, slots: Slots | None = None) -> None:
         self.store = store
         self.labels = labels
         self.transform = transform
+        self.slots = slots
 
-    def __getitem__(self, plan: BatchPlan) -> dict[str, Tensor]:
+    def __getitem__(self, plan: BatchPlan) -> dict[str, Tensor] | SlottedBatch:
         """Decodes, augments and stacks a batch.
 
         Args:
             plan: Which faces.
 
         Returns:
-            ``image`` (N, 3, H, W) uint8 RGB, laid out channels last; gender, race, age and index (N,) int64.
+            ``image`` (N, 3, H, W) uint8 RGB, laid out channels last; gender, race, age and index (N,) int64. In a
+            worker what becomes that in its parent.
         """
+        rest = _labelled(plan.faces, self.labels)
+        if self.slots is not None and plan.slot is not None and get_worker_info() is not None:
+            images = self._images(plan, partial(self.slots.array, plan.slot))
+            return SlottedBatch(self.slots, plan.slot, images.shape, rest)
+        images = self._images(plan, partial(np.empty, dtype=np.uint8))
+        return {"image": torch.from_numpy(images).permute(0, 3, 1, 2), **rest}
+
+    def _images(self, plan: BatchPlan, create: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
         if plan.seed is not None:
             self.transform.set_random_seed(int(np.random.SeedSequence(plan.seed).generate_state(1)[0]))
         for place, face in enumerate(plan.faces):
             image = self.transform(image=decode(self.store[face]))["image"]
             if not place:
-                images = np.empty((len(plan.faces), *image.shape), np.uint8)
+                images = create((len(plan.faces), *image.shape))
             images[place] = image  # while it is in the processor's cache
-        return {"image": torch.from_numpy(images).permute(0, 3, 1, 2), **_labelled(plan.faces, self.labels)}
+        return images
 
 
 class FeatureBatches(Dataset[dict[str, Tensor]]):
@@ -377,15 +398,19 @@ class FacesDataModule(pl.LightningDataModule):
             raise UserError(
                 f"Expected a face for each of {ranks} devices in each part, but one has {len(faces)}; take fewer."
             )
-        batches: Any = FaceBatches(self._store, self._labels, transform)
+        # those that workers fill and have filled, and those that the loop, its look ahead and a GPU's copy refer to
+        ready = self.num_workers * _READY + 3
+        slots = Slots(ready, self.batch_size * self.image_size**2 * 3) if self.num_workers else None
+        batches: Any = FaceBatches(self._store, self._labels, transform, slots)
         workers = self.num_workers
         if self._features is not None:
             batches, workers = FeatureBatches(self._features, self._labels), 0  # looked up faster than handed over
         return ResumableLoader(
             batches,
-            sampler=PlanSampler(faces, self.batch_size, **plans, rank=rank, ranks=ranks),
+            sampler=PlanSampler(faces, self.batch_size, **plans, rank=rank, ranks=ranks, slots=slots),
             batch_size=None,  # an item is a whole batch
             num_workers=workers,
+            prefetch_factor=_READY if workers else None,
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
