@@ -1,11 +1,13 @@
 """What happens beside the training: the last checkpoint, and what is shown."""
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from torch import Tensor
 
@@ -125,17 +127,19 @@ class Average:
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
-    def __call__(self, average: Tensor, current: Tensor, averaged: Tensor | int) -> Tensor:
-        """One step of the average.
+    @torch.no_grad()
+    def __call__(self, averages: Sequence[Tensor], currents: Sequence[Tensor], averaged: Tensor | int) -> None:
+        """One step of the averages, in place; what equals its average, as all that is frozen does, stays as it is.
 
         Args:
-            average: The average so far.
-            current: The weights now, of the same shape.
-            averaged: How many steps are in the average.
-
-        Returns:
-            The average with them; exactly the same where both are equal, so that what is frozen stays as it is.
+            averages: The averages so far, all of one dtype.
+            currents: The weights now, of the same shapes.
+            averaged: How many steps are in the averages.
         """
         count = int(averaged)
-        decay = min(self.decay, (1 + count) / (10 + count))
-        return average + (1 - decay) * (current - average)
+        share = 1 - min(self.decay, (1 + count) / (10 + count))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, share)  # together, as each by itself costs a GPU more to start
+        else:
+            for average, current in zip(averages, currents, strict=True):  # BatchNorm's counts of batches
+                average.copy_(average + share * (current - average))

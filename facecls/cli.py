@@ -114,6 +114,7 @@ class FaceCLI(LightningCLI):
         if self.precision is None:
             self.precision, why = choose_precision(config.trainer.accelerator)
         self.precision_note = f"precision {self.precision}: {why}"
+        _check_clipping(config, str(self.precision))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Makes the trainer with logger, checkpoints, average and progress bar."""
@@ -148,7 +149,7 @@ class FaceCLI(LightningCLI):
         if self.config.ema is not None:
             # Lightning would put it where the model is at first, on the CPU
             device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
-            callbacks.append(WeightAveraging(device, avg_fn=Average(self.config.ema)))
+            callbacks.append(WeightAveraging(device, multi_avg_fn=Average(self.config.ema)))
         from facecls.board import StudyBoard  # with what it draws it takes a second, for which --help must not wait
 
         self.collector = PredictionCollector()
@@ -166,6 +167,16 @@ def _seed(value: bool | int) -> int:
             f"Expected seed_everything as a number, but got {str(value).lower()}; all randomness comes from it."
         )
     return value
+
+
+def _check_clipping(config: Any, precision: str) -> None:
+    """Refuses what Lightning can't do, before it finds out in the first step."""
+    fused = config.get("model.optimizer.init_args.fused")
+    if fused and config.trainer.gradient_clip_val and precision.endswith("mixed"):
+        raise UserError(
+            "Expected model.optimizer.init_args.fused false with trainer.gradient_clip_val in mixed precision, since a "
+            "fused optimizer does its steps and the scaling of gradients at once."
+        )
 
 
 def _check_probe(config: Any) -> None:

@@ -406,15 +406,22 @@ def test_a_run_without_an_average_goes_on_from_the_weights_themselves(faces: Pat
 
 
 def test_the_average_is_that_of_its_definition() -> None:
-    rule, average, wanted = callbacks.Average(0.9), torch.tensor(1.0), 1.0
+    rule, wanted = callbacks.Average(0.9), 1.0
+    averages = [torch.tensor(1.0), torch.tensor([1.0, 0.5])]
     for step in range(1, 200):
         current = float(step % 7)
-        average = rule(average, torch.tensor(current), torch.tensor(step))
+        rule(averages, [torch.tensor(current), torch.tensor([current, 0.5])], torch.tensor(step))
         decay = min(0.9, (1 + step) / (10 + step))
         wanted = decay * wanted + (1 - decay) * current
-    assert average.item() == pytest.approx(wanted, rel=1e-4)
-    constant = torch.rand(1000)
-    assert torch.equal(rule(constant, constant.clone(), 5), constant)
+    assert averages[0].item() == pytest.approx(wanted, rel=1e-4)
+    assert averages[1].tolist() == [pytest.approx(wanted, rel=1e-4), 0.5]
+    constant, kept = torch.rand(1000), torch.arange(5)
+    for step in (1, 5, 500):  # at first the share of what is new is above a half
+        same = [constant.clone()]
+        rule(same, [constant], step)
+        assert torch.equal(same[0], constant)
+        rule([kept], [torch.arange(5)], step)
+        assert torch.equal(kept, torch.arange(5))
 
 
 @pytest.mark.parametrize(
@@ -426,6 +433,15 @@ def test_precision_follows_what_the_processor_has(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes[0])
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: computes[1])
     assert cli.choose_precision("cpu")[0] == wanted
+
+
+def test_clipping_that_a_fused_optimizer_cannot_do_is_refused_and_otherwise_done(faces: Path) -> None:
+    words = [*TINY, f"--data.root={faces}", "--trainer.fast_dev_run=1", "--trainer.gradient_clip_val=1"]
+    fused = ["--model.optimizer=AdamW", "--model.optimizer.fused=true"]
+    with pytest.raises(UserError, match=r"fused false with trainer\.gradient_clip_val"):
+        fit.main([*words, *fused, "--trainer.precision=bf16-mixed"])
+    fit.main([*words, *fused, "--trainer.precision=32-true"])
+    fit.main([*words, "--trainer.precision=bf16-mixed"])
 
 
 def test_a_precision_that_was_asked_for_wins(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
