@@ -1,7 +1,6 @@
 """What happens beside the training: the last checkpoint, and what is shown."""
 
 import time
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -114,6 +113,10 @@ def epoch_line(trainer: pl.Trainer) -> str:
     return f"epoch {trainer.current_epoch}/{trainer.max_epochs}: {', '.join(parts)}"
 
 
+Weights = tuple[Tensor, ...] | list[Tensor]
+"""As torch has them where it works on many at once."""
+
+
 class Average:
     """The rule of an exponential moving average, as ``WeightAveraging`` takes it.
 
@@ -128,7 +131,7 @@ class Average:
         self.decay = decay
 
     @torch.no_grad()
-    def __call__(self, averages: Sequence[Tensor], currents: Sequence[Tensor], averaged: Tensor | int) -> None:
+    def __call__(self, averages: Weights, currents: Weights, averaged: Tensor | int) -> None:
         """One step of the averages, in place; what equals its average, as all that is frozen does, stays as it is.
 
         Args:
