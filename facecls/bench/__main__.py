@@ -19,7 +19,18 @@ import facecls
 from facecls.bench.clock import Clock, Rate
 from facecls.bench.loop import BARE, STEP, TOGETHER, time_evaluation, time_training
 from facecls.bench.machine import began, operations, peak
-from facecls.bench.pipeline import ALL, AUGMENT, DECODE, ONE, READ, RESIZE_ALONE, WHOLE, time_stages, time_workers
+from facecls.bench.pipeline import (
+    ALL,
+    AUGMENT,
+    COLLATE,
+    DECODE,
+    ONE,
+    READ,
+    RESIZE_ALONE,
+    WHOLE,
+    time_stages,
+    time_workers,
+)
 from facecls.bench.show import print_bench, verdict
 from facecls.cli import FaceCLI, console, parse, without_noise
 from facecls.errors import UserError, command
@@ -42,7 +53,7 @@ class BenchCLI(FaceCLI):
         """Adds the bench's own."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--out", type=str | None, help="Where to write the results too, as JSON.")
-        parser.add_argument("--seconds", type=float, default=4.0, help="How long a thing is timed, three times each.")
+        parser.add_argument("--seconds", type=float, default=3.0, help="How long a thing is timed, five times each.")
 
     def before_instantiate_classes(self) -> None:
         """Makes the training one epoch like the last one of the configuration, without validation."""
@@ -147,7 +158,7 @@ def measure(cli: BenchCLI) -> dict[str, Any]:
 
 def _stage(stage: str, clock: Clock, workers: int, operated: float | None, best: float) -> dict[str, Any]:
     rates = clock.rates()
-    rest = 1 / rates[WHOLE].median - sum(1 / rates[name].median for name in (READ, DECODE, AUGMENT))
+    stages = (READ, DECODE, AUGMENT, COLLATE, WHOLE, ONE, ALL)
     made, step = _input(rates), rates[STEP]
     together = rates[TOGETHER].median / made.median if made.median < step.median else clock.ratio(TOGETHER, STEP)
     ratios = {
@@ -164,8 +175,7 @@ def _stage(stage: str, clock: Clock, workers: int, operated: float | None, best:
     if workers > 1:
         ratios["workers / linear"] = clock.ratio(ALL, ONE) / workers
     return {
-        "input": {name: rates[name]._asdict() for name in (READ, DECODE, AUGMENT, WHOLE, ONE, ALL) if name in rates}
-        | {"collate": dict.fromkeys(Rate._fields, 1 / max(rest, 1e-9))},
+        "input": {name: rates[name]._asdict() for name in stages if name in rates},
         "loop": {name: rates[name]._asdict() for name in (STEP, TOGETHER, BARE)},
         "flops_per_face": operated,
         "ratios": ratios,

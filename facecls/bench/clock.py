@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import NamedTuple
 
-ROUNDS = 3
+ROUNDS = 5
 """How often each thing is timed; what is compared takes turns, so that a busy neighbour disturbs all of it."""
 
 

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -33,10 +34,12 @@ class Turns:
     A block is as many batches as take ``seconds``. Of those from the loader the first ones, which its workers had ready
     while the others were running, are not counted where there are enough of them.
 
+    Nothing is prepared before the first step but what every fit prepares, so that ``first`` is true of them.
+
     Args:
-        loader: The real one.
-        resident: A batch on the device, of the same size.
-        bare: Does to a resident batch what a plain loop does.
+        loader: The real one; its first batch is kept on the device.
+        device: Where the trainer computes.
+        create_bare: Gives what does to a resident batch what a plain loop does.
         clock: Keeps the times.
         seconds: How long a block takes.
         others: Processes that are not the loader's workers.
@@ -49,15 +52,15 @@ class Turns:
     def __init__(
         self,
         loader: ResumableLoader,
-        resident: Batch,
-        bare: Callable[[Batch], None],
+        device: torch.device,
+        create_bare: Callable[[], Callable[[Batch], None]],
         clock: Clock,
         seconds: float,
         others: Collection[BaseProcess] = (),
     ) -> None:
         self.loader = loader
-        self.resident = resident
-        self.bare = bare
+        self.device = device
+        self.create_bare = create_bare
         self.clock = clock
         self.seconds = seconds
         self.others = others
@@ -71,17 +74,19 @@ class Turns:
     def __iter__(self) -> Iterator[Batch]:
         """The batches; what is done to one has been done when the next is asked for."""
         fresh = endless(self.loader)
+        batch = next(fresh)
+        self.first = time.time()
         for _ in range(_WARM):
-            batch = next(fresh)
-            self.first = self.first or time.time()
             started = time.perf_counter()
             yield batch
             self.clock.synchronize()
         self.memory = memory_of_workers(self.others)
-        self.bare(self.resident)
+        resident = {name: value.to(self.device) for name, value in batch.items()}
+        bare = self.create_bare()
+        bare(resident)
         count = max(1, round(self.seconds / (time.perf_counter() - started)))
         ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
-        faces = len(self.resident["index"])
+        faces = len(resident["index"])
         for turn in range(ROUNDS):
             for kind in (TOGETHER, STEP, BARE)[turn:] + (TOGETHER, STEP, BARE)[:turn]:
                 if kind == TOGETHER and count > 2 * ready:
@@ -90,9 +95,9 @@ class Turns:
                 with self.clock.block(kind, count * faces):
                     for _ in range(count):
                         if kind == BARE:
-                            self.bare(self.resident)
+                            bare(resident)
                         else:
-                            yield next(fresh) if kind == TOGETHER else self.resident
+                            yield next(fresh) if kind == TOGETHER else resident
 
 
 def endless(items: Iterable[T]) -> Iterator[T]:
@@ -120,7 +125,8 @@ def time_training(
     rare = (Checkpoint, StudyBoard)
     trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, rare)]  # type: ignore[attr-defined]
     others, loader = multiprocessing.active_children(), data.train_dataloader()
-    turns = Turns(loader, on_device(trainer, loader), BareTraining(trainer, module), clock, seconds, others)
+    device = trainer.strategy.root_device
+    turns = Turns(loader, device, partial(BareTraining, trainer, module), clock, seconds, others)
     trainer.fit(module, turns, data.val_dataloader())  # of which no batch is asked for; without any, Lightning warns
     return turns
 
@@ -130,20 +136,14 @@ def time_evaluation(
 ) -> None:
     """Times the validation loop, its step and the bare loop, as ``time_training`` does with training."""
     trainer.limit_val_batches = 1.0
-    loader = data.val_dataloader()
-    resident = on_device(trainer, loader)
-    model, device = module.model, trainer.strategy.root_device
+    device = trainer.strategy.root_device
 
     def bare(batch: Batch) -> None:
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            model.to(device).eval()(batch["image"])
+            module.model(batch["image"])
 
-    trainer.validate(module, dataloaders=Turns(loader, resident, bare, clock, seconds), verbose=False)
-
-
-def on_device(trainer: pl.Trainer, loader: ResumableLoader) -> Batch:
-    """The first batch of a loader, where the trainer computes."""
-    return {name: value.to(trainer.strategy.root_device) for name, value in next(iter(loader)).items()}
+    turns = Turns(data.val_dataloader(), device, lambda: bare, clock, seconds)
+    trainer.validate(module, dataloaders=turns, verbose=False)
 
 
 class BareTraining:
@@ -151,7 +151,7 @@ class BareTraining:
 
     Args:
         trainer: Says where and in which precision.
-        module: Its model is copied, and frozen as in its first epoch.
+        module: Its model, which the training has begun with, is copied, and frozen as in its first epoch.
     """
 
     def __init__(self, trainer: pl.Trainer, module: FaceModule) -> None:

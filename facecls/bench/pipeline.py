@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 from facecls.bench.clock import ROUNDS, Clock
@@ -12,7 +13,7 @@ from facecls.bench.loop import endless
 from facecls.data.datamodule import FacesDataModule, ResumableLoader
 from facecls.data.store import decode
 
-READ, DECODE, AUGMENT, WHOLE = "read", "decode", "augment", "one process"
+READ, DECODE, AUGMENT, COLLATE, WHOLE = "read", "decode", "augment", "collate", "one process"
 RESIZE_ALONE = "OpenCV's decoding and resizing alone"
 ONE, ALL = "one worker", "all workers"
 _SAMPLE = 256
@@ -43,8 +44,9 @@ def time_stages(data: FacesDataModule, loader: ResumableLoader, clock: Clock) ->
                 with timer.block(DECODE, count):
                     pixels = [decode(each) for each in encoded]
                 with timer.block(AUGMENT, count):
-                    for each in pixels:
-                        batches.transform(image=each)
+                    images = [batches.transform(image=each)["image"] for each in pixels]
+                with timer.block(COLLATE, count):
+                    np.stack(images)
                 with timer.block(RESIZE_ALONE, count):
                     for each in encoded:
                         cv2.resize(cv2.imdecode(each, cv2.IMREAD_COLOR_RGB), size, interpolation=cv2.INTER_AREA)
