@@ -16,7 +16,7 @@ _ROWS = (
     ("input", "all workers", "all workers"),
     ("loop", "step", "step alone"),
     ("loop", "together", "together"),
-    ("loop", "bare", "bare torch loop"),
+    ("loop", "bare", "bare loop"),
 )
 
 
