@@ -111,6 +111,8 @@ def test_the_loop_and_its_parts(name: str, data: str, record: Record, tmp_path: 
             rows += [_row(f"{stage}: {part}", rate["median"], "faces/s") for part, rate in found[stage][group].items()]
         for part, (text, least) in targets.items():
             if (value := found[stage]["ratios"].get(part)) is not None:
+                if part == "pipeline / augmentation alone" and name != "base":
+                    least = None  # its augmentation is milder, so that decoding is more beside it
                 met = None if least is None else value >= least
                 rows.append(_row(f"{stage}: {text}", value, "", f"at least {least}" if least else "", met))
         value, least = found[stage]["ratios"]["step / bare"], 0.95 if stage == "evaluation" else None

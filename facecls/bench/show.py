@@ -40,7 +40,7 @@ def print_bench(results: Mapping[str, Any], out: Console) -> None:
 def _cells(rate: Mapping[str, float] | None) -> tuple[str, str]:
     if rate is None:
         return "", ""
-    spread = "" if rate["low"] == rate["high"] else f"{_number(rate['low'])} to {_number(rate['high'])}"
+    spread = "" if rate["low"] == rate["high"] else f"{_number(rate['low'])}\N{EN DASH}{_number(rate['high'])}"
     return _number(rate["median"]), spread
 
 
