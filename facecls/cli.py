@@ -172,7 +172,8 @@ def _seed(value: bool | int) -> int:
 def _check_clipping(config: Any, precision: str) -> None:
     """Refuses what Lightning can't do, before it finds out in the first step."""
     fused = config.get("model.optimizer.init_args.fused")
-    if fused and config.trainer.gradient_clip_val and precision.endswith("mixed"):
+    mixed = precision.endswith("mixed") or precision in ("16", "bf16")
+    if fused and config.trainer.gradient_clip_val and mixed:
         raise UserError(
             "Expected model.optimizer.init_args.fused false with trainer.gradient_clip_val in mixed precision, since a "
             "fused optimizer does its steps and the scaling of gradients at once."

@@ -438,8 +438,9 @@ def test_precision_follows_what_the_processor_has(
 def test_clipping_that_a_fused_optimizer_cannot_do_is_refused_and_otherwise_done(faces: Path) -> None:
     words = [*TINY, f"--data.root={faces}", "--trainer.fast_dev_run=1", "--trainer.gradient_clip_val=1"]
     fused = ["--model.optimizer=AdamW", "--model.optimizer.fused=true"]
-    with pytest.raises(UserError, match=r"fused false with trainer\.gradient_clip_val"):
-        fit.main([*words, *fused, "--trainer.precision=bf16-mixed"])
+    for mixed in ("bf16-mixed", "bf16", "16"):
+        with pytest.raises(UserError, match=r"fused false with trainer\.gradient_clip_val"):
+            fit.main([*words, *fused, f"--trainer.precision={mixed}"])
     fit.main([*words, *fused, "--trainer.precision=32-true"])
     fit.main([*words, "--trainer.precision=bf16-mixed"])
 

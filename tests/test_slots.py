@@ -1,14 +1,19 @@
 """Memory that batches share: no batch is overwritten while anything refers to it, and none is lost."""
 
 import gc
+import os
+import sys
 from itertools import islice
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.slots import Slots
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only there are workers forked, and have slots")
 
 
 def _module(faces: Path, workers: int) -> FacesDataModule:
@@ -59,6 +64,14 @@ def test_all_slots_come_back_after_whole_and_after_broken_off_epochs(faces: Path
     assert _free(slots) == count
     next(iter(loader))
     assert _free(slots) <= count - 4  # as many as two workers make ahead are lent
+
+
+def test_another_process_does_not_lend_them() -> None:
+    slots = Slots(2, 4)
+    if not (child := os.fork()):
+        os._exit(slots.lend() is None)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert slots.lend() is not None
 
 
 def test_a_process_that_is_not_forked_does_without(faces: Path) -> None:

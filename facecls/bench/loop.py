@@ -80,11 +80,12 @@ class Turns:
             started = time.perf_counter()
             yield batch
             self.clock.synchronize()
+            took = time.perf_counter() - started
         self.memory = memory_of_workers(self.others)
         resident = {name: value.to(self.device) for name, value in batch.items()}
         bare = self.create_bare()
         bare(resident)
-        count = max(1, round(self.seconds / (time.perf_counter() - started)))
+        count = max(1, round(self.seconds / took))
         ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
         faces = len(resident["index"])
         for turn in range(ROUNDS):

@@ -1,6 +1,7 @@
 """From a table of faces to batches."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,8 @@ HOLDOUT = "holdout"
 """A face of the seed's split file that serves as validation and as test."""
 _READY = 2
 """Batches that a worker makes ahead, torch's own default."""
+_FORKED = "fork" if sys.platform == "linux" else None
+"""How workers come by images and slots without a copy: Python's own way on Linux before 3.14, unsafe on macOS."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class BatchPlan:
     Attributes:
         faces: (N,) int64 rows of the table.
         seed: Integers that no other batch of the run has; ``None`` where nothing is drawn.
-        slot: Of the loader's ``Slots``, where a worker puts the images; ``None`` where there is none.
+        slot: Of the loader's ``Slots``, where a worker puts the images, once; ``None`` where there is none.
     """
 
     faces: np.ndarray
@@ -133,7 +136,7 @@ class FaceBatches(Dataset[dict[str, Tensor] | SlottedBatch]):
 
         Returns:
             ``image`` (N, 3, H, W) uint8 RGB, laid out channels last; gender, race, age and index (N,) int64. In a
-            worker what becomes that in its parent.
+            worker a ``SlottedBatch``, which its parent receives as that.
         """
         rest = _labelled(plan.faces, self.labels)
         if self.slots is not None and plan.slot is not None and get_worker_info() is not None:
@@ -391,6 +394,12 @@ class FacesDataModule(pl.LightningDataModule):
             )
         return rows
 
+    def _slots(self) -> Slots | None:
+        """For the batches that workers fill and have filled, and those that loop, look ahead and a GPU's copy hold."""
+        if not self.num_workers or not _FORKED:
+            return None
+        return Slots(self.num_workers * _READY + 3, self.batch_size * self.image_size**2 * 3)
+
     def _loader(self, faces: np.ndarray, transform: Transform, **plans: Any) -> ResumableLoader:
         assert self._store is not None, "setup comes first"
         rank, ranks = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -398,19 +407,18 @@ class FacesDataModule(pl.LightningDataModule):
             raise UserError(
                 f"Expected a face for each of {ranks} devices in each part, but one has {len(faces)}; take fewer."
             )
-        # those that workers fill and have filled, and those that the loop, its look ahead and a GPU's copy refer to
-        ready = self.num_workers * _READY + 3
-        slots = Slots(ready, self.batch_size * self.image_size**2 * 3) if self.num_workers else None
+        workers, slots = self.num_workers, self._slots()
         batches: Any = FaceBatches(self._store, self._labels, transform, slots)
-        workers = self.num_workers
         if self._features is not None:
-            batches, workers = FeatureBatches(self._features, self._labels), 0  # looked up faster than handed over
+            workers, slots = 0, None  # features are looked up faster than handed over
+            batches = FeatureBatches(self._features, self._labels)
         return ResumableLoader(
             batches,
             sampler=PlanSampler(faces, self.batch_size, **plans, rank=rank, ranks=ranks, slots=slots),
             batch_size=None,  # an item is a whole batch
             num_workers=workers,
             prefetch_factor=_READY if workers else None,
+            multiprocessing_context=_FORKED if workers else None,
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

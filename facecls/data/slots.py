@@ -1,6 +1,7 @@
 """Memory in which batches come from the processes that make them, used again and again."""
 
 import mmap
+import os
 import weakref
 from collections.abc import Mapping
 from itertools import count
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_NUMBERS = count()
+_KEYS = count()
 
 
 class Slots:
@@ -20,28 +21,36 @@ class Slots:
     torch's own way maps fresh memory for every batch, of which worker and parent have to fault in each page: more time
     than decoding and resizing what lies in it take together (batches of 64 at 224 pixels, Linux in a virtual machine).
 
-    The parent lends a slot to a batch that is to be made, a forked worker fills it, and the parent makes a tensor of it
-    without a copy. When nothing refers to that tensor any more, the slot is free again. A batch without a slot, because
-    all are lent or the worker wasn't forked, goes torch's way.
+    The process that makes them lends a slot to a batch that is to be made, a worker forked from it fills it, and it
+    makes a tensor of that without a copy. When nothing refers to the tensor any more, the slot is free again. While all
+    are lent, batches go torch's way. A slot whose batch never comes, as after an error, stays lent.
 
     Args:
-        count: How many slots.
+        number: How many slots.
         size: Bytes of each. What no batch has touched takes no memory.
+
+    Attributes:
+        key: What tells them from others.
     """
 
-    def __init__(self, count: int, size: int) -> None:
-        self.number = next(_NUMBERS)
-        self._bytes = np.frombuffer(mmap.mmap(-1, count * size), np.uint8).reshape(count, size)
-        self._free = list(range(count))
-        _KNOWN[self.number] = self
+    def __init__(self, number: int, size: int) -> None:
+        self.key = next(_KEYS)
+        self._owner = os.getpid()
+        self._bytes = np.frombuffer(mmap.mmap(-1, number * size), np.uint8).reshape(number, size)
+        self._free = list(range(number))
+        _KNOWN[self.key] = self
 
     def __reduce__(self) -> Any:
-        """Nothing: a process that isn't forked from this one doesn't have the memory."""
+        """Nothing: a process that isn't forked from this one doesn't have the memory, and does without."""
         return _nothing, ()
 
     def lend(self) -> int | None:
-        """The number of a free slot, the last one that was given back; ``None`` if all are lent."""
-        return self._free.pop() if self._free else None
+        """The number of a free slot, the last one that was given back.
+
+        Returns:
+            ``None`` if all are lent, and in a forked process, where others may lend the same memory.
+        """
+        return self._free.pop() if self._free and os.getpid() == self._owner else None
 
     def array(self, slot: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """The memory of a slot.
@@ -84,15 +93,15 @@ class SlottedBatch:
     """
 
     def __init__(self, slots: Slots, slot: int, shape: tuple[int, ...], rest: Mapping[str, Tensor]) -> None:
-        self._sent = slots.number, slot, shape, {name: value.numpy() for name, value in rest.items()}
+        self._sent = slots.key, slot, shape, {name: value.numpy() for name, value in rest.items()}
 
     def __reduce__(self) -> Any:
         """What makes a batch of it."""
         return _receive, self._sent
 
 
-def _receive(number: int, slot: int, shape: tuple[int, ...], rest: Mapping[str, Any]) -> dict[str, Tensor]:
-    images = _KNOWN[number].tensor(slot, shape).permute(0, 3, 1, 2)
+def _receive(key: int, slot: int, shape: tuple[int, ...], rest: Mapping[str, Any]) -> dict[str, Tensor]:
+    images = _KNOWN[key].tensor(slot, shape).permute(0, 3, 1, 2)
     return {"image": images, **{name: torch.from_numpy(value) for name, value in rest.items()}}
 
 

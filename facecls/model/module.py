@@ -290,6 +290,10 @@ class FaceModule(pl.LightningModule):
         for group, configured in zip(scheduler.optimizer.param_groups, self._configured, strict=True):
             rate = configured["lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
             group.update({**configured, "initial_lr": configured["lr"], "lr": rate})
+            if group.get("fused"):  # it counts its steps where the weights are, and a checkpoint of another on the CPU
+                for parameter in group["params"]:
+                    if "step" in (state := scheduler.optimizer.state.get(parameter, {})):
+                        state["step"] = state["step"].to(parameter.device)
 
 
 def _check(dropout: float, sigma: float, smoothing: float, class_weights: Mapping[Any, Sequence[float]]) -> None:
