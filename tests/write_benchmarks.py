@@ -29,7 +29,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines = ["| what | measured | target | |", "|---|---:|---|---|"]
         for row in group["rows"]:
             met = {None: "", True: "met", False: "missed"}[row["met"]]
-            value = f"{_number(row['value'])} {row['unit']}".strip()
+            value = f"{_number(row['value'])} {row['unit']}" if row["unit"] else f"{row['value']:.3f}"
             lines.append(f"| {row['what']} | {value} | {row['target']} | {met if row['target'] else ''} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
