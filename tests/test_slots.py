@@ -2,18 +2,14 @@
 
 import gc
 import os
-import sys
 from itertools import islice
 from pathlib import Path
 
-import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.slots import Slots
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only there are workers forked, and have slots")
 
 
 def _module(faces: Path, workers: int) -> FacesDataModule:

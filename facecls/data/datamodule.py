@@ -65,7 +65,7 @@ class PlanSampler(Sampler[BatchPlan]):
         skip: Batches of that epoch that a resumed run has had already.
         rank: Number of this process.
         ranks: How many processes there are, no more than faces.
-        slots: Lends one to each batch; ``None`` where there are no workers.
+        slots: Lends one to each batch; ``None`` without forked workers.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class FaceBatches(Dataset[dict[str, Tensor] | SlottedBatch]):
         store: The encoded images.
         labels: (N, 3) int64, gender, race and age by row of the table, ``MISSING`` without.
         transform: From an image to one of the wanted size.
-        slots: That a worker puts images in; ``None`` where there are no workers.
+        slots: That a forked worker puts images in; ``None`` without any.
     """
 
     def __init__(self, store: ImageStore, labels: np.ndarray, transform: Transform, slots: Slots | None = None) -> None:

@@ -18,8 +18,8 @@ _KEYS = count()
 class Slots:
     """Shared memory for batches of images; each slot is lent to one batch at a time.
 
-    torch's own way maps fresh memory for every batch, of which worker and parent have to fault in each page: more time
-    than decoding and resizing what lies in it take together (batches of 64 at 224 pixels, Linux in a virtual machine).
+    torch's own way maps fresh memory for every batch, of which worker and parent have to fault in each page: for one of
+    64 at 224 pixels more than half of the time that decoding and resizing takes (Linux in a virtual machine).
 
     The process that makes them lends a slot to a batch that is to be made, a worker forked from it fills it, and it
     makes a tensor of that without a copy. When nothing refers to the tensor any more, the slot is free again. While all
