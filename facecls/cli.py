@@ -51,6 +51,17 @@ def without_noise() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Lets Ctrl-C end a command with the status it always has; Lightning would end it with 1."""
+    try:
+        yield
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
 def console(quiet: bool = False) -> Console:
     """Where the commands write what people read; nowhere if quiet."""
     return Console(soft_wrap=True, quiet=quiet)

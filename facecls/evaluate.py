@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from facecls.callbacks import Progress, run_folder
-from facecls.cli import RUNS, choose_precision, console, create_logger, parse, trained_on, without_noise
+from facecls.cli import RUNS, choose_precision, console, create_logger, interruptible, parse, trained_on, without_noise
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import command
 from facecls.files import replacing
@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     write_data(folder, data)
     with replacing(folder / "config.yaml") as part:
         parser.save(config, part, overwrite=True)
-    with without_noise():
+    with without_noise(), interruptible(trainer):
         trainer.test(model, datamodule=data, verbose=False)
     facts = {"checkpoint": str(config.ckpt_path), "split": split, "git_commit": commit}
     results = write_results(folder, trainer, data, collector, facts)

@@ -1,6 +1,7 @@
 """The bench: what it reports is what a stopwatch of known work says, and it leaves nothing behind."""
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from facecls.bench.machine import began, operations
 from facecls.bench.show import verdict
 from facecls.errors import UserError
 from facecls.model.heads import FaceModel
+from facecls.model.module import FaceModule
 from facecls.model.trunk import create_trunk
 
 SMALL = ["--model.trunk=test_resnet", "--data.image_size=64", "--data.batch_size=8", "--trainer.accelerator=cpu"]
@@ -99,6 +101,20 @@ def test_the_verdict_names_what_bounds(rates: dict[str, float], workers: int, on
 def test_mistakes_are_said_before_anything_is_timed(option: str, said: str, faces: Path) -> None:
     with pytest.raises(UserError, match=said):
         main([*SMALL, f"--data.root={faces}", "--model.schedule.frozen={0: -1}", option])
+
+
+def test_ctrl_c_ends_it_as_any_command(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FaceModule, "training_step", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main([*SMALL, f"--data.root={faces}", "--data.num_workers=0"])
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on
+    assert list(Path().iterdir()) == []
 
 
 def test_threads_are_as_they_were(faces: Path) -> None:

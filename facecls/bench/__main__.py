@@ -32,7 +32,7 @@ from facecls.bench.pipeline import (
     time_workers,
 )
 from facecls.bench.show import print_bench, verdict
-from facecls.cli import FaceCLI, console, parse, without_noise
+from facecls.cli import FaceCLI, console, interruptible, parse, without_noise
 from facecls.errors import UserError, command
 from facecls.files import replacing
 from facecls.model.schedule import at_epoch
@@ -85,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         UserError: For a mistake in the options or the data.
     """
     cli: BenchCLI = parse(BenchCLI, args)
-    with cli.folder, without_noise():
+    with cli.folder, without_noise(), interruptible(cli.trainer):
         results = measure(cli)
     print_bench(results, console())
     if cli.config.out is not None:
