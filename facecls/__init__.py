@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from facecls._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from facecls.inference.faces import Faces
-
-__version__ = "0.1.0"
+    from facecls.predict.faces import Faces
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
         >>> table["error"].tolist()
         [nan, 'missing file']
     """
-    from facecls.inference.faces import Faces
-    from facecls.inference.predictor import open_predictor
+    from facecls.model.predictor import open_predictor
+    from facecls.predict.faces import Faces
 
     return Faces(open_predictor(path, device, tta))

@@ -13,14 +13,16 @@ import pytorch_lightning as pl
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from facecls.callbacks import Progress, run_folder
-from facecls.cli import RUNS, choose_precision, console, create_logger, interruptible, parse, trained_on, without_noise
+from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import command
 from facecls.files import replacing
 from facecls.model.module import load_module
-from facecls.results import git_commit, print_results, write_data, write_results, write_study
-from facecls.study.predictions import PredictionCollector
+from facecls.training.callbacks import Progress, run_folder
+from facecls.training.cli import RUNS, create_logger, interruptible, parse, trained_on, without_noise
+from facecls.training.collector import PredictionCollector
+from facecls.training.outcome import git_commit, print_results, write_data, write_results, write_study
+from facecls.training.precision import choose_precision
 
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:

@@ -14,17 +14,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from facecls.callbacks import run_folder
-from facecls.cli import FaceCLI, console, parse, without_noise
+from facecls.analysis.calibration import fit_temperature
+from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.labels import TASKS
+from facecls.data.tasks import TASKS
 from facecls.errors import command
 from facecls.files import replacing
 from facecls.model.module import FaceModule, load_module
-from facecls.probing import use_features
-from facecls.results import git_commit, print_results, write_data, write_results, write_study
-from facecls.study.calibration import fit_temperature
-from facecls.study.predictions import gathered
+from facecls.training.callbacks import run_folder
+from facecls.training.cli import FaceCLI, parse, without_noise
+from facecls.training.collector import gathered
+from facecls.training.outcome import git_commit, print_results, write_data, write_results, write_study
+from facecls.training.probe import use_features
 
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:

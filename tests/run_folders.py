@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from simulated_predictions import predicted, simulated_labels
 
-from facecls.data.labels import CLASSES
 from facecls.data.split import assign_split
 from facecls.data.table import read_table
+from facecls.data.tasks import CLASSES
 
 TEMPERATURES = {"gender": 1.4, "race": 0.8, "age": 1.2}
 

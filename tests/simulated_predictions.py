@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from facecls.data.labels import CLASSES
+from facecls.data.tasks import CLASSES
 
 RACE_SHARES = (0.43, 0.19, 0.14, 0.17, 0.07)
 """As in UTKFace."""

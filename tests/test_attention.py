@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facecls.data.labels import TASKS
+from facecls.analysis.gradcam import grad_cam, overlay
+from facecls.data.tasks import TASKS
 from facecls.model.heads import FaceModel
 from facecls.model.trunk import Trunk, create_trunk
-from facecls.study.attention import grad_cam, overlay
 
 PATCH = 8
 

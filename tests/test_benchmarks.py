@@ -24,15 +24,15 @@ from torchvision.transforms import v2
 from trained_model import SIZE, save_checkpoint
 
 from facecls.bench.clock import Clock
-from facecls.cli import FaceCLI
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.synthetic import write_faces
-from facecls.export import main as export
-from facecls.inference.faces import predict_stream
-from facecls.inference.inputs import stream
-from facecls.inference.predictor import open_predictor
-from facecls.probing import use_features
-from facecls.results import device_name, git_commit, versions
+from facecls.export.__main__ import main as export
+from facecls.model.predictor import open_predictor
+from facecls.predict.faces import predict_stream
+from facecls.predict.inputs import stream
+from facecls.training.cli import FaceCLI
+from facecls.training.outcome import device_name, git_commit, versions
+from facecls.training.probe import use_features
 
 pytestmark = pytest.mark.bench
 ROOT = Path(__file__).parent.parent

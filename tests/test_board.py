@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from simulated_predictions import simulated
 
-from facecls import board
+from facecls.training import tensorboard as board
 
 
 class _Run:

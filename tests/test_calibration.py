@@ -9,8 +9,7 @@ from simulated_predictions import simulated, simulated_labels, without_some_labe
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from facecls.data.labels import CLASSES, MISSING
-from facecls.study.calibration import (
+from facecls.analysis.calibration import (
     calibration_table,
     expected_calibration_error,
     fit_temperature,
@@ -18,6 +17,7 @@ from facecls.study.calibration import (
     reliability,
     uncalibrated,
 )
+from facecls.data.tasks import CLASSES, MISSING
 
 
 def drawn(faces: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,10 +7,10 @@ from scipy import stats
 from simulated_predictions import predicted, simulated, simulated_labels, without_some_labels
 from sklearn.metrics import f1_score
 
-from facecls.data.labels import RACES
+from facecls.analysis.compare import paired
+from facecls.analysis.scores import SCORES, score
+from facecls.data.tasks import RACES
 from facecls.errors import UserError
-from facecls.study.compare import paired
-from facecls.study.scores import SCORES, score
 
 
 def related_runs(faces: int, seed: int) -> dict[str, pd.DataFrame]:

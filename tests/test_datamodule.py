@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from facecls.data.datamodule import FaceBatches, FacesDataModule, PlanSampler
-from facecls.data.labels import MISSING, parse_name
+from facecls.data.tasks import MISSING, parse_name
 from facecls.data.transforms import EvalTransform, TrainTransform
 from facecls.errors import UserError
 

@@ -17,16 +17,18 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from trained_model import save_checkpoint
 
-from facecls import cli, evaluate, fit, predict
+from facecls import evaluate, fit
 from facecls.data.datamodule import FacesDataModule, PlanSampler
-from facecls.data.labels import TASKS
 from facecls.data.split import assign_split
 from facecls.data.synthetic import write_faces
 from facecls.data.table import read_table
+from facecls.data.tasks import TASKS
 from facecls.errors import UserError
-from facecls.inference.outputs import appended
+from facecls.predict import __main__ as predict
+from facecls.predict.outputs import appended
 from facecls.ranks import Rank, launched
-from facecls.study.run import read_scalars
+from facecls.run import read_scalars
+from facecls.training import cli
 
 ROOT = Path(__file__).parent.parent
 FACES = 121

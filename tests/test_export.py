@@ -17,12 +17,12 @@ import torch
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from trained_model import SIZE, TEMPERATURES, save_checkpoint
 
-from facecls import export
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.synthetic import write_faces
 from facecls.errors import UserError
-from facecls.exporting import graph as graphs
-from facecls.exporting import quantisation
+from facecls.export import __main__ as export
+from facecls.export import graph as graphs
+from facecls.export import quantisation
 from facecls.model.module import FaceModule, load_module
 
 Arrays = dict[str, npt.NDArray[Any]]

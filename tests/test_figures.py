@@ -15,10 +15,11 @@ from simulated_predictions import predicted, simulated_labels
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from facecls.data.labels import RACES
-from facecls.study import figures, run_figures, svg
-from facecls.study.groups import group_table
-from facecls.study.page import write_page
+from facecls.analysis.groups import group_table
+from facecls.data.tasks import RACES
+from facecls.report import figures, run_figures
+from facecls.report import style as svg
+from facecls.report.page import write_page
 
 LINEAR = {  # Machado et al. 2009, severity 1 (doi:10.1109/TVCG.2009.113)
     "normal": np.eye(3),

@@ -23,14 +23,15 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from facecls import callbacks, cli, evaluate, fit
+from facecls import evaluate, fit
+from facecls.analysis.predictions import predictions_table
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.labels import CLASSES, TASKS
 from facecls.data.synthetic import write_faces
+from facecls.data.tasks import CLASSES, TASKS
 from facecls.errors import UserError, command
 from facecls.model.module import load_module
 from facecls.model.trunk import create_trunk, save_trunk
-from facecls.study.predictions import predictions_table
+from facecls.training import callbacks, cli
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMALL = ["--data.image_size=64", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]

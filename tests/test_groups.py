@@ -9,9 +9,9 @@ from scipy import stats
 from simulated_predictions import predicted, simulated, simulated_labels, without_some_labels
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.data.labels import GENDERS, RACES
-from facecls.study.groups import AGE_BANDS, MIN_FACES, Gap, age_bands, describe, gaps, group_table
-from facecls.study.scores import score
+from facecls.analysis.groups import AGE_BANDS, MIN_FACES, Gap, age_bands, describe, gaps, group_table
+from facecls.analysis.scores import score
+from facecls.data.tasks import GENDERS, RACES
 
 AXES = ["gender", "race", "age_band"]
 BANDS = pd.cut(pd.Series(range(117)), [-1, 9, 19, 29, 39, 59, 200], labels=list(AGE_BANDS)).astype(str)

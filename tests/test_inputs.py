@@ -18,11 +18,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from facecls.data import columns, sources
-from facecls.data.labels import Labels
 from facecls.data.parallel import WORKERS, in_order
 from facecls.data.sources import UnreadableError
+from facecls.data.tasks import Labels
 from facecls.errors import UserError
-from facecls.inference.inputs import Input, check, count, stream
+from facecls.predict.inputs import Input, check, count, stream
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from facecls.data import labels
-from facecls.data.labels import CLASSES, EXPECTED, HIGHEST, LabelError, Labels, parse_name
+from facecls.data import tasks as labels
+from facecls.data.tasks import CLASSES, EXPECTED, HIGHEST, LabelError, Labels, parse_name
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from scipy.special import expit, softmax
 from scipy.stats import entropy, norm
 from sklearn.metrics import log_loss, mean_squared_error
 
-from facecls.data.labels import MISSING, TASKS
+from facecls.data.tasks import MISSING, TASKS
 from facecls.errors import UserError
 from facecls.model.heads import FaceModel, create_head, expected_age
 from facecls.model.losses import (

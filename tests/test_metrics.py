@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.data.labels import MISSING
+from facecls.data.tasks import MISSING
 from facecls.model.metrics import TaskMetrics
 
 

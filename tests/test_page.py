@@ -18,17 +18,17 @@ from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trained_model import save_checkpoint
 
-from facecls.data.labels import GENDERS, RACES, TASKS
+from facecls.analysis.groups import group_table
+from facecls.analysis.suspects import suspects
 from facecls.data.store import decode
 from facecls.data.table import read_table
+from facecls.data.tasks import GENDERS, RACES, TASKS
 from facecls.errors import UserError
 from facecls.model.heads import FaceModel
 from facecls.model.module import load_module
 from facecls.model.trunk import create_trunk
-from facecls.study.groups import group_table
-from facecls.study.page import write_report
-from facecls.study.run import read_run, read_scalars
-from facecls.study.suspects import suspects
+from facecls.report.page import write_report
+from facecls.run import read_run, read_scalars
 
 SECTIONS = [
     "summary",

@@ -15,11 +15,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from facecls import fit
+from facecls.analysis.suspects import label_doubt
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.labels import TASKS, parse_name
 from facecls.data.synthetic import draw_faces
+from facecls.data.tasks import TASKS, parse_name
 from facecls.model.module import FaceModule, load_module
-from facecls.study.suspects import label_doubt
 
 DEMO = Path(__file__).parent.parent / "configs/demo.yaml"
 PARTS = {"train": 1000, "val": 300, "test": 1200}

@@ -22,14 +22,14 @@ from test_predictor import COLUMNS
 from trained_model import SIZE, save_checkpoint
 
 import facecls
-from facecls.data.labels import Labels
 from facecls.data.synthetic import write_faces
+from facecls.data.tasks import Labels
 from facecls.errors import UserError, command
-from facecls.inference.faces import Batch
-from facecls.inference.grid import Grid, title
-from facecls.inference.outputs import Output, appended
-from facecls.inference.predictor import TorchPredictor
-from facecls.predict import main
+from facecls.model.predictor import TorchPredictor
+from facecls.predict.__main__ import main
+from facecls.predict.faces import Batch
+from facecls.predict.grid import Grid, title
+from facecls.predict.outputs import Output, appended
 
 ENDINGS = ["csv", "jsonl", "parquet"]
 
@@ -208,7 +208,7 @@ def test_a_file_that_was_cut_anywhere_keeps_its_whole_rows(ending: str) -> None:
 
 
 def test_a_parquet_file_comes_from_its_rows_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facecls.inference.outputs._ROWS", 2)
+    monkeypatch.setattr("facecls.predict.outputs._ROWS", 2)
     out = Path("out.parquet")
     table = rows_of(ODD)
     for part in (table[:3], table[3:]):

@@ -20,15 +20,15 @@ from scipy.special import expit, softmax
 from trained_model import SIZE, TEMPERATURES, save_checkpoint
 
 import facecls
-from facecls.data.labels import GENDERS, RACES
 from facecls.data.synthetic import draw_faces
+from facecls.data.tasks import GENDERS, RACES
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
-from facecls.exporting import graph
-from facecls.inference.faces import predict_stream
-from facecls.inference.inputs import Input
-from facecls.inference.predictor import OnnxPredictor, TorchPredictor, averaged, open_predictor
+from facecls.export import graph
 from facecls.model.module import load_module
+from facecls.model.predictor import OnnxPredictor, TorchPredictor, averaged, open_predictor
+from facecls.predict.faces import predict_stream
+from facecls.predict.inputs import Input
 
 SIZES = {"gender": 2, "race": 5, "age": 117}
 COLUMNS = ["path", "gender", "p_male", "p_female", "race", *(f"p_{name}" for name in RACES)]

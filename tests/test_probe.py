@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from facecls import evaluate, fit, probing
+from facecls import evaluate, fit
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
-from facecls.inference.predictor import open_predictor
 from facecls.model.features import features_key
 from facecls.model.module import load_module
+from facecls.model.predictor import open_predictor
 from facecls.model.trunk import Trunk, create_trunk, save_trunk
+from facecls.training import probe as probing
 
 CONFIG = Path(__file__).parent.parent / "configs/probe.yaml"
 KEPT = Path("runs/probe/features.safetensors")

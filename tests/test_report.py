@@ -10,9 +10,9 @@ from run_folders import Page, change, drawn_run
 from sklearn.metrics import accuracy_score, f1_score
 from trained_model import save_checkpoint
 
-from facecls import report
 from facecls.data.synthetic import write_faces
 from facecls.errors import UserError, command
+from facecls.report import __main__ as report
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from simulated_predictions import predicted, simulated, simulated_labels, withou
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.study.scores import SCORES, score, trivial
+from facecls.analysis.scores import SCORES, score, trivial
 
 Truth = Callable[[np.ndarray, np.ndarray], float]
 WITHIN: Truth = lambda truth, guess: float(np.mean(np.abs(truth - guess) <= 5))  # noqa: E731

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from facecls.data.buffers import Slots
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.slots import Slots
 
 
 def _module(faces: Path, workers: int) -> FacesDataModule:

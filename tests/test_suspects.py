@@ -11,11 +11,11 @@ import pytest
 from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 
-from facecls.data.labels import GENDERS, RACES
+from facecls.analysis.duplicates import FINE, near_identical
+from facecls.analysis.suspects import COLUMNS, label_doubt, suspects
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces
-from facecls.study.copies import FINE, near_identical
-from facecls.study.suspects import COLUMNS, label_doubt, suspects
+from facecls.data.tasks import GENDERS, RACES
 
 Picture = npt.NDArray[np.uint8]
 

@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from facecls.data.labels import GENDERS, MAX_AGE, RACES, LabelError, parse_name
 from facecls.data.synthetic import draw_faces, write_faces
+from facecls.data.tasks import GENDERS, MAX_AGE, RACES, LabelError, parse_name
 
 
 def _digest(count, seed, size=200):

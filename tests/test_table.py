@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from facecls.data.labels import parse_name
 from facecls.data.store import decode
 from facecls.data.table import Table, read_table
+from facecls.data.tasks import parse_name
 from facecls.errors import UserError
 
 

@@ -32,11 +32,12 @@ from facecls.bench.pipeline import (
     time_workers,
 )
 from facecls.bench.show import print_bench, verdict
-from facecls.cli import FaceCLI, console, interruptible, parse, without_noise
+from facecls.console import console
 from facecls.errors import UserError, command
 from facecls.files import replacing
 from facecls.model.schedule import at_epoch
-from facecls.results import device_name, git_commit, versions
+from facecls.training.cli import FaceCLI, interruptible, parse, without_noise
+from facecls.training.outcome import device_name, git_commit, versions
 
 
 class BenchCLI(FaceCLI):

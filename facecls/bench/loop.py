@@ -15,11 +15,11 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from facecls.bench.clock import ROUNDS, Clock
 from facecls.bench.machine import Memory, memory_of_workers
-from facecls.board import StudyBoard
 from facecls.data.datamodule import FacesDataModule, ResumableLoader
-from facecls.data.labels import MISSING, TASKS
+from facecls.data.tasks import MISSING, TASKS
 from facecls.model.module import Batch, FaceModule
 from facecls.model.schedule import freeze
+from facecls.training.tensorboard import StudyBoard
 
 TOGETHER, STEP, BARE = "together", "step", "bare"
 """The loop as it is; the same on a batch that lies on the device; forward, backward and optimizer in plain torch."""

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
-from facecls.data.labels import MISSING
+from facecls.data.tasks import MISSING
 from facecls.errors import UserError
 
 CHUNK = 65_536

@@ -17,11 +17,11 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from facecls.data.labels import MISSING, TASKS
-from facecls.data.slots import Slots, SlottedBatch
+from facecls.data.buffers import Slots, SlottedBatch
 from facecls.data.split import assign_split, leaks, read_split_file
 from facecls.data.store import ImageStore, decode
 from facecls.data.table import read_table
+from facecls.data.tasks import MISSING, TASKS
 from facecls.data.transforms import EvalTransform, TrainTransform, Transform
 from facecls.errors import UserError
 

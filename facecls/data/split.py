@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from facecls.data.columns import read_columns
-from facecls.data.labels import RACES
+from facecls.data.tasks import RACES
 from facecls.errors import UserError
 
 SPLITS = ("train", "val", "test")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facecls.data.labels import GENDERS, MAX_AGE, RACES, Labels
+from facecls.data.tasks import GENDERS, MAX_AGE, RACES, Labels
 
 _Array = npt.NDArray[Any]
 

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 
 from facecls.data.columns import CHUNK, label_values, read_columns
-from facecls.data.labels import EXPECTED, HIGHEST, MISSING, TASKS, LabelError, Labels, parse_name
 from facecls.data.parallel import in_order
 from facecls.data.sources import Read, UnreadableError, file_bytes, is_clutter, quiet, tar_members, walk, zip_members
 from facecls.data.split import SPLITS
 from facecls.data.store import ImageStore, why_unusable
+from facecls.data.tasks import EXPECTED, HIGHEST, MISSING, TASKS, LabelError, Labels, parse_name
 from facecls.errors import UserError
 
 ACCEPTED = "a folder, a .tar, .tar.gz, .tgz or .zip, a .csv or .parquet manifest, or synthetic:N"

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from facecls.data.labels import CLASSES, MAX_AGE, TASKS, Task
+from facecls.data.tasks import CLASSES, MAX_AGE, TASKS, Task
 from facecls.errors import UserError
 from facecls.model.trunk import Trunk
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facecls.data.labels import MAX_AGE, MISSING, Task
+from facecls.data.tasks import MAX_AGE, MISSING, Task
 from facecls.model.heads import expected_age
 
 

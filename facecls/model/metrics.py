@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from facecls.data.labels import CLASSES, MISSING, Task
+from facecls.data.tasks import CLASSES, MISSING, Task
 
 
 class CumulativeScore(Metric):

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from facecls.data.labels import CLASSES, TASKS, Task
+from facecls.data.tasks import CLASSES, TASKS, Task
 from facecls.errors import UserError
 from facecls.model.heads import AgeHead, FaceModel
 from facecls.model.losses import (

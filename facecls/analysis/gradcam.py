@@ -1,0 +1,198 @@
+"""Where in a face a head finds what it says: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) by captum."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import torch
+from captum.attr import LayerAttribution, LayerGradCam
+from torch import Tensor, nn
+
+from facecls.data.tasks import CLASSES, Task
+from facecls.model.heads import FaceModel
+
+_COLOURS = "viridis"
+"""Perceptually uniform, and of other hues than skin."""
+_OPACITY = 0.6
+"""Of the colours where the map is 1; the face shows through."""
+
+
+def grad_cam(model: FaceModel, image: Tensor, task: Task, target: int | None = None) -> npt.NDArray[np.float32]:
+    """Maps how much each place of a face speaks for what a head says.
+
+    The places are those of the trunk's last features, which timm's ``forward_features`` gives. Of transformers whose
+    head reads a class token alone they are those of the last layer that the token reads them from. The model is left as
+    it was, whatever its mode and whatever is frozen.
+
+    Args:
+        model: Of a timm trunk whose last features are one map or one row of tokens.
+        image: (3, H, W) uint8 RGB, of a size that the trunk takes.
+        task: One of the model's.
+        target: The class whose logit is explained, ``None`` for the predicted one. ``None`` for age, whose map shows
+            what makes the estimated age higher.
+
+    Returns:
+        (H, W) float, 1 where the face speaks for the target most, 0 where it does not or against it; 0 everywhere if
+        nothing speaks for it.
+
+    Raises:
+        ValueError: If an argument is another one, or the trunk's features have no places.
+    """
+    _check(model, image, task, target)
+    size = (image.shape[1], image.shape[2])
+    with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        images = image[None].to(model.trunk.mean.device, model.trunk.mean.dtype, copy=True).requires_grad_()
+        relevance = _relevance(_Score(model, task, target, size), images)
+        if not relevance.any() and (layer := _last_layer_read(_Score(model, task, target, size), images)) is not None:
+            relevance = _relevance(_Score(model, task, target, size, layer), images)
+        cam = LayerAttribution.interpolate(relevance.relu(), size, "bilinear")[0, 0]  # (H, W)
+    found: npt.NDArray[np.float32] = (cam / cam.max().clamp(min=torch.finfo(cam.dtype).tiny)).cpu().numpy()
+    return found
+
+
+def overlay(image: Tensor, cam: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Lays a map over its face: the more a place counts, the more it is coloured.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        cam: (H, W) 0..1, as ``grad_cam`` gives it.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    colours = 255 * mpl.colormaps[_COLOURS](cam)[..., :3]  # (H, W, 3)
+    opacity = _OPACITY * cam[..., None]
+    mixed = (1 - opacity) * image.permute(1, 2, 0).cpu().numpy() + opacity * colours
+    laid: npt.NDArray[np.uint8] = mixed.round().astype(np.uint8)
+    return laid
+
+
+def _check(model: FaceModel, image: Tensor, task: Task, target: int | None) -> None:
+    if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+        raise ValueError(f"Expected an image (3, H, W) of uint8, but got {tuple(image.shape)} of {image.dtype}.")
+    if task not in model.heads:
+        raise ValueError(f"Expected one of the model's tasks {', '.join(model.heads)}, but got {task}.")
+    classes = len(CLASSES.get(task, ()))
+    if target is not None and not 0 <= target < classes:
+        allowed = f"a class from 0 to {classes - 1} or None" if classes else "None"
+        raise ValueError(f"Expected {allowed} as target of {task}, but got {target}.")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module is back in its own, which may differ from its parent's."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class _Places(nn.Module):
+    """Gives features back as they came, and passes those that have a place through ``maps`` as (N, C, h, w).
+
+    Args:
+        net: The timm model whose features they are.
+        size: (H, W) of the images.
+    """
+
+    def __init__(self, net: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.maps = nn.Identity()
+        self.channels = net.num_features
+        self.prefix: int = getattr(net, "num_prefix_tokens", 0)  # class and register tokens
+        self.size = size
+
+    def forward(self, features: Tensor) -> Tensor:
+        shape = tuple(getattr(features, "shape", ()))
+        if len(shape) == 4 and shape[1] == self.channels:
+            return self.maps(features)  # type: ignore[no-any-return]
+        if len(shape) == 4 and shape[3] == self.channels:
+            return self.maps(features.movedim(3, 1)).movedim(1, 3)  # type: ignore[no-any-return]
+        if len(shape) == 3 and (height := self._height(shape[1] - self.prefix)):
+            maps: Tensor = self.maps(features[:, self.prefix :].mT.reshape(shape[0], shape[2], height, -1))
+            return torch.cat([features[:, : self.prefix], maps.flatten(2).mT], 1)
+        got = shape or type(features).__name__
+        raise ValueError(f"Expected features (N, C, h, w), (N, h, w, C) or (N, h * w, C), but the trunk gives {got}.")
+
+    def _height(self, patches: int) -> int:
+        """Rows of patches, which have the shape of the image; 0 if they don't fill it."""
+        height = round((patches * self.size[0] / self.size[1]) ** 0.5)
+        return height if height and patches % height == 0 else 0
+
+
+class _Score(nn.Module):
+    """Faces to the one number (N,) that is explained.
+
+    Args:
+        model: Trunk and heads.
+        task: Which head.
+        target: As in ``grad_cam``.
+        size: (H, W) of the images.
+        layer: The layer of the trunk whose output has the places; ``None`` for the trunk's last features.
+    """
+
+    def __init__(
+        self, model: FaceModel, task: Task, target: int | None, size: tuple[int, int], layer: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.target = target
+        self.layer = layer
+        self.places = _Places(model.trunk.net, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        trunk = self.model.trunk
+        inputs = (images - trunk.mean) / trunk.std
+        if self.layer is None:
+            features = self.places(trunk.net.forward_features(inputs))  # type: ignore[operator]
+        else:
+            hook = self.layer.register_forward_hook(lambda layer, inputs, output: self.places(output))
+            try:
+                features = trunk.net.forward_features(inputs)  # type: ignore[operator]
+            finally:
+                hook.remove()
+        logits = self.model.heads[self.task](trunk.net.forward_head(features))  # type: ignore[operator]
+        if self.task == "age":
+            return self.model.estimate({"age": logits})["age"]
+        return logits.max(1).values if self.target is None else logits[:, self.target]  # type: ignore[no-any-return]
+
+
+def _relevance(score: _Score, images: Tensor) -> Tensor:
+    """Grad-CAM before its ReLU, (1, 1, h, w)."""
+    relevance: Tensor = LayerGradCam(score, score.places.maps).attribute(images).detach()
+    return relevance
+
+
+def _last_layer_read(score: _Score, images: Tensor) -> nn.Module | None:
+    """The last layer whose patches move the score, if the trunk's features are tokens.
+
+    Where only the class token is pooled, the patches of the last features move nothing: the last layer that they are
+    read from is the norm before the last attention.
+    """
+    outputs: list[tuple[nn.Module, Tensor]] = []
+
+    def keep(layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 3:
+            outputs.append((layer, output))
+
+    hooks = [layer.register_forward_hook(keep) for layer in score.modules()]
+    try:
+        total = score(images).sum()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shape = next((output.shape for layer, output in outputs if layer is score.places), None)
+    tokens = [(layer, output) for layer, output in outputs if output.shape == shape]
+    if not tokens:
+        return None
+    gradients = torch.autograd.grad(total, [output for _, output in tokens], allow_unused=True)
+    for (layer, _), gradient in zip(reversed(tokens), reversed(gradients), strict=True):
+        if gradient is not None and gradient[:, score.places.prefix :].any():
+            return layer
+    return None

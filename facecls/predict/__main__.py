@@ -1,0 +1,200 @@
+"""``python -m facecls.predict``: gender, race and age of any number of faces, one row for each.
+
+A face is the whole of a picture, as in training; faces are not looked for in larger ones.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from facecls.errors import UserError, command
+from facecls.ranks import Rank, launched
+
+# what is heavy is imported when it is needed, so that --help and mistakes are answered at once
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from facecls.predict.faces import Batch
+    from facecls.predict.grid import Grid
+    from facecls.predict.inputs import Input
+    from facecls.predict.outputs import Output, Screen
+
+_ABOUT = "Predicts gender, race and age of faces, a row for each. A face is the whole of a picture."
+_INPUTS = (
+    "image files, folders (with all below them), globs, .tar, .tar.gz and .zip archives, .csv and .parquet manifests "
+    "with a column path, or - for a list of paths on standard input"
+)
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: As on the command line; ``None`` takes those.
+
+    Returns:
+        The exit status: 1 if an input could not be read, else 0.
+
+    Raises:
+        UserError: For a mistake in the options, the model or the inputs.
+        SystemExit: With status 130 after Ctrl-C.
+    """
+    options, rank = create_parser().parse_intermixed_args(arguments), launched()
+    left_out = _check(options, rank)
+    from facecls.predict.inputs import check, stream
+
+    check(options.inputs)
+    inputs = stream(options.inputs, left_out)
+    if (first := next(inputs, None)) is None:
+        raise UserError(f"Expected images to predict, but there is no file in {', '.join(options.inputs)}.")
+    try:
+        own = (each for each in chain([first], inputs) if rank.takes(str(each.path)))
+        return _run(options, rank, own, left_out)
+    except BrokenPipeError:  # whoever reads standard output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog="python -m facecls.predict", description=_ABOUT)
+    parser.add_argument("model", type=Path, metavar="CKPT", help="a checkpoint such as best.ckpt, or an exported .onnx")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help=_INPUTS)
+    parser.add_argument("--out", type=Path, help=".csv, .parquet or .jsonl (default: standard output)")
+    parser.add_argument("--grid", type=Path, help="picture of the first 64 faces with their predictions, .png")
+    parser.add_argument("--batch_size", type=int, default=64, help="faces at a time (default: %(default)s)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
+    parser.add_argument(
+        "--tta", choices=["none", "flip"], default="none", help="flip averages over mirror images (default: none)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with --out, without the rows that are there")
+    return parser
+
+
+def _check(options: argparse.Namespace, rank: Rank) -> set[Path]:
+    """Refuses what can't be meant, names this process's files, and gives those that the command itself writes."""
+    if options.batch_size < 1:
+        raise UserError(f"Expected --batch_size to be at least 1, but got {options.batch_size}; name another number.")
+    if not options.model.is_file():
+        raise UserError(
+            f"Expected a model at {options.model}, but there is none; runs keep theirs in checkpoints/best.ckpt."
+        )
+    if options.resume and options.out is None:
+        raise UserError("Expected --out with --resume; name the file to go on with.")
+    if rank.count > 1 and (options.out is None or "-" in options.inputs):
+        raise UserError(
+            f"Expected --out and no - with {rank.count} processes, as they can't share standard input and output; "
+            "name a file, and the inputs or a manifest."
+        )
+    written = set()
+    if options.grid is not None:
+        if options.grid.suffix.lower() != ".png" or not options.grid.parent.is_dir():
+            raise UserError(f"Expected --grid to be a .png in a folder that exists, but got {options.grid}.")
+        grids = rank.shards(options.grid)
+        written |= {grid.resolve() for grid in grids}
+        options.grid = grids[rank.number]
+    if options.out is not None:
+        from facecls.predict.outputs import appended, check_output
+
+        outs = rank.shards(options.out)
+        written |= {file.resolve() for out in outs for file in (out, appended(out))}
+        options.out = outs[rank.number]
+        check_output(options.out, options.resume)
+    return written
+
+
+def _run(options: argparse.Namespace, rank: Rank, inputs: "Iterator[Input]", left_out: set[Path]) -> int:
+    from facecls.model.predictor import open_predictor
+    from facecls.predict.faces import columns, predict_stream
+    from facecls.predict.grid import Grid
+    from facecls.predict.inputs import count
+    from facecls.predict.outputs import Output, Screen
+
+    predictor = open_predictor(options.model, options.device, options.tta, rank.local)
+    grid = Grid()
+    with Screen() if options.out is None else Output(options.out, columns(predictor)) as output:
+        total = count(options.inputs, left_out, lambda each: rank.takes(str(each.path)))
+        batches = predict_stream(predictor, _remaining(inputs, output.done), options.batch_size)
+        try:
+            _write_all(batches, output, grid, total, rank)
+        except KeyboardInterrupt:
+            print(f"facecls.predict: interrupted; {_how_to_go_on(output.rows, options.out)}", file=sys.stderr)
+            raise SystemExit(_INTERRUPTED) from None
+        output.finish()
+    if options.grid is not None:
+        if grid.faces:
+            grid.write(options.grid)
+        else:
+            print(f"no face was predicted, so there is no {options.grid}", file=sys.stderr)
+    return int(output.failed > 0)
+
+
+def _how_to_go_on(rows: int, out: Path | None) -> str:
+    if out is None:
+        return "with --out it could be gone on with"
+    return f"{rows:,} rows are kept, go on with the same command and --resume"
+
+
+def _write_all(
+    batches: "Iterator[Batch]", output: "Output | Screen", grid: "Grid", total: int | None, rank: Rank
+) -> None:
+    from rich.console import Console
+
+    from facecls.data.sources import quiet
+
+    started, before = time.monotonic(), output.rows
+    with quiet() as stderr, os.fdopen(stderr, "w", closefd=False) as file:
+        console = Console(file=file)
+        is_shown = console.is_terminal and not output.is_for_people and rank.number == 0
+        with _create_progress(console, is_shown) as progress:
+            task = progress.add_task("", total=total, completed=before)
+            for batch in batches:
+                output.append(batch.table)
+                grid.add(batch)
+                progress.update(task, completed=output.rows)
+    rows, seconds = output.rows - before, time.monotonic() - started
+    failed = f"; {output.failed:,} could not be read" if output.failed else ""
+    which = f"process {rank.number} of {rank.count}: " if rank.count > 1 else ""
+    print(f"{which}{rows:,} faces in {seconds:.0f} s ({rows / seconds:.0f}/s){failed}", file=sys.stderr)
+
+
+def _create_progress(console: "Console", is_shown: bool) -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.0f} faces/s" if task.speed else "")
+
+    return Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        Speed(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not is_shown,
+        redirect_stdout=False,  # it would go to standard error, predictions included
+        redirect_stderr=False,
+    )
+
+
+def _remaining(inputs: "Iterator[Input]", done: Counter[str]) -> "Iterator[Input]":
+    """The inputs that have no row yet; one that is named twice has two."""
+    for each in inputs:
+        if done[str(each.path)] > 0:
+            done[str(each.path)] -= 1
+        else:
+            yield each
+
+
+if __name__ == "__main__":
+    with command("facecls.predict"):
+        raise SystemExit(main())

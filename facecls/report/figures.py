@@ -1,0 +1,216 @@
+"""Predictions -> matplotlib figures, for the page and for TensorBoard; no files, no state.
+
+Every function gives a new figure in the style of ``svg``, on white; an empty part stays empty.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from facecls.analysis import tables
+from facecls.analysis.calibration import class_probabilities, reliability, uncalibrated
+from facecls.analysis.groups import ALL, AXES, MIN_FACES
+from facecls.analysis.scores import SCORES
+from facecls.data.tasks import CLASSES, MAX_AGE, Task
+from facecls.report.style import (
+    BLUE,
+    DENSITY,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    SHADE,
+    in_per_cent,
+    legend_above,
+    new_figure,
+    styled,
+)
+
+
+@styled
+def confusion(table: pd.DataFrame, task: Task) -> Figure:
+    """Labels against predictions: counts, and shares of each label.
+
+    Args:
+        table: Predictions.
+        task: gender or race.
+    """
+    counts = tables.confusion(table, task)
+    names, cells = list(counts.index), counts.to_numpy()
+    shares = cells / np.maximum(cells.sum(1, keepdims=True), 1)
+    figure, (axes,) = new_figure(1.1 + 0.55 * len(names))
+    axes.imshow(shares, cmap=SHADE, vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(cells):
+        text = f"{count:,}\n{shares[row, column]:.0%}" if cells[row].sum() else f"{count}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, weight="bold" if row == column else "normal")
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names)
+    axes.set(xlabel="predicted", ylabel="label")
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+@styled
+def roc(table: pd.DataFrame) -> Figure:
+    """Women found against men taken for women, at every threshold; the operating point is one half."""
+    figure, (axes,) = new_figure(3.2)
+    axes.plot([0, 1], [0, 1], ":", color=GREY, label="chance")
+    curve = tables.roc(table)
+    if curve is not None:
+        axes.plot(curve.false_positive, curve.true_positive, color=BLUE, label=f"area {curve.area:.4f}")
+        counts = tables.confusion(table, "gender").to_numpy()
+        false, true = counts[:, 1] / counts.sum(1)
+        axes.plot(false, true, "o", color=ORANGE, markersize=7, label="as predicted")
+    axes.set(xlabel="men taken for women", ylabel="women found", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    in_per_cent(axes, "xy")
+    axes.legend(loc="lower right")
+    return figure
+
+
+@styled
+def reliability_diagram(table: pd.DataFrame, task: Task) -> Figure:
+    """How often predictions of each confidence are right, before and after temperature scaling.
+
+    Args:
+        table: Predictions.
+        task: gender or race.
+    """
+    p, labels = class_probabilities(table, task)
+    temperature = float(table[f"temperature_{task}"].iloc[0])
+    figure, (axes, below) = new_figure(4.2, 2)
+    axes.get_gridspec().set_height_ratios([3, 1])  # type: ignore[union-attr]
+    axes.plot([0, 1], [0, 1], ":", color=GREY)
+    stages = [("before", uncalibrated(p, temperature), ORANGE, "s--"), ("after", p, BLUE, "o-")]
+    for stage, values, colour, style in stages if temperature != 1 else stages[1:]:
+        right = (values.argmax(1) == labels).astype(float)
+        bins = reliability(values.max(1), right)
+        seen = bins["faces"] > 0
+        label = stage if temperature != 1 else "not scaled"
+        axes.plot(bins.loc[seen, "confidence"], bins.loc[seen, "accuracy"], style, color=colour, label=label)
+        below.stairs(bins["faces"], np.append(bins["low"], 1), color=colour, linestyle=style[1:], linewidth=1.6)
+    first = 1 / len(CLASSES[task]) - 0.02
+    axes.set(ylabel="right", xlim=(first, 1.02), ylim=(min(first, axes.get_ylim()[0]), 1.02))
+    below.set(xlabel="confidence", ylabel="faces", yscale="log", ylim=(0.7, None))
+    in_per_cent(axes, "y")
+    in_per_cent(below, "x")
+    legend_above(axes)
+    return figure
+
+
+@styled
+def age_density(table: pd.DataFrame) -> Figure:
+    """Predicted against true age, darker where there are more faces."""
+    errors = tables.age_errors(table)
+    figure, (axes,) = new_figure(3.7)
+    if len(errors):
+        norm = LogNorm(1, max(2, len(errors) / 50), clip=True)
+        cells = axes.hexbin(
+            errors["age"], errors["predicted"], gridsize=34, extent=(0, MAX_AGE, 0, MAX_AGE), mincnt=1,
+            cmap=DENSITY, norm=norm, linewidths=0,
+        )  # fmt: skip
+        cells.set_antialiased(False)  # else hairlines show between them
+        bar = figure.colorbar(cells, ax=axes, label="faces", pad=0.02, aspect=30)
+        bar.outline.set_visible(False)
+        bar.ax.minorticks_off()
+        ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000) if tick <= norm.vmax]  # type: ignore[operator]
+        bar.set_ticks(ticks, labels=[f"{tick}" for tick in ticks])
+    axes.axline((0, 0), slope=1, color=INK, linewidth=1, linestyle="--")
+    axes.set(xlabel="true age (years)", ylabel="predicted age (years)", xlim=(0, MAX_AGE), ylim=(0, MAX_AGE))
+    return figure
+
+
+@styled
+def age_error(table: pd.DataFrame) -> Figure:
+    """The mean absolute error for every five years of true age; larger points stand for more faces."""
+    summary = tables.age_by_years(table)
+    summary = summary[summary["faces"] > 0]
+    figure, (axes,) = new_figure(2.7)
+    axes.plot(summary.index.to_numpy(float), summary["mae_years"], color=BLUE, zorder=2)
+    size = 12 + 100 * summary["faces"] / max(1, summary["faces"].max())
+    axes.scatter(summary.index.to_numpy(float), summary["mae_years"], s=size, color=BLUE, zorder=3)
+    axes.set(xlabel="true age (years)", ylabel="mean absolute error (years)", xlim=(0, MAX_AGE), ylim=(0, None))
+    return figure
+
+
+@styled
+def age_bias(table: pd.DataFrame) -> Figure:
+    """The mean signed error of each age band: above 0 faces are taken for older than they are."""
+    summary = tables.age_by_band(table)
+    figure, (axes,) = new_figure(2.7)
+    bias = summary["bias_years"].fillna(0).to_numpy(float)
+    bars = axes.bar(range(len(bias)), bias, 0.7, color=np.where(bias > 0, ORANGE, BLUE))
+    texts = [f"{value:+.1f}" if faces else "no faces" for value, faces in zip(bias, summary["faces"], strict=True)]
+    axes.bar_label(bars, texts, padding=2, fontsize=9)
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.margins(y=0.15)
+    axes.set(xticks=range(len(bias)), xticklabels=summary.index, xlabel="true age (years)")
+    axes.set_ylabel("predicted - true (years)")
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+@styled
+def cumulative_score(table: pd.DataFrame) -> Figure:
+    """The share of faces whose age is at most so many years off."""
+    shares = tables.cumulative_score(table)
+    figure, (axes,) = new_figure(2.7)
+    axes.plot(shares.index, shares, "o-", color=BLUE)
+    axes.set(xlabel="at most so many years off", ylabel="share of faces", xlim=(0, shares.index[-1]), ylim=(0, 1))
+    in_per_cent(axes, "y")
+    return figure
+
+
+@styled
+def age_coverage(table: pd.DataFrame) -> Figure:
+    """The share of true ages inside the predicted 90 % interval, by age band."""
+    summary = tables.age_by_band(table)
+    figure, (axes,) = new_figure(2.7)
+    known = summary["faces"] > 0
+    places = np.flatnonzero(known)
+    axes.axhline(0.9, color=ORANGE, linestyle="--", label="as promised, 90 %")
+    bars = axes.bar(places, summary.loc[known, "coverage"], 0.7, color=BLUE)
+    axes.bar_label(bars, [f"{value:.0%}" for value in summary.loc[known, "coverage"]], label_type="center", fontsize=9)
+    axes.set(xticks=range(len(summary)), xticklabels=summary.index, ylim=(0, 1.08), xlabel="true age (years)")
+    axes.set_ylabel("ages inside their interval")
+    in_per_cent(axes, "y")
+    axes.grid(axis="x", visible=False)
+    legend_above(axes)
+    return figure
+
+
+@styled
+def group_scores(groups: pd.DataFrame, name: str) -> Figure:
+    """One score of all faces and of each gender, race and age band, with 95 % intervals.
+
+    Args:
+        groups: As ``groups.group_table`` gives them.
+        name: Of the score.
+    """
+    split = groups[list(AXES)] != ALL
+    shown = groups[split.sum(axis=1) <= 1]
+    labels = [next((name for name in row if name != ALL), "all faces") for row in shown[list(AXES)].to_numpy()]
+    axis = split.loc[shown.index].to_numpy() @ np.array([1, 2, 3])
+    rows = np.arange(len(shown)) + 0.6 * axis  # a gap between the axes
+    figure, (axes,) = new_figure(0.8 + 0.25 * len(shown))
+    values, low, high = (shown[f"{name}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
+    for which, colour in ((axis == 0, INK), (axis == 1, ORANGE), (axis == 2, BLUE), (axis == 3, GREEN)):
+        spread = np.nan_to_num(np.stack([values - low, high - values])[:, which])
+        axes.errorbar(values[which], rows[which], xerr=spread, fmt="o", color=colour, elinewidth=1.6, capsize=2.5)
+    axes.axvline(values[0], color=INK, linewidth=0.8, linestyle=":")
+    task = SCORES[name].task
+    for row in np.flatnonzero(np.isnan(values)):
+        text = (
+            "one class"
+            if SCORES[name].over_classes and shown[task].iloc[row] != ALL
+            else f"fewer than {MIN_FACES} faces"
+        )
+        axes.text(0.5, rows[row], text, transform=axes.get_yaxis_transform(), ha="center", va="center", fontsize=9)
+    axes.set(yticks=rows, yticklabels=labels, ylim=(rows[-1] + 0.7, -0.7))
+    if SCORES[name].unit == "share":
+        in_per_cent(axes, "x")
+    axes.set_xlabel(SCORES[name].heading)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    return figure

@@ -1,0 +1,1 @@
+"""How a model is trained: options, callbacks, what a run leaves."""
