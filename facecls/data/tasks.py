@@ -1,45 +1,326 @@
-"""Names and codes of gender, race and age, and how a UTKFace file name carries them."""
+"""What faces are labelled with: tasks, the labels each one has, and how people write them.
+
+A task is an object that everything else asks: which columns its labels take, which texts are labels, what a value is
+called in messages and reports. ``UTKFACE`` has the three tasks of the UTKFace dataset; a configuration adds others or
+gives these other classes (``data.tasks``).
+"""
 
 import re
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
-Task = Literal["gender", "race", "age"]
-"""What is learned from a face; also the name of its column, batch key, head and log keys."""
+from facecls.errors import UserError
 
-TASKS: tuple[Task, ...] = ("gender", "race", "age")
-GENDERS = ("male", "female")
-"""Names by code; the codes are UTKFace's own (https://susanqq.github.io/UTKFace)."""
-RACES = ("white", "black", "asian", "indian", "others")
-"""Names by code; the codes are UTKFace's own."""
-CLASSES: dict[Task, tuple[str, ...]] = {"gender": GENDERS, "race": RACES}
-MAX_AGE = 116
-"""Years; the oldest face of UTKFace. Ages run from 0 to this, both included."""
-HIGHEST: dict[Task, int] = {"gender": len(GENDERS) - 1, "race": len(RACES) - 1, "age": MAX_AGE}
-"""The largest value of each label; the smallest is 0."""
-EXPECTED: dict[Task, str] = {
-    **{task: ", ".join(f"{code} ({name})" for code, name in enumerate(names)) for task, names in CLASSES.items()},
-    "age": f"a whole number of years from 0 to {MAX_AGE}",
-}
-"""What a label must be, in words, after "is not" or "expected"."""
 MISSING = -1
 """Stands in a batch for a label that a face does not have."""
+UNKNOWN = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
+"""Texts, in lower case, that stand for no label."""
+WRONG_YEARS = 6
+"""An age further off counts as a mistake in pictures, as in the original notebook's grid."""
 
-_NAME = re.compile(r"(\d{1,9})_(\d{1,9})_(\d{1,9})_\d{8,}.*", re.ASCII)
-
-
-class Labels(NamedTuple):
-    """The labels of one face: age in years, codes of gender and race."""
-
-    age: int
-    gender: int
-    race: int
+_ALIASES = {"male": ("m", "man", "boy"), "female": ("f", "woman", "girl"), "others": ("other",)}
+"""Further words for a class of that name."""
+_RESERVED = frozenset({"path", "file", "sha1", "split", "image", "index", "features", "error", "face", "reason"})
+"""Names of other columns and of what else a batch carries."""
+_SHORT_PROBABILITIES = frozenset({"gender", "race"})
+"""Tasks whose probabilities are called ``p_<class>``, as in version 0.1; those of others are ``p_<task>_<class>``."""
+_RANGES = (
+    (re.compile(r"\(?\s*(\d+)\s*(?:-|\N{EN DASH}|to|,)\s*(\d+)\s*\)?"), lambda low, high, top: (low, min(high, top))),
+    (re.compile(r"(\d+)s"), lambda low, _, top: (low, min(low + 9, top))),
+    (re.compile(r"(?:>=?|more than|over|older than|at least)\s*(\d+)"), lambda low, _, top: (low, top)),
+    (re.compile(r"(\d+)\s*(?:\+|and over|and above|and older|or over|or older|plus)"), lambda low, _, top: (low, top)),
+    (re.compile(r"(?:<|less than|under|younger than|below)\s*(\d+)"), lambda high, _, top: (0, min(high - 1, top))),
+)
+"""How ranges of ages are written, and what they mean given the highest age. ``20-29`` and ``more than 70`` are FairFace's
+(its oldest group follows ``60-69``, so 70 belongs to it), ``(25, 32)`` is Adience's."""
 
 
 class LabelError(ValueError):
-    """Why a file name or a value gives no labels; the text is the reason of a reject."""
+    """Why a text is no label; the message is the reason of a reject."""
 
 
-def parse_name(name: str) -> Labels:
+@dataclass(frozen=True)
+class Classification:
+    """A task whose labels are classes.
+
+    Attributes:
+        name: Of its column, batch key, head and log keys.
+        classes: Names by code, two or more.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table that hold its labels: one, with codes."""
+        return (self.name,)
+
+    @cached_property
+    def probabilities(self) -> tuple[str, ...]:
+        """Columns of predictions that hold the probability of each class, by code."""
+        prefix = "p" if self.name in _SHORT_PROBABILITIES else f"p_{self.name}"
+        return tuple(f"{prefix}_{'_'.join(_words(name))}" for name in self.classes)
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        codes = {" ".join(_words(name)): code for code, name in enumerate(self.classes)}
+        for name, others in _ALIASES.items():
+            if name in codes:
+                codes = dict.fromkeys(others, codes[name]) | codes
+        return codes
+
+    @property
+    def expected(self) -> str:
+        """What a label must be, in words, after "is not" or "expected"."""
+        return ", ".join(f"{code} ({name})" for code, name in enumerate(self.classes))
+
+    def parse(self, text: str) -> tuple[int, ...]:
+        """Reads a label as people write it: a code, or the name of a class in any case.
+
+        Args:
+            text: A cell of a table, or a part of a file name.
+
+        Returns:
+            The code, or ``MISSING`` where the text stands for no label; by ``columns``.
+
+        Raises:
+            LabelError: If it is something else.
+
+        Examples:
+            >>> UTKFACE["gender"].parse("F"), UTKFACE["gender"].parse("0.0"), UTKFACE["race"].parse("")
+            ((1,), (0,), (-1,))
+        """
+        if text.strip().lower() in UNKNOWN:
+            return (MISSING,)
+        code = self._codes.get(" ".join(_words(text)))
+        if code is None:
+            number = _whole_number(text)
+            code = number if number is not None and number < len(self.classes) else None
+        if code is None:
+            raise LabelError(f"{self.name} is not {self.expected}")
+        return (code,)
+
+    def text(self, value: float) -> str:
+        """A label or a prediction in words, such as ``female``."""
+        return self.classes[int(value)]
+
+    def is_wrong(self, label: float, predicted: float) -> bool:
+        """Whether a prediction counts as a mistake."""
+        return label != predicted
+
+
+@dataclass(frozen=True)
+class Age:
+    """A task whose labels are years, or ranges of years.
+
+    Attributes:
+        name: Of its column, batch key, head and log keys.
+        highest: The highest age in years; ages run from 0 to this, both included.
+    """
+
+    name: str
+    highest: int = 116
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table that hold its labels: the age; first and last year of a range, if any face has one."""
+        return (self.name, *self.range)
+
+    @property
+    def range(self) -> tuple[str, str]:
+        """Columns of the first and the last year of a range."""
+        return f"{self.name}_from", f"{self.name}_to"
+
+    @property
+    def expected(self) -> str:
+        """What a label must be, in words, after "is not" or "expected"."""
+        return f"a whole number of years from 0 to {self.highest} or a range of them"
+
+    def parse(self, text: str) -> tuple[int, ...]:
+        """Reads an age as people write it: ``26``, ``26.0``, or a range such as ``20-29``, ``more than 70``, ``60+``.
+
+        Args:
+            text: A cell of a table, or a part of a file name.
+
+        Returns:
+            Age, first and last year of a range, ``MISSING`` where there is none; by ``columns``. A range of one year
+            is an age.
+
+        Raises:
+            LabelError: If it is something else.
+
+        Examples:
+            >>> age = UTKFACE["age"]
+            >>> age.parse("26.0"), age.parse("20-29"), age.parse("more than 70")
+            ((26, -1, -1), (-1, 20, 29), (-1, 70, 116))
+        """
+        text = text.strip().lower()
+        if text in UNKNOWN:
+            return (MISSING, MISSING, MISSING)
+        number = _whole_number(text)
+        if number is not None and number <= self.highest:
+            return (number, MISSING, MISSING)
+        for pattern, ends in _RANGES:
+            if match := pattern.fullmatch(text):
+                low, high = ends(int(match[1]), int(match[match.lastindex or 1]), self.highest)
+                if low < high:
+                    return (MISSING, low, high)
+                if low == high:
+                    return (low, MISSING, MISSING)
+        raise LabelError(f"{self.name} is not {self.expected}")
+
+    def text(self, value: float) -> str:
+        """A label or a prediction in words, such as ``34``."""
+        return f"{value:.0f}"
+
+    def is_wrong(self, label: float, predicted: float) -> bool:
+        """Whether a prediction counts as a mistake: more than ``WRONG_YEARS`` off."""
+        return abs(label - predicted) > WRONG_YEARS
+
+
+Task = Classification | Age
+Tasks = Mapping[str, Task]
+"""Tasks by name, in the order in which they are learned and shown."""
+
+UTKFACE: Tasks = {
+    "gender": Classification("gender", ("male", "female")),
+    "race": Classification("race", ("white", "black", "asian", "indian", "others")),
+    "age": Age("age"),  # its oldest face is 116
+}
+"""The tasks of UTKFace; names and codes are its own (https://susanqq.github.io/UTKFace)."""
+
+
+def create_tasks(options: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Task]:
+    """The tasks of UTKFace with those of a configuration.
+
+    Args:
+        options: By name, ``{"classes": [...]}`` or ``{"highest": years}``, or ``None`` for a task of UTKFace as it is.
+            A task of UTKFace is replaced in its place; others follow.
+
+    Returns:
+        The tasks by name.
+
+    Raises:
+        UserError: If a name or an option is not what it should be, or two tasks would have columns of the same name.
+
+    Examples:
+        >>> list(create_tasks({"glasses": {"classes": ["without", "with"]}}))
+        ['gender', 'race', 'age', 'glasses']
+    """
+    tasks = dict(UTKFACE)
+    for name, about in options.items():
+        if about is not None:
+            tasks[name] = _create_task(name, about)
+        elif name not in tasks:
+            raise UserError(f"Expected classes or a highest age for data.tasks.{name}, but got nothing; add classes.")
+    seen: dict[str, str] = {}
+    for task in tasks.values():
+        for column in (*task.columns, *prediction_columns(task)):
+            if column in seen:
+                raise UserError(
+                    f"Expected data.tasks whose columns differ, but {seen[column]} and {task.name} would both have "
+                    f"{column}; name one differently."
+                )
+            seen[column] = task.name
+    return tasks
+
+
+def to_options(tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
+    """What ``create_tasks`` makes the tasks from: plain values, which files can keep."""
+    return {
+        task.name: {"classes": list(task.classes)} if isinstance(task, Classification) else {"highest": task.highest}
+        for task in tasks
+    }
+
+
+def prediction_columns(task: Task) -> dict[str, str]:
+    """The columns that predictions of a task can have, with their types.
+
+    Args:
+        task: Whose.
+
+    Returns:
+        ``str``, ``float32`` or ``Int16`` by name; the interval of an age, ``<task>_low`` and ``<task>_high``, only
+        comes from a head that knows a distribution.
+    """
+    if isinstance(task, Classification):
+        return {task.name: "str"} | dict.fromkeys(task.probabilities, "float32")
+    return {task.name: "float32", f"{task.name}_low": "Int16", f"{task.name}_high": "Int16"}
+
+
+def classifications(tasks: Iterable[Task]) -> list[Classification]:
+    """The tasks whose labels are classes."""
+    return [task for task in tasks if isinstance(task, Classification)]
+
+
+def ages(tasks: Iterable[Task]) -> list[Age]:
+    """The tasks whose labels are years."""
+    return [task for task in tasks if isinstance(task, Age)]
+
+
+def _create_task(name: str, about: Mapping[str, Any]) -> Task:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
+        raise UserError(
+            f"Expected a task's name in lower case, such as glasses, and not one of {', '.join(sorted(_RESERVED))}, "
+            f"but got {name!r} in data.tasks; rename it."
+        )
+    if len(about) == 1 and "highest" in about:
+        highest = about["highest"]
+        if isinstance(highest, bool) or not isinstance(highest, int) or not 1 <= highest <= 999:
+            raise UserError(f"Expected data.tasks.{name}.highest from 1 to 999 years, but got {highest!r}.")
+        return Age(name, highest)
+    if set(about) != {"classes"}:
+        raise UserError(
+            f"Expected either classes or highest for data.tasks.{name}, but got {', '.join(about) or 'nothing'}; "
+            f"write {{{name}: {{classes: [first, second]}}}}."
+        )
+    return Classification(name, _checked_classes(name, about["classes"]))
+
+
+def _checked_classes(name: str, classes: Any) -> tuple[str, ...]:
+    if isinstance(classes, str) or not isinstance(classes, Sequence) or len(classes) < 2:
+        raise UserError(f"Expected two classes or more for data.tasks.{name}, but got {classes!r}.")
+    for each in classes:
+        if not isinstance(each, str) or not _words(each):
+            raise UserError(
+                f"Expected words as classes of data.tasks.{name}, but got {each!r}; YAML takes some words for other "
+                'things, so put it in quotes, such as "no".'
+            )
+    if len({" ".join(_words(each)) for each in classes}) < len(classes):
+        raise UserError(f"Expected different classes for data.tasks.{name}, but got {', '.join(classes)}.")
+    return tuple(classes)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text in lower case, whatever stands between them."""
+    return re.findall(r"\w+", text.lower().replace("_", " "))
+
+
+def _whole_number(text: str) -> int | None:
+    match = re.fullmatch(r"\s*\+?(\d{1,9})(?:\.0*)?\s*", text, re.ASCII)
+    return int(match[1]) if match else None
+
+
+_NAME = re.compile(r"(\d{1,9})_(\d{1,9})_(\d{1,9})_\d{8,}.*", re.ASCII)
+_FIELDS = ("age", "gender", "race")
+
+
+@lru_cache(maxsize=100_000)  # a dataset has few different combinations
+def _labels_of_codes(age: int, gender: int, race: int) -> Mapping[str, str]:
+    found = {}
+    for name, value in zip(_FIELDS, (age, gender, race), strict=True):
+        task = UTKFACE[name]
+        highest = len(task.classes) - 1 if isinstance(task, Classification) else task.highest
+        if value > highest:
+            raise LabelError(f"{name} out of range")
+        found[name] = task.text(value)
+    return found
+
+
+def parse_name(name: str) -> Mapping[str, str]:
     """Reads the labels from a UTKFace file name, ``AGE_GENDER_RACE_TIMESTAMP...``.
 
     The timestamp is what tells a complete name from one with a field left out (``61_1_20170109142408075.jpg``), so it
@@ -49,20 +330,17 @@ def parse_name(name: str) -> Labels:
         name: File name without its folder.
 
     Returns:
-        The labels, each within its range.
+        Labels as texts by task: names of classes, since another data set's codes may mean others.
 
     Raises:
         LabelError: If the name is malformed or a value is out of range.
 
     Examples:
-        >>> parse_name("26_1_2_20170116174525125.jpg.chip.jpg")
-        Labels(age=26, gender=1, race=2)
+        >>> dict(parse_name("26_1_2_20170116174525125.jpg.chip.jpg"))
+        {'age': '26', 'gender': 'female', 'race': 'asian'}
     """
     match = _NAME.fullmatch(name)
     if match is None:
         raise LabelError("malformed name")
-    labels = Labels(*map(int, match.groups()))
-    for task in TASKS:
-        if getattr(labels, task) > HIGHEST[task]:
-            raise LabelError(f"{task} out of range")
-    return labels
+    age, gender, race = map(int, match.groups())
+    return _labels_of_codes(age, gender, race)

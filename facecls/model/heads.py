@@ -1,143 +1,302 @@
-"""One head per task on the trunk's features, and what its logits say."""
+"""Heads: one per task, on the trunk's features; a class per kind of task.
 
+A head knows all that follows from its kind: its logits, its loss, what the logits say under a temperature, and which
+metrics judge it. Whoever works with a model goes over its heads and does not ask what they are.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from facecls.data.tasks import CLASSES, MAX_AGE, TASKS, Task
+from facecls.data.tasks import MISSING, Age, Classification, Task
 from facecls.errors import UserError
-from facecls.model.trunk import Trunk
+from facecls.model.losses import (
+    age_distribution_loss,
+    age_regression_loss,
+    class_loss,
+    expected_age,
+    range_likelihood_loss,
+    range_regression_loss,
+)
+from facecls.model.metrics import CumulativeScore, RangeAccuracy
 
 AgeHead = Literal["distribution", "regression"]
-"""How age is learned: 117 bins of a year each, or one number by a sigmoid."""
+"""How an age is learned: a probability for each year, or one number by a sigmoid."""
+Labels = Mapping[str, Tensor]
+"""(N,) int64 by column of a task (``Task.columns``), ``MISSING`` where a face has none; a column that no face of the
+data needs, such as the ranges of an age, may be absent."""
 
 
-def outputs(task: Task, age: AgeHead) -> int:
-    """How many logits the head of a task has."""
-    if task == "age":
-        return MAX_AGE + 1 if age == "distribution" else 1
-    return len(CLASSES[task])
-
-
-def create_head(features: int, hidden: Sequence[int], dropout: float, logits: int) -> nn.Sequential:
-    """A stack of hidden layers with ReLU and dropout, then the logits.
-
-    Args:
-        features: Length of the trunk's feature vectors.
-        hidden: Sizes of the hidden layers; none for a linear head.
-        dropout: Share of features dropped before the first layer and after each hidden one, 0..1.
-        logits: Length of the output.
-
-    Returns:
-        The head: (N, features) -> (N, logits).
-    """
-    layers: list[nn.Module] = [nn.Dropout(dropout)]
-    for size in hidden:
-        layers += [nn.Linear(features, size), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-        features = size
-    return nn.Sequential(*layers, nn.Linear(features, logits))
-
-
-class FaceModel(nn.Module):
-    """Trunk and heads; all that is needed to use a trained model, without Lightning.
+@dataclass(frozen=True)
+class HeadOptions:
+    """How heads are built and what they learn by.
 
     Attributes:
-        trunk: Faces to features.
-        heads: Features to logits, by task.
-        age: Which kind the age head is.
-        temperatures: (3,) float, by task in the order of ``TASKS``; what logits are divided by before the softmax
-            (Guo et al. 2017, "On Calibration of Modern Neural Networks"). 1 until fitted on validation faces.
+        hidden: Sizes of the hidden layers; none for a linear head.
+        dropout: Share of features dropped before the first layer and after each hidden one, 0..1.
+        age_head: Kind of the head of an age.
+        age_sigma: Standard deviation of the label distribution of an age, in years.
+        label_smoothing: Of classifications, 0..1.
+        class_weights: Weight of a face in the loss by its class, by task; 1 where not given.
+
+    Raises:
+        UserError: If a value is out of range.
     """
 
-    temperatures: Tensor
+    hidden: Sequence[int] = ()
+    dropout: float = 0.0
+    age_head: AgeHead = "distribution"
+    age_sigma: float = 2.0
+    label_smoothing: float = 0.0
+    class_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
-    def __init__(
-        self, trunk: Trunk, tasks: Sequence[Task], hidden: Sequence[int], dropout: float, age: AgeHead = "distribution"
-    ) -> None:
+    def __post_init__(self) -> None:
+        """Checks what types can't say."""
+        for name, value in (("dropout", self.dropout), ("label_smoothing", self.label_smoothing)):
+            if not 0 <= value < 1:
+                raise UserError(f"Expected model.{name} from 0 to below 1, but got {value}.")
+        if self.age_sigma <= 0:
+            raise UserError(f"Expected model.age_sigma above 0 years, but got {self.age_sigma}.")
+
+
+class Head(nn.Module, ABC):
+    """Features -> logits of one task, and what they mean.
+
+    Args:
+        name: The task's.
+        features: Length D of the trunk's feature vectors.
+        logits: Length L of the output.
+        options: Sizes and dropout are taken from them.
+
+    Attributes:
+        name: The task's.
+        temperature: Scalar float; what logits are divided by before the softmax (Guo et al. 2017, "On Calibration of
+            Modern Neural Networks"). 1 until it is fitted on validation faces, and where there is no softmax.
+        outputs: Names of what ``estimate`` gives.
+        has_distribution: Whether the logits are those of a distribution, which a temperature can spread.
+    """
+
+    temperature: Tensor
+    outputs: tuple[str, ...]
+    has_distribution = True
+
+    def __init__(self, name: str, features: int, logits: int, options: HeadOptions) -> None:
         super().__init__()
-        if not tasks or len(set(tasks)) < len(tasks):
-            raise UserError(f"Expected some of the tasks {', '.join(TASKS)}, each once, but got {list(tasks)}.")
-        self.trunk = trunk
-        self.age = age
-        self.heads = nn.ModuleDict(
-            {task: create_head(trunk.features, hidden, dropout, outputs(task, age)) for task in TASKS if task in tasks}
-        )
-        self.register_buffer("temperatures", torch.ones(len(TASKS)))
+        self.name = name
+        layers: list[nn.Module] = [nn.Dropout(options.dropout)]
+        for size in options.hidden:
+            layers += [nn.Linear(features, size), nn.ReLU(inplace=True), nn.Dropout(options.dropout)]
+            features = size
+        self.layers = nn.Sequential(*layers, nn.Linear(features, logits))
+        self.register_buffer("temperature", torch.ones(()))
 
-    def forward(self, images: Tensor) -> dict[Task, Tensor]:
-        """Turns faces into logits.
+    def forward(self, features: Tensor) -> Tensor:
+        """Turns features into logits: (N, D) -> (N, L) float32."""
+        logits: Tensor = self.layers(features)
+        return logits.float()
 
-        Args:
-            images: (N, 3, H, W) RGB, 0..255, uint8 or float.
-
-        Returns:
-            By task: gender (N, 2), race (N, 5), age (N, 117) or (N, 1); float32.
-        """
-        return self.classify(self.trunk(images))
-
-    def classify(self, features: Tensor) -> dict[Task, Tensor]:
-        """Turns the trunk's features into logits.
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Labels) -> Tensor:
+        """The loss of a batch.
 
         Args:
-            features: (N, D) float.
+            logits: (N, L) float.
+            labels: The labels of N faces.
 
         Returns:
-            As ``forward``.
+            Scalar: the mean over the labelled faces, 0 without any.
         """
-        return {task: head(features).float() for task, head in self.heads.items()}  # type: ignore[misc]
 
-    def mirror_averaged(self, images: Tensor) -> dict[Task, Tensor]:
-        """The logits of faces, averaged with those of their mirror images.
+    @abstractmethod
+    def label_weight(self, labels: Labels) -> Tensor:
+        """What the mean of the loss was divided by: scalar float."""
 
-        Logits rather than probabilities, so that a temperature acts on the mean as on one of them.
+    @abstractmethod
+    def estimate(self, logits: Tensor) -> dict[str, Tensor]:
+        """What the logits say under the temperature, by ``outputs``.
 
         Args:
-            images: As for ``forward``.
-
-        Returns:
-            As ``forward``.
+            logits: (N, L) float.
         """
-        mirrored = self(images.flip(3))
-        return {task: (values + mirrored[task]) / 2 for task, values in self(images).items()}
 
-    def estimate(self, logits: Mapping[Task, Tensor]) -> dict[str, Tensor]:
-        """What the logits say.
-
-        The temperature of age spreads the distribution alone: the estimated age is the mean that the head was trained
-        to put right.
+    @abstractmethod
+    def score(self, logits: Tensor, target: int | None = None) -> Tensor:
+        """The one number that explanations explain: (N,) float.
 
         Args:
-            logits: As ``forward`` gives them.
+            logits: (N, L) float.
+            target: A class; ``None`` for the predicted one, or for the estimate where there are no classes.
+        """
+
+    @abstractmethod
+    def create_metrics(self) -> dict[str, MetricCollection]:
+        """New metrics that judge this head, by the kind of label that they take (see ``targets``)."""
+
+    @abstractmethod
+    def targets(self, labels: Labels) -> dict[str, Tensor]:
+        """The labels that metrics compare with.
+
+        Args:
+            labels: The labels of N faces.
 
         Returns:
-            ``gender`` (N, 2) and ``race`` (N, 5) probabilities, ``age`` (N,) years, and with a distribution head
-            ``age_distribution`` (N, 117) probabilities of each year.
+            By kind of label, (N,) or (N, 2) int64; ``MISSING`` where a face has none.
         """
-        found: dict[str, Tensor] = {}
-        for task, temperature in zip(TASKS, self.temperatures, strict=True):
-            if task not in logits:
-                continue
-            values = logits[task]
-            if task != "age":
-                found[task] = (values / temperature).softmax(1)  # (N, classes)
-            elif self.age == "distribution":
-                found["age"] = expected_age(values.softmax(1))  # (N,)
-                found["age_distribution"] = (values / temperature).softmax(1)  # (N, 117)
-            else:
-                found["age"] = MAX_AGE * values.squeeze(1).sigmoid()  # (N,)
+
+
+class ClassificationHead(Head):
+    """Probabilities of classes, by cross-entropy. ``estimate``: ``<task>`` (N, C) probabilities."""
+
+    weights: Tensor | None
+
+    def __init__(self, task: Classification, features: int, options: HeadOptions) -> None:
+        super().__init__(task.name, features, len(task.classes), options)
+        self.classes = len(task.classes)
+        self.outputs = (task.name,)
+        self.smoothing = options.label_smoothing
+        weights = options.class_weights.get(task.name)
+        if weights is not None and len(weights) != self.classes:
+            raise UserError(
+                f"Expected model.class_weights.{task.name} for {', '.join(task.classes)}, but got "
+                f"{len(weights)} numbers."
+            )
+        self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
+
+    def loss(self, logits: Tensor, labels: Labels) -> Tensor:  # noqa: D102 - as in Head
+        return class_loss(logits, labels[self.name], self.smoothing, self.weights)
+
+    def label_weight(self, labels: Labels) -> Tensor:  # noqa: D102 - as in Head
+        known = labels[self.name] != MISSING
+        return known.sum().float() if self.weights is None else self.weights[labels[self.name][known]].sum()
+
+    def estimate(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: D102 - as in Head
+        return {self.name: (logits / self.temperature).softmax(1)}  # (N, C)
+
+    def score(self, logits: Tensor, target: int | None = None) -> Tensor:  # noqa: D102 - as in Head
+        return logits.max(1).values if target is None else logits[:, target]
+
+    def create_metrics(self) -> dict[str, MetricCollection]:
+        """Accuracy is micro-averaged (the share of faces that are right), F1 is the plain mean over the classes."""
+        accuracy = MulticlassAccuracy(self.classes, average="micro")
+        return {"class": MetricCollection({"accuracy": accuracy, "f1_macro": MulticlassF1Score(self.classes, average="macro")})}
+
+    def targets(self, labels: Labels) -> dict[str, Tensor]:  # noqa: D102 - as in Head
+        return {"class": labels[self.name]}
+
+
+class _AgeHead(Head):
+    """What both kinds of age heads share: labels of single years and of ranges."""
+
+    def __init__(self, task: Age, features: int, logits: int, options: HeadOptions) -> None:
+        super().__init__(task.name, features, logits, options)
+        self.highest = task.highest
+        self.range = task.range
+
+    @abstractmethod
+    def _year_loss(self, logits: Tensor, ages: Tensor) -> Tensor:
+        """The mean loss over the faces whose age is known to the year."""
+
+    @abstractmethod
+    def _range_loss(self, logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The mean loss over the faces whose age is known as a range."""
+
+    def loss(self, logits: Tensor, labels: Labels) -> Tensor:  # noqa: D102 - as in Head
+        ages = labels[self.name]
+        by_year = self._year_loss(logits, ages)
+        if self.range[0] not in labels:
+            return by_year
+        low, high = (labels[column] for column in self.range)
+        years, ranges = (ages != MISSING).sum(), (low != MISSING).sum()
+        total = by_year * years + self._range_loss(logits, low, high) * ranges
+        return total / (years + ranges).clamp(min=1)
+
+    def label_weight(self, labels: Labels) -> Tensor:  # noqa: D102 - as in Head
+        known = labels[self.name] != MISSING
+        if self.range[0] in labels:
+            known = known | (labels[self.range[0]] != MISSING)
+        return known.sum().float()
+
+    def score(self, logits: Tensor, target: int | None = None) -> Tensor:  # noqa: D102 - as in Head
+        return self.estimate(logits)[self.name]
+
+    def create_metrics(self) -> dict[str, MetricCollection]:
+        """Errors in years over the ages known to the year; the share of right ranges over those known as a range."""
+        return {
+            "year": MetricCollection({"mae_years": MeanAbsoluteError(), "cs5": CumulativeScore(5)}),
+            "range": MetricCollection({"band_accuracy": RangeAccuracy()}),
+        }
+
+    def targets(self, labels: Labels) -> dict[str, Tensor]:  # noqa: D102 - as in Head
+        found = {"year": labels[self.name]}
+        if self.range[0] in labels:
+            found["range"] = torch.stack([labels[column] for column in self.range], 1)  # (N, 2)
         return found
 
 
-def expected_age(distribution: Tensor) -> Tensor:
-    """The mean of distributions over the ages 0..116.
+class AgeDistributionHead(_AgeHead):
+    """A probability for each year from 0 to the highest, by DLDL-v2; ranges by their probability.
+
+    ``estimate``: ``<task>`` (N,) years, the mean of the distribution, and ``<task>_distribution`` (N, A). The
+    temperature spreads the distribution alone: the mean is what the head was trained to put right.
+    """
+
+    def __init__(self, task: Age, features: int, options: HeadOptions) -> None:
+        super().__init__(task, features, task.highest + 1, options)
+        self.outputs = (task.name, f"{task.name}_distribution")
+        self.sigma = options.age_sigma
+
+    def _year_loss(self, logits: Tensor, ages: Tensor) -> Tensor:
+        return age_distribution_loss(logits, ages, self.sigma)
+
+    def _range_loss(self, logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return range_likelihood_loss(logits, low, high)
+
+    def estimate(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: D102 - as in Head
+        values = expected_age(logits.softmax(1)), (logits / self.temperature).softmax(1)  # (N,), (N, A)
+        return dict(zip(self.outputs, values, strict=True))
+
+
+class AgeRegressionHead(_AgeHead):
+    """One number by a sigmoid, times the highest age, as in the original notebook. ``estimate``: ``<task>`` (N,) years."""
+
+    has_distribution = False
+
+    def __init__(self, task: Age, features: int, options: HeadOptions) -> None:
+        super().__init__(task, features, 1, options)
+        self.outputs = (task.name,)
+
+    def _year_loss(self, logits: Tensor, ages: Tensor) -> Tensor:
+        return age_regression_loss(logits, ages, self.highest)
+
+    def _range_loss(self, logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return range_regression_loss(logits, low, high, self.highest)
+
+    def estimate(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: D102 - as in Head
+        return {self.name: self.highest * logits.squeeze(1).sigmoid()}  # (N,)
+
+
+def create_head(task: Task, features: int, options: HeadOptions) -> Head:
+    """Makes the head of a task.
 
     Args:
-        distribution: (N, 117) probabilities.
+        task: The task.
+        features: Length D of the trunk's feature vectors.
+        options: How it is built and what it learns by.
 
     Returns:
-        (N,) years.
+        The head, with random weights.
+
+    Raises:
+        UserError: If there are not as many class weights as classes.
     """
-    years = torch.arange(MAX_AGE + 1, dtype=distribution.dtype, device=distribution.device)
-    return (distribution * years).sum(1)  # not a product of matrices, which autocast would round to bfloat16
+    if isinstance(task, Classification):
+        return ClassificationHead(task, features, options)
+    if options.age_head == "distribution":
+        return AgeDistributionHead(task, features, options)
+    return AgeRegressionHead(task, features, options)

@@ -1,4 +1,4 @@
-"""Losses, one pure function per kind of task; faces without the label (``MISSING``) count in none."""
+"""Losses as pure functions; faces without the label (``MISSING``) count in none."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facecls.data.tasks import MAX_AGE, MISSING, Task
-from facecls.model.heads import expected_age
+from facecls.data.tasks import MISSING
 
 
 def class_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of gender or race.
+    """Cross-entropy of a classification.
 
     Args:
         logits: (N, C) float.
@@ -28,31 +27,31 @@ def class_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: 
     return F.cross_entropy(logits[known], labels[known], weight=weights, label_smoothing=smoothing)
 
 
-def weight_of_labels(labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """What the mean of a loss was divided by.
+def expected_age(distribution: Tensor) -> Tensor:
+    """The mean of distributions over the ages 0, 1, 2 and so on.
 
     Args:
-        labels: (N,) int64 codes or years, ``MISSING`` where a face has none.
-        weights: (C,) float, the weight of a face by its class.
+        distribution: (N, A) probabilities.
 
     Returns:
-        Scalar float: the number of labelled faces, or the sum of their weights.
+        (N,) years.
     """
-    known = labels != MISSING
-    return known.sum().float() if weights is None else weights[labels[known]].sum()
+    years = torch.arange(distribution.shape[1], dtype=distribution.dtype, device=distribution.device)
+    return (distribution * years).sum(1)  # not a matrix product, which autocast would round to bfloat16
 
 
-def label_distribution(ages: Tensor, sigma: float) -> Tensor:
-    """Gaussian distributions around true ages, cut to 0..116 and normalised.
+def label_distribution(ages: Tensor, sigma: float, count: int) -> Tensor:
+    """Gaussian distributions around true ages, truncated to 0..``count`` - 1 and normalised.
 
     Args:
         ages: (N,) years.
         sigma: Standard deviation in years.
+        count: How many ages A there are.
 
     Returns:
-        (N, 117) float32 probabilities.
+        (N, A) float32 probabilities.
     """
-    years = torch.arange(MAX_AGE + 1, device=ages.device)
+    years = torch.arange(count, device=ages.device)
     return (-((years - ages[:, None]) ** 2) / (2 * sigma**2)).softmax(1)
 
 
@@ -63,7 +62,7 @@ def age_distribution_loss(logits: Tensor, ages: Tensor, sigma: float) -> Tensor:
     between the two parts.
 
     Args:
-        logits: (N, 117) float.
+        logits: (N, A) float.
         ages: (N,) int64 years, ``MISSING`` where a face has none.
         sigma: Standard deviation of the label distribution in years.
 
@@ -74,32 +73,74 @@ def age_distribution_loss(logits: Tensor, ages: Tensor, sigma: float) -> Tensor:
     if not known.any():
         return logits.sum() * 0
     logits, ages = logits[known], ages[known]
-    divergence = F.kl_div(logits.log_softmax(1), label_distribution(ages, sigma), reduction="batchmean")
+    target = label_distribution(ages, sigma, logits.shape[1])
+    divergence = F.kl_div(logits.log_softmax(1), target, reduction="batchmean")
     return divergence + F.l1_loss(expected_age(logits.softmax(1)), ages.float())
 
 
-def age_regression_loss(logits: Tensor, ages: Tensor) -> Tensor:
-    """Mean squared error of sigmoid outputs against ages as a share of 116 years, as in the seed.
+def range_likelihood_loss(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Negative log-likelihood of ranges of ages: -log P(low <= age <= high).
+
+    Args:
+        logits: (N, A) float.
+        low: (N,) int64, first year of the range, ``MISSING`` where a face has none.
+        high: (N,) int64, last year of the range.
+
+    Returns:
+        Scalar: nats, the mean over the faces with a range, 0 without any.
+    """
+    known = low != MISSING
+    if not known.any():
+        return logits.sum() * 0
+    years = torch.arange(logits.shape[1], device=logits.device)
+    outside = (years < low[known, None]) | (years > high[known, None])  # (N, A)
+    logs = logits[known].log_softmax(1)
+    return -logs.masked_fill(outside, -torch.inf).logsumexp(1).mean()
+
+
+def age_regression_loss(logits: Tensor, ages: Tensor, highest: int) -> Tensor:
+    """Mean squared error of sigmoid outputs against ages as a share of the highest age, as in the original notebook.
 
     Args:
         logits: (N, 1) float.
         ages: (N,) int64 years, ``MISSING`` where a face has none.
+        highest: The highest age in years.
 
     Returns:
-        Scalar: squared shares of 116 years, the mean over the labelled faces, 0 without any.
+        Scalar: squared shares of the highest age, the mean over the labelled faces, 0 without any.
     """
     known = ages != MISSING
     if not known.any():
         return logits.sum() * 0
-    return F.mse_loss(logits[known, 0].sigmoid(), ages[known] / MAX_AGE)
+    return F.mse_loss(logits[known, 0].sigmoid(), ages[known] / highest)
 
 
-def weighted_sum(losses: Mapping[Task, Tensor], weights: Mapping[Task, float]) -> Tensor:
+def range_regression_loss(logits: Tensor, low: Tensor, high: Tensor, highest: int) -> Tensor:
+    """Mean squared distance of sigmoid outputs from ranges of ages; 0 inside the range.
+
+    Args:
+        logits: (N, 1) float.
+        low: (N,) int64, first year of the range, ``MISSING`` where a face has none.
+        high: (N,) int64, last year of the range.
+        highest: The highest age in years.
+
+    Returns:
+        Scalar: squared shares of the highest age, the mean over the faces with a range, 0 without any.
+    """
+    known = low != MISSING
+    if not known.any():
+        return logits.sum() * 0
+    share = logits[known, 0].sigmoid()
+    nearest = share.detach().clamp(low[known] / highest, high[known] / highest)
+    return F.mse_loss(share, nearest)
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The sum of task losses, each times its weight; 1 where none is given."""
     return torch.stack([weights.get(task, 1.0) * loss for task, loss in losses.items()]).sum()
 
 
-def uncertainty_sum(losses: Mapping[Task, Tensor], log_variances: Mapping[Task, Tensor]) -> Tensor:
+def uncertainty_sum(losses: Mapping[str, Tensor], log_variances: Mapping[str, Tensor]) -> Tensor:
     """The sum of task losses weighted by learned homoscedastic uncertainty.
 
     Source: Kendall, Gal and Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses", in the form

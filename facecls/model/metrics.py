@@ -1,28 +1,51 @@
-"""What is logged of each task, by torchmetrics; faces without the label count in none."""
+"""What is logged of each head, by torchmetrics; faces without the label count in none."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from facecls.data.tasks import CLASSES, MISSING, Task
+from facecls.data.tasks import MISSING
+
+if TYPE_CHECKING:  # heads know their metrics
+    from facecls.model.heads import Head, Labels
 
 
-class CumulativeScore(Metric):
-    """Share of faces whose estimated age is at most ``years`` off, 0..1; "within five years" in papers on age."""
+class _Share(Metric):
+    """The share of faces for which something holds, 0..1; NaN without faces."""
 
     full_state_update = False
     within: Tensor
     total: Tensor
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("within", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def _count(self, holds: Tensor) -> None:
+        self.within += holds.sum()
+        self.total += holds.numel()
+
+    def compute(self) -> Tensor:
+        """The share of all faces so far."""
+        return self.within / self.total
+
+
+class CumulativeScore(_Share):
+    """Share of faces whose estimated age is at most ``years`` off; "within five years" in papers on age.
+
+    Examples:
+        >>> score = CumulativeScore(5)
+        >>> score(torch.tensor([30.0, 36.0]), torch.tensor([25, 30]))
+        tensor(0.5000)
+    """
+
     def __init__(self, years: float) -> None:
         super().__init__()
         self.years = years
-        self.add_state("within", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Counts a batch.
@@ -31,76 +54,76 @@ class CumulativeScore(Metric):
             preds: (N,) float, years.
             target: (N,) years.
         """
-        self.within += ((preds - target).abs() <= self.years).sum()
-        self.total += target.numel()
-
-    def compute(self) -> Tensor:
-        """The share of all faces so far; NaN without any."""
-        return self.within / self.total
+        self._count((preds - target).abs() <= self.years)
 
 
-def create_metrics(task: Task) -> MetricCollection:
-    """The metrics of a task by the second part of their log key, such as ``accuracy`` of ``val/race/accuracy``.
+class RangeAccuracy(_Share):
+    """Share of faces whose estimated age, rounded to whole years, lies in the range that their label gives.
 
-    Accuracy is micro-averaged (the share of faces that are right), F1 is the plain mean over the classes.
+    Examples:
+        >>> accuracy = RangeAccuracy()
+        >>> accuracy(torch.tensor([29.4, 29.6]), torch.tensor([[20, 29], [20, 29]]))
+        tensor(0.5000)
     """
-    if task == "age":
-        return MetricCollection({"mae_years": MeanAbsoluteError(), "cs5": CumulativeScore(5)})
-    classes = len(CLASSES[task])
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "f1_macro": MulticlassF1Score(classes, average="macro"),
-        }
-    )
 
-
-class TaskMetrics(nn.Module):
-    """The metrics and the loss of several tasks over one stage."""
-
-    def __init__(self, tasks: list[Task]) -> None:
-        super().__init__()
-        self.collections = nn.ModuleDict({task: create_metrics(task) for task in tasks})
-        self.losses = nn.ModuleDict({task: MeanMetric() for task in tasks})
-        self.faces = nn.ModuleDict({task: _Count() for task in tasks})
-
-    def update(
-        self,
-        estimates: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-        losses: Mapping[Task, Tensor],
-        weights: Mapping[Task, Tensor],
-    ) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Counts a batch.
 
         Args:
-            estimates: As ``FaceModel.estimate`` gives them.
-            labels: (N,) int64 by task, ``MISSING`` where a face has none.
-            losses: Scalars by task, each the mean over the faces that have the label.
-            weights: Scalars by task, what those faces weigh together in that mean.
+            preds: (N,) float, years.
+            target: (N, 2) first and last year of the range.
         """
-        for task, collection in self.collections.items():
-            known = labels[task] != MISSING
-            cast(_Count, self.faces[task]).update(known)
+        rounded = preds.round()
+        self._count((target[:, 0] <= rounded) & (rounded <= target[:, 1]))
+
+
+class HeadMetrics(nn.Module):
+    """The metrics and the loss of one head over an epoch.
+
+    Args:
+        head: Says which metrics judge it, and what they compare with.
+    """
+
+    def __init__(self, head: "Head") -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.faces = _Count()
+        self.collections = nn.ModuleDict(head.create_metrics())
+        self.counts = nn.ModuleDict({kind: _Count() for kind in self.collections})
+
+    def update(self, head: "Head", estimates: Mapping[str, Tensor], labels: "Labels", loss: Tensor) -> None:
+        """Counts a batch.
+
+        Args:
+            head: The head.
+            estimates: As ``Head.estimate`` gives them.
+            labels: The labels of N faces.
+            loss: Scalar, the mean over the faces that have the label.
+        """
+        for kind, target in head.targets(labels).items():
+            known = (target if target.ndim == 1 else target[:, 0]) != MISSING
+            cast(_Count, self.counts[kind]).update(known)
             if known.any():
-                cast(MetricCollection, collection).update(estimates[task][known], labels[task][known])
-                name = cast(Task, task)
-                cast(MeanMetric, self.losses[task]).update(losses[name], weight=weights[name])
+                cast(MetricCollection, self.collections[kind]).update(estimates[head.name][known], target[known])
+        weight = head.label_weight(labels)
+        self.faces.update(weight > 0)
+        if weight > 0:
+            self.loss.update(loss, weight=weight)
 
     def compute(self) -> dict[str, Tensor]:
-        """The values so far by ``task/metric``, ``task/loss`` with them; no task of which no face had a label."""
+        """The values so far by name, ``loss`` among them; nothing of which no face had a label."""
         values: dict[str, Tensor] = {}
-        for task, collection in self.collections.items():
-            faces = cast(_Count, self.faces[task])
-            if faces.update_called and faces.compute() > 0:  # a run resumed at an epoch's end trains on nothing in it
-                values[f"{task}/loss"] = cast(MeanMetric, self.losses[task]).compute()
-                for name, value in cast(MetricCollection, collection).compute().items():
-                    values[f"{task}/{name}"] = value
+        if not _any(self.faces):
+            return values
+        values["loss"] = self.loss.compute()
+        for kind, collection in self.collections.items():
+            if _any(cast(_Count, self.counts[kind])):
+                values |= cast(MetricCollection, collection).compute()
         return values
 
     def reset(self) -> None:
         """Forgets all faces, for the next epoch."""
-        for module in (*self.collections.values(), *self.losses.values(), *self.faces.values()):
+        for module in (self.loss, self.faces, *self.collections.values(), *self.counts.values()):
             cast(Metric, module).reset()
 
 
@@ -116,3 +139,8 @@ class _Count(Metric):
 
     def compute(self) -> Tensor:
         return self.total
+
+
+def _any(count: _Count) -> bool:
+    """Whether anything was counted on any device; a run resumed at an epoch's end trains on nothing in it."""
+    return count.update_called and bool(count.compute() > 0)

@@ -1,58 +1,53 @@
 """The LightningModule: one step shared by training, validation and test."""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from facecls.data.tasks import CLASSES, TASKS, Task
+from facecls.data.tasks import Tasks, classifications, create_tasks
 from facecls.errors import UserError
-from facecls.model.heads import AgeHead, FaceModel
-from facecls.model.losses import (
-    age_distribution_loss,
-    age_regression_loss,
-    class_loss,
-    uncertainty_sum,
-    weight_of_labels,
-    weighted_sum,
-)
-from facecls.model.metrics import TaskMetrics
+from facecls.model.heads import AgeHead, HeadOptions
+from facecls.model.losses import uncertainty_sum, weighted_sum
+from facecls.model.metrics import HeadMetrics
+from facecls.model.network import FaceModel
 from facecls.model.schedule import Schedule, freeze, learning_rate_factor, parameter_groups
 from facecls.model.trunk import VGGFACE2, create_trunk
+from facecls.model.upgrade import upgrade
 
 Batch = dict[str, Tensor]
-"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, D) float32 that the trunk made of it; ``gender``, ``race``,
-``age``, ``index`` (N,) int64; a label may be ``MISSING``."""
+"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, D) float32 that the trunk made of it; ``index`` (N,) int64, row of
+the table; and (N,) int64 for each column of labels, such as ``gender``, ``race`` and ``age``, which may be ``MISSING``."""
+Stage = Literal["train", "val", "test"]
 
 
 class FaceModule(pl.LightningModule):
-    """Training of one model for gender, race and age.
+    """Trains one model for several tasks.
 
     Args:
         trunk: timm name of the trunk; ``vggface2_resnet50`` is the converted one.
         weights: Trunk file (safetensors) to start from; null for random weights.
-        tasks: What is learned: any of gender, race, age.
-        hidden: Sizes of each head's hidden layers; none for linear heads. The seed's are [512, 256, 32].
+        tasks: What is learned, such as [gender, age]; null for all that the faces are labelled with (see data.tasks).
+        hidden: Sizes of each head's hidden layers; none for linear heads. The original notebook's are [512, 256, 32].
         dropout: Share of features dropped before the first and after each hidden layer of a head.
-        age_head: ``distribution`` (117 bins, DLDL-v2) or ``regression`` (sigmoid x 116, as the seed).
+        age_head: ``distribution`` (a probability for each year, DLDL-v2) or ``regression`` (a sigmoid times the highest
+            age, as in the original notebook).
         age_sigma: Standard deviation of the label distribution in years.
-        label_smoothing: For gender and race, 0..1.
-        class_weights: Weight of a face in the loss by its class, for gender (2 numbers) and race (5); 1 if not given.
+        label_smoothing: For classifications, 0..1.
+        class_weights: Weight of a face in the loss by its class, such as {race: [1, 1, 1, 1, 2]}; 1 if not given.
         task_weights: Weight of each task's loss, 1 where not given; or ``learned`` (homoscedastic uncertainty).
         optimizer: Class path of any torch optimizer and its arguments.
         schedule: What trains when, and how fast.
         tta: ``flip`` averages the logits of a face and its mirror image in the test; ``none`` does not.
         image_size: Side of the images in pixels; follows ``data.image_size``.
+        task_options: What the tasks are; follows ``data.tasks``.
 
     Raises:
         UserError: If a value is out of range or the weights do not fit.
@@ -62,54 +57,52 @@ class FaceModule(pl.LightningModule):
         self,
         trunk: str = VGGFACE2,
         weights: str | None = None,
-        tasks: list[Task] = list(TASKS),  # noqa: B006 - jsonargparse shows it as the default; it is never changed
-        hidden: list[int] = [],  # noqa: B006 - as above
+        tasks: list[str] | None = None,
+        hidden: list[int] = [],  # noqa: B006 - jsonargparse shows it as the default; it is never changed
         dropout: float = 0.2,
         age_head: AgeHead = "distribution",
         age_sigma: float = 2.0,
         label_smoothing: float = 0.0,
-        class_weights: dict[Literal["gender", "race"], list[float]] = {},  # noqa: B006 - as above
-        task_weights: Literal["learned"] | dict[Task, float] = {},  # noqa: B006 - as above
+        class_weights: dict[str, list[float]] = {},  # noqa: B006 - as above
+        task_weights: Literal["learned"] | dict[str, float] = {},  # noqa: B006 - as above
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.01),
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
         tta: Literal["none", "flip"] = "none",
         image_size: int = 224,
+        task_options: dict[str, dict[str, Any] | None] = {},  # noqa: B006 - as above
     ) -> None:
         super().__init__()
-        _check(dropout, age_sigma, label_smoothing, class_weights)
+        known = create_tasks(task_options)
+        learned = list(known) if tasks is None else tasks
+        _check_names(known, learned, class_weights, task_weights)
         self.save_hyperparameters(logger=False)
-        self.model = FaceModel(create_trunk(trunk, weights), tasks, hidden, dropout, age_head)
+        options = HeadOptions(hidden, dropout, age_head, age_sigma, label_smoothing, class_weights)
+        chosen = [task for task in known.values() if task.name in learned]
+        self.model = FaceModel(create_trunk(trunk, weights), chosen, options)
         to: Any = self.model.to  # torch 2.11 does not annotate the argument
         to(memory_format=torch.channels_last)  # convolutions are faster in it, and batches come so
-        self.age_head = age_head
-        self.age_sigma = age_sigma
-        self.label_smoothing = label_smoothing
-        for task, values in class_weights.items():
-            self.register_buffer(f"{task}_weights", torch.tensor(values), persistent=False)
         self.task_weights = {} if task_weights == "learned" else task_weights
         self.log_variances = (
-            nn.ParameterDict({task: torch.zeros(()) for task in self.tasks}) if task_weights == "learned" else None
+            nn.ParameterDict({task: torch.zeros(()) for task in self.model.tasks}) if task_weights == "learned" else None
+        )
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}_metrics": nn.ModuleDict({name: HeadMetrics(head) for name, head in self.model.heads.items()})
+                for stage in ("train", "val", "test")
+            }
         )
         # a function is not copied with the module, as the average does; jsonargparse's factory holds the parser, and
         # through it the trainer, the data and all images
         self.optimizer: OptimizerCallable = lambda parameters: optimizer(parameters)
         self.schedule = schedule
         self.tta = tta
-        self.metrics = nn.ModuleDict(
-            {f"{stage}_metrics": TaskMetrics(self.tasks) for stage in ("train", "val", "test")}
-        )
-        self._kept_norms: Sequence[nn.Module] = ()
-
-    @property
-    def tasks(self) -> list[Task]:
-        """The tasks that are learned, in the order gender, race, age."""
-        return list(self.model.heads)  # type: ignore[arg-type]
+        self._frozen_norms: list[nn.Module] = []
 
     def describe(self) -> str:
         """What is trained, in a line."""
         size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         source = self.hparams["weights"] or "random weights"
-        return f"{self.model.trunk.name} from {source}, heads for {', '.join(self.tasks)}: {size:.1f} M parameters"
+        return f"{self.model.trunk.name} from {source}, heads for {', '.join(self.model.tasks)}: {size:.1f} M parameters"
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Estimates, as ``FaceModel.estimate`` gives them.
@@ -122,106 +115,79 @@ class FaceModule(pl.LightningModule):
         """
         return self.model.estimate(self.model(images))
 
-    def train(self, mode: bool = True) -> "FaceModule":
-        """As for any module, but BatchNorms whose statistics are frozen stay in evaluation mode."""
-        super().train(mode)
-        for norm in self._kept_norms:
-            norm.eval()
-        return self
-
-    def losses(self, logits: Mapping[Task, Tensor], batch: Batch) -> dict[Task, Tensor]:
-        """The loss of each task over the faces of a batch that have its label.
+    def _shared_step(self, batch: Batch, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Forward pass, losses and metrics of a batch.
 
         Args:
-            logits: As ``FaceModel.forward`` gives them.
-            batch: With the labels.
+            batch: The batch.
+            stage: Whose metrics count it.
 
         Returns:
-            Scalars by task.
+            Losses by task, and the estimates.
         """
-        found: dict[Task, Tensor] = {}
-        for task, values in logits.items():
-            if task != "age":
-                weights = getattr(self, f"{task}_weights", None)
-                found[task] = class_loss(values, batch[task], self.label_smoothing, weights)
-            elif self.age_head == "distribution":
-                found[task] = age_distribution_loss(values, batch[task], self.age_sigma)
-            else:
-                found[task] = age_regression_loss(values, batch[task])
-        return found
-
-    def on_train_epoch_start(self) -> None:
-        """Freezes and unfreezes what the schedule says for this epoch."""
-        self._freeze()
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Makes dropout a function of seed, epoch and batch, so that a resumed run draws what it would have drawn."""
-        sequence = np.random.SeedSequence((self._seed, self.current_epoch, batch_idx, self.global_rank))
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
-
-    def _freeze(self) -> None:
-        self._kept_norms = freeze(self.model.trunk.net, self.schedule, self.current_epoch)
-        self.train()
+        logits = self._final_logits(batch) if stage == "test" else self._logits(batch)  # by task (N, L)
+        losses = {name: head.loss(logits[name], batch) for name, head in self.model.heads.items()}
+        estimates = self.model.estimate({name: values.detach() for name, values in logits.items()})
+        for name, head in self.model.heads.items():
+            self._head_metrics(stage)[name].update(head, estimates, batch, losses[name].detach())
+        return losses, estimates
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        logits = self._logits(batch)
-        losses = self._count("train", logits, self.model.estimate({t: v.detach() for t, v in logits.items()}), batch)
+        losses, _ = self._shared_step(batch, "train")
         if self.trainer.world_size > 1:
-            losses = self._shared(losses, batch)
-        self.log("lr", self.lr_schedulers().get_last_lr()[-1])  # type: ignore[union-attr]
+            losses = self._rescale_for_ddp(losses, batch)
         if self.log_variances is None:
             total = weighted_sum(losses, self.task_weights)
         else:
-            total = uncertainty_sum(losses, self.log_variances)  # type: ignore[arg-type]
+            total = uncertainty_sum(losses, self.log_variances)  # type: ignore[arg-type] # maps names to parameters
             for task, value in self.log_variances.items():
                 self.log(f"train/{task}/weight", torch.exp(-value.detach()), on_step=False, on_epoch=True)
+        self.log("lr", self.lr_schedulers().get_last_lr()[-1])  # type: ignore[union-attr] # there is one
         self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
 
-    def _label_weights(self, batch: Batch) -> dict[Task, Tensor]:
-        return {task: weight_of_labels(batch[task], getattr(self, f"{task}_weights", None)) for task in self.tasks}
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The estimates of a batch, with ``index``."""
+        return {"index": batch["index"], **self._shared_step(batch, "val")[1]}
 
-    def _shared(self, losses: Mapping[Task, Tensor], batch: Batch) -> dict[Task, Tensor]:
-        """Losses of which the mean over all devices, whose gradient is what they learn by, is that over their faces."""
-        own = torch.stack(list(self._label_weights(batch).values()))  # (tasks,)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The estimates of a batch, with ``index``."""
+        return {"index": batch["index"], **self._shared_step(batch, "test")[1]}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The logits of a batch as in the test, and the labels, (N, L) and (N,) by task, on the host."""
+        return {task: (values.cpu(), batch[task].cpu()) for task, values in self._final_logits(batch).items()}
+
+    def _logits(self, batch: Batch) -> dict[str, Tensor]:
+        if "features" in batch:
+            return self.model.classify(batch["features"])
+        logits: dict[str, Tensor] = self.model(batch["image"])
+        return logits
+
+    def _final_logits(self, batch: Batch) -> dict[str, Tensor]:
+        return self.model.mirror_averaged(batch["image"]) if self.tta == "flip" else self._logits(batch)
+
+    def _rescale_for_ddp(self, losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Losses whose mean over all devices, which the gradients are averaged to, is the mean over all their faces."""
+        own = torch.stack([head.label_weight(batch) for head in self.model.heads.values()])  # (tasks,)
         everybody: Any = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
         shares = self.trainer.world_size * own / everybody.clamp(min=torch.finfo(own.dtype).tiny)  # no label, no loss
         return {task: share * loss for share, (task, loss) in zip(shares, losses.items(), strict=True)}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Counts a batch and gives its estimates, with ``index``."""
-        return self._judge("val", self._logits(batch), batch)
+    def _head_metrics(self, stage: Stage) -> Mapping[str, HeadMetrics]:
+        return self.metrics[f"{stage}_metrics"]  # type: ignore[return-value] # a ModuleDict does not say so
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Counts a batch and gives its estimates, with ``index``."""
-        return self._judge("test", self._final_logits(batch), batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[Task, tuple[Tensor, Tensor]]:
-        """The logits of a batch as in the test, and the labels, (N, C) and (N,) by task, on the host."""
-        return {task: (v.cpu(), batch[task].cpu()) for task, v in self._final_logits(batch).items()}
-
-    def _logits(self, batch: Batch) -> dict[Task, Tensor]:
-        found: dict[Task, Tensor] = (
-            self.model.classify(batch["features"]) if "features" in batch else self.model(batch["image"])
-        )
-        return found
-
-    def _final_logits(self, batch: Batch) -> dict[Task, Tensor]:
-        return self.model.mirror_averaged(batch["image"]) if self.tta == "flip" else self._logits(batch)
-
-    def _judge(self, stage: str, logits: Mapping[Task, Tensor], batch: Batch) -> dict[str, Tensor]:
-        estimates = self.model.estimate(logits)
-        self._count(stage, logits, estimates, batch)
-        return {"index": batch["index"], **estimates}
-
-    def _count(
-        self, stage: str, logits: Mapping[Task, Tensor], estimates: Mapping[str, Tensor], batch: Batch
-    ) -> dict[Task, Tensor]:
-        losses = self.losses(logits, batch)
-        values = {task: loss.detach() for task, loss in losses.items()}
-        self._stage_metrics(stage).update(estimates, batch, values, self._label_weights(batch))
-        return losses
+    def _log_metrics(self, stage: Stage) -> None:
+        values = {task: metrics.compute() for task, metrics in self._head_metrics(stage).items()}
+        losses = {task: found["loss"] for task, found in values.items() if found}
+        if losses:
+            # fixed weights, so that all epochs can be compared when the weights are learned
+            self.log(f"{stage}/loss", weighted_sum(losses, self.task_weights))
+        for task, found in values.items():
+            for name, value in found.items():
+                self.log(f"{stage}/{task}/{name}", value)
+            self._head_metrics(stage)[task].reset()
 
     def on_train_epoch_end(self) -> None:
         """Logs the metrics over the epoch's augmented faces."""
@@ -235,30 +201,34 @@ class FaceModule(pl.LightningModule):
         """Logs the metrics."""
         self._log_metrics("test")
 
-    def _stage_metrics(self, stage: str) -> TaskMetrics:
-        return self.metrics[f"{stage}_metrics"]  # type: ignore[return-value]
+    def on_train_start(self) -> None:
+        """Freezes what the schedule says; a run that is resumed within an epoch does not pass the epoch's start."""
+        self._seed = torch.initial_seed()
+        self.on_train_epoch_start()
 
-    def _log_metrics(self, stage: str) -> None:
-        metrics = self._stage_metrics(stage)
-        values = metrics.compute()
-        losses = {task: values[f"{task}/loss"] for task in self.tasks if f"{task}/loss" in values}
-        if losses:
-            # fixed weights, so that all epochs can be compared when the weights are learned
-            self.log(f"{stage}/loss", weighted_sum(losses, self.task_weights))
-        for name, value in values.items():
-            self.log(f"{stage}/{name}", value)
-        metrics.reset()
+    def on_train_epoch_start(self) -> None:
+        """Freezes and unfreezes what the schedule says for this epoch."""
+        self._frozen_norms = freeze(self.model.trunk.net, self.schedule, self.current_epoch)
+        self.train()
+
+    def train(self, mode: bool = True) -> "FaceModule":
+        """As for any module, but BatchNorms whose statistics are frozen stay in evaluation mode."""
+        super().train(mode)
+        for norm in self._frozen_norms:
+            norm.eval()
+        return self
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes dropout a function of seed, epoch and batch, so that a resumed run draws what it would have drawn."""
+        sequence = np.random.SeedSequence((self._seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over all parameters, and the learning rate by step."""
-        rest = nn.ModuleList([self.model.heads, *([] if self.log_variances is None else [self.log_variances])])
-        groups = parameter_groups(self.model.trunk.net, rest, self.schedule.layer_decay)
-        optimizer = self.optimizer(groups)
+        rest = nn.ModuleList([self.model.heads, *([] if self.log_variances is None else [self.log_variances])])  # type: ignore[list-item]
+        optimizer = self.optimizer(parameter_groups(self.model.trunk.net, rest, self.schedule.layer_decay))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
-        self._configured = [
-            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
-        ]
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise UserError("Expected an end of training, for the learning rate to fall to; set trainer.max_epochs.")
@@ -267,68 +237,20 @@ class FaceModule(pl.LightningModule):
         def factor(step: int) -> float:
             return learning_rate_factor(self.schedule, step, int(steps), step // a_epoch)
 
-        scheduler = LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from the weights themselves, not their average, in a run that keeps no average.
-
-        Args:
-            checkpoint: As Lightning read it; ``state_dict`` may be replaced.
-        """
-        resuming = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if resuming and not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
-
-    def on_train_start(self) -> None:
-        """Lets the configured learning rate, weight decay and so on win over those of a checkpoint that is resumed."""
-        self._seed = torch.initial_seed()
-        self._freeze()  # a run that is resumed within an epoch does not come by its start
-        scheduler = self.lr_schedulers()
-        assert isinstance(scheduler, LambdaLR)
-        scheduler.base_lrs = [group["lr"] for group in self._configured]
-        for group, configured in zip(scheduler.optimizer.param_groups, self._configured, strict=True):
-            rate = configured["lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
-            group.update({**configured, "initial_lr": configured["lr"], "lr": rate})
-            if group.get("fused"):  # it counts its steps where the weights are, and a checkpoint of another on the CPU
-                for parameter in group["params"]:
-                    if "step" in (state := scheduler.optimizer.state.get(parameter, {})):
-                        state["step"] = state["step"].to(parameter.device)
+        """Lets a run that version 0.1 began go on."""
+        upgrade(checkpoint)
 
 
-def _check(dropout: float, sigma: float, smoothing: float, class_weights: Mapping[Any, Sequence[float]]) -> None:
-    for name, value in (("dropout", dropout), ("label_smoothing", smoothing)):
-        if not 0 <= value < 1:
-            raise UserError(f"Expected model.{name} from 0 to below 1, but got {value}.")
-    if sigma <= 0:
-        raise UserError(f"Expected model.age_sigma above 0 years, but got {sigma}.")
-    for task, weights in class_weights.items():
-        if len(weights) != len(CLASSES[task]):
-            raise UserError(
-                f"Expected model.class_weights.{task} for {', '.join(CLASSES[task])}, but got {len(weights)} numbers."
-            )
-
-
-def load_module(path: str | Path) -> FaceModule:
-    """Loads a trained model from a checkpoint, on the CPU and in evaluation mode.
-
-    Args:
-        path: A checkpoint that ``facecls.fit`` wrote.
-
-    Returns:
-        The module; its trunk file is not needed.
-
-    Raises:
-        UserError: If there is no such file, or it is not such a checkpoint.
-    """
-    if not Path(path).is_file():
+def _check_names(known: Tasks, learned: list[str], class_weights: Mapping[str, Any], task_weights: Any) -> None:
+    if not learned or len(set(learned)) < len(learned) or not set(learned) <= set(known):
         raise UserError(
-            f"Expected a checkpoint at {path}, but there is none; runs keep theirs in checkpoints/best.ckpt."
+            f"Expected model.tasks with some of {', '.join(known)}, each once, but got {learned}; others are declared in "
+            "data.tasks."
         )
-    try:
-        module = FaceModule.load_from_checkpoint(path, map_location="cpu", weights=None, weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # torch.load and Lightning raise many kinds for a file that is none of theirs
-        raise UserError(f"Expected a checkpoint of facecls.fit, but could not load {path}: {error}") from error
-    return module.eval()
+    classes = [task.name for task in classifications(known.values())]
+    for name, weights, allowed in (("class", class_weights, classes), ("task", task_weights, list(known))):
+        if weights != "learned" and (other := next((task for task in weights if task not in allowed), None)):
+            raise UserError(f"Expected model.{name}_weights for {', '.join(allowed)}, but got {other!r}.")

@@ -16,8 +16,9 @@ from torch import nn
 from facecls.errors import UserError
 
 T = TypeVar("T", int, float)
-ALL = -1
+FREEZE_ALL = -1
 """In ``Schedule.frozen``: every layer of the trunk."""
+_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,20 @@ class Schedule:
         frozen: How many layers of the trunk, counted from the input, are frozen from which epoch on; -1 for all. A
             layer is timm's: the stem, then each block. ``{0: -1, 2: 12, 5: 0}`` trains the heads alone for two epochs,
             then all but the first 12 layers, and everything from epoch 5 on.
-        norms: BatchNorm statistics of the trunk: ``unfrozen`` are learned where the layer trains, and are kept in
-            frozen layers; ``none`` are learned, all are kept as loaded.
+        batchnorm: BatchNorm statistics of the trunk: ``train`` updates them in the layers that train and keeps them in
+            frozen layers; ``frozen`` keeps all of them as loaded.
         layer_decay: Factor of the learning rate from a layer to the one before it (BEiT, Bao et al. 2021); 1 for none.
         warmup: Share of all steps in which the learning rate climbs from 0, 0..1.
         decay: After that it stays ``constant`` or falls to 0 along a ``cosine``.
-        drops: Factors on the learning rate from an epoch on, such as ``{10: 0.1}``.
+        lr_milestones: Factor on the learning rate from an epoch on, such as ``{10: 0.1}``.
     """
 
     frozen: dict[int, int] = field(default_factory=lambda: {0: 0})
-    norms: Literal["unfrozen", "none"] = "unfrozen"
+    batchnorm: Literal["train", "frozen"] = "train"
     layer_decay: float = 1.0
     warmup: float = 0.05
     decay: Literal["cosine", "constant"] = "cosine"
-    drops: dict[int, float] = field(default_factory=dict)
+    lr_milestones: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks what types can't say.
@@ -53,10 +54,10 @@ class Schedule:
             raise UserError(f"Expected schedule.warmup as a share of all steps, 0..1, but got {self.warmup}.")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"Expected schedule.layer_decay above 0 and at most 1, but got {self.layer_decay}.")
-        if any(epoch < 0 for epoch in (*self.frozen, *self.drops)) or any(
-            count < ALL for count in self.frozen.values()
+        if any(epoch < 0 for epoch in (*self.frozen, *self.lr_milestones)) or any(
+            count < FREEZE_ALL for count in self.frozen.values()
         ):
-            raise UserError("Expected schedule.frozen and schedule.drops by epoch from 0 on, counts from -1 (all) on.")
+            raise UserError("Expected schedule.frozen and schedule.lr_milestones by epoch from 0 on, counts from -1 (all) on.")
 
 
 def at_epoch(changes: Mapping[int, T], epoch: int, before: T) -> T:
@@ -66,7 +67,7 @@ def at_epoch(changes: Mapping[int, T], epoch: int, before: T) -> T:
 
 
 def learning_rate_factor(schedule: Schedule, step: int, steps: int, epoch: int) -> float:
-    """What the learning rate is multiplied by in a step.
+    """The factor on the learning rate in a step.
 
     Args:
         schedule: As configured.
@@ -75,16 +76,16 @@ def learning_rate_factor(schedule: Schedule, step: int, steps: int, epoch: int) 
         epoch: The epoch of the step.
 
     Returns:
-        0..1 times the drops.
+        0..1 times the factor of the last milestone.
     """
-    drop = at_epoch(schedule.drops, epoch, 1.0)
+    factor = at_epoch(schedule.lr_milestones, epoch, 1.0)
     climb = schedule.warmup * steps
     if step < climb:
-        return drop * (step + 1) / (climb + 1)
+        return factor * (step + 1) / (climb + 1)
     if schedule.decay == "constant":
-        return drop
+        return factor
     progress = min(1.0, (step - climb) / max(1.0, steps - climb))
-    return drop * (1 + math.cos(math.pi * progress)) / 2
+    return factor * (1 + math.cos(math.pi * progress)) / 2
 
 
 def layer_of(net: nn.Module) -> dict[str, int]:
@@ -106,14 +107,14 @@ def freeze(net: nn.Module, schedule: Schedule, epoch: int) -> list[nn.Module]:
     """
     layers = layer_of(net)
     count = at_epoch(schedule.frozen, epoch, 0)
-    frozen = {name for name, layer in layers.items() if count == ALL or layer < count}
+    frozen = {name for name, layer in layers.items() if count == FREEZE_ALL or layer < count}
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return [
         module
         for name, module in net.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and (schedule.norms == "none" or f"{name}.weight" in frozen)
+        if isinstance(module, _BATCHNORMS)
+        and (schedule.batchnorm == "frozen" or f"{name}.weight" in frozen)
     ]
 
 

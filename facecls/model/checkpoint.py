@@ -1,0 +1,61 @@
+"""A trained model and the options of its data, read from a checkpoint."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from facecls.errors import UserError
+from facecls.model.module import FaceModule
+from facecls.model.upgrade import upgrade
+
+_OWN = frozenset({"self", "weights", "optimizer", "schedule"})
+"""Parameters of ``FaceModule`` that only training needs, and the trunk file, which a checkpoint stands in for."""
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        module: The trained model, on the CPU and in evaluation mode.
+        data: Options of ``FacesDataModule`` by name, as in the training.
+    """
+
+    module: FaceModule
+    data: Mapping[str, Any]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint; nothing in it is called or imported.
+
+    Lightning's own ``load_from_checkpoint`` calls what a checkpoint names. Here the weights are read as tensors and
+    the hyperparameters as plain values, from which our own class is made.
+
+    Args:
+        path: A checkpoint that ``facecls.fit`` wrote; its trunk file is not needed.
+
+    Returns:
+        Model and options of the data.
+
+    Raises:
+        UserError: If there is no such file, or it is not such a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            f"Expected a checkpoint at {path}, but there is none; runs keep theirs in checkpoints/best.ckpt."
+        )
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        upgrade(kept)
+        options: Mapping[str, Any] = kept["hyper_parameters"]
+        names = inspect.signature(FaceModule.__init__).parameters.keys() - _OWN
+        module = FaceModule(**{name: options[name] for name in names if name in options})
+        module.load_state_dict(kept["state_dict"])
+    except UserError:
+        raise
+    except Exception as error:  # torch.load raises many kinds for a file that is none of its own
+        raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {error}") from error
+    data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
+    return Checkpoint(module.eval(), data)

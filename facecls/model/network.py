@@ -1,0 +1,85 @@
+"""Trunk and heads: all that is needed to use a trained model, without Lightning."""
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from facecls.data.tasks import Task
+from facecls.model.heads import Head, HeadOptions, create_head
+from facecls.model.trunk import Trunk
+
+
+class FaceModel(nn.Module):
+    """A trunk, and a head for each task.
+
+    Args:
+        trunk: Faces to features.
+        tasks: What the model is to tell, in the order of its outputs.
+        options: How the heads are built and what they learn by.
+
+    Attributes:
+        trunk: Faces to features.
+        tasks: The tasks by name.
+        heads: The heads by name of their task.
+    """
+
+    heads: Mapping[str, Head]
+
+    def __init__(self, trunk: Trunk, tasks: Iterable[Task], options: HeadOptions) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.tasks = {task.name: task for task in tasks}
+        heads = nn.ModuleDict({name: create_head(task, trunk.features, options) for name, task in self.tasks.items()})
+        self.heads = cast("Mapping[str, Head]", heads)  # a ModuleDict does not say what its modules are
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Turns faces into logits.
+
+        Args:
+            images: (N, 3, H, W) RGB, 0..255, uint8 or float.
+
+        Returns:
+            (N, L) float32 by task.
+        """
+        return self.classify(self.trunk(images))
+
+    def classify(self, features: Tensor) -> dict[str, Tensor]:
+        """Turns the trunk's features into logits.
+
+        Args:
+            features: (N, D) float.
+
+        Returns:
+            As ``forward``.
+        """
+        return {name: head(features) for name, head in self.heads.items()}
+
+    def mirror_averaged(self, images: Tensor) -> dict[str, Tensor]:
+        """The logits of faces, averaged with those of their mirror images.
+
+        Logits rather than probabilities, so that a temperature acts on the mean as on one of them.
+
+        Args:
+            images: As for ``forward``.
+
+        Returns:
+            As ``forward``.
+        """
+        mirrored = self(images.flip(3))
+        return {name: (values + mirrored[name]) / 2 for name, values in self(images).items()}
+
+    def estimate(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the logits say.
+
+        Args:
+            logits: As ``forward`` gives them; those of some heads are enough.
+
+        Returns:
+            By ``Head.outputs``: for a classification ``<task>`` (N, C) probabilities; for an age ``<task>`` (N,) years
+            and, from a distribution, ``<task>_distribution`` (N, A) probabilities of each year.
+        """
+        found: dict[str, Tensor] = {}
+        for name, values in logits.items():
+            found |= self.heads[name].estimate(values)
+        return found

@@ -1,0 +1,27 @@
+"""Checkpoints of version 0.1 as those of today."""
+
+import re
+from typing import Any
+
+_STATES = ("state_dict", "current_model_state")
+"""Where a checkpoint keeps weights: the average, if there is one, and the weights themselves."""
+_HEAD = re.compile(r"(model\.heads\.\w+\.)(\d+\.\w+)")
+_TASKS = ("gender", "race", "age")
+"""In this order version 0.1 kept the temperatures, of all three whatever was learned."""
+
+
+def upgrade(checkpoint: dict[str, Any]) -> None:
+    """Renames in place what version 0.1 named otherwise; later checkpoints stay as they are.
+
+    Args:
+        checkpoint: As Lightning keeps it.
+    """
+    for place in _STATES:
+        state = checkpoint.get(place, {})
+        if (temperatures := state.pop("model.temperatures", None)) is None:
+            continue
+        for name in [name for name in state if _HEAD.fullmatch(name)]:
+            state[_HEAD.sub(r"\1layers.\2", name)] = state.pop(name)
+        for task, temperature in zip(_TASKS, temperatures, strict=True):
+            if any(name.startswith(f"model.heads.{task}.") for name in state):
+                state[f"model.heads.{task}.temperature"] = temperature
