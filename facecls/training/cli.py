@@ -42,6 +42,7 @@ NOISE = (
     "Checkpoint directory .* exists and is not empty",  # as it always does when a run is resumed
     "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and ResumeSettings handles that
     "The dirpath has changed from",  # a run that is resumed under another name chooses its best epoch afresh
+    "does not have many workers",  # data.num_workers is one a core, or what was asked for; features need none
     "It is recommended to use `self.log",  # torchmetrics has already combined the counts of all devices
 )
 """Warnings of Lightning that a user can do nothing about."""
