@@ -15,10 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from facecls.data import table as table_module
 from facecls.data.store import decode
-from facecls.data.table import Table, read_table
-from facecls.data.tasks import parse_name
+from facecls.data.synthetic import draw_faces, wears_glasses
+from facecls.data.table import Table
+from facecls.data.tasks import UTKFACE, Tasks, create_tasks, parse_name
 from facecls.errors import UserError
+
+
+LABELS = ["gender", "race", "age"]
+
+
+def read_table(root: str | Path, seed: int, tasks: Tasks = UTKFACE) -> Table:
+    return table_module.read_table(root, seed, tasks)
 
 
 def face(seed: int, ending: str = ".jpg") -> bytes:
@@ -27,12 +36,12 @@ def face(seed: int, ending: str = ".jpg") -> bytes:
 
 
 FACES = {
-    "UTKFace/26_1_2_20170116174525125.jpg.chip.jpg": (face(0), (26, 1, 2)),
-    "UTKFace/0_0_4_20161219200650636.jpg.chip.jpg": (face(1), (0, 0, 4)),
-    "UTKFace/24_0_1_20170116220224657 .jpg.chip.jpg": (face(2), (24, 0, 1)),
-    "UTKFace/55_0_0_20170116232725357jpg.chip.jpg": (face(3), (55, 0, 0)),
-    "UTKFace/part 2/116_1_3_20170120134921760.png": (face(4, ".png"), (116, 1, 3)),
-    "UTKFace/part 2/30_1_0_20170120134921761.jpg": (face(0), (30, 1, 0)),  # the first one's bytes, another label
+    "UTKFace/26_1_2_20170116174525125.jpg.chip.jpg": (face(0), (1, 2, 26)),
+    "UTKFace/0_0_4_20161219200650636.jpg.chip.jpg": (face(1), (0, 4, 0)),
+    "UTKFace/24_0_1_20170116220224657 .jpg.chip.jpg": (face(2), (0, 1, 24)),
+    "UTKFace/55_0_0_20170116232725357jpg.chip.jpg": (face(3), (0, 0, 55)),
+    "UTKFace/part 2/116_1_3_20170120134921760.png": (face(4, ".png"), (1, 3, 116)),
+    "UTKFace/part 2/30_1_0_20170120134921761.jpg": (face(0), (1, 0, 30)),  # the first one's bytes, another label
 }
 REJECTS = {
     "README.txt": (b"faces", "malformed name"),
@@ -98,9 +107,9 @@ def reasons(table: Table) -> dict[str, str]:
 def test_every_file_of_a_source_is_a_face_or_a_reject(make: Callable[[Path], Path], tmp_path: Path) -> None:
     table = read_table(make(tmp_path), seed=0)
     order = sorted(FACES) if make is as_folder else list(FACES)
-    assert list(table.faces.columns) == ["path", "age", "gender", "race", "sha1"]
+    assert list(table.faces.columns) == ["path", *LABELS, "sha1"]
     assert list(table.faces["path"]) == order
-    assert list(table.faces[["age", "gender", "race"]].itertuples(index=False, name=None)) == [
+    assert list(table.faces[LABELS].itertuples(index=False, name=None)) == [
         FACES[path][1] for path in order
     ]
     assert list(table.faces["sha1"]) == [hashlib.sha1(FILES[path]).hexdigest() for path in order]
@@ -111,7 +120,7 @@ def test_every_file_of_a_source_is_a_face_or_a_reject(make: Callable[[Path], Pat
 
 def test_columns_have_the_types_that_are_promised(tmp_path: Path) -> None:
     faces = read_table(as_tar(tmp_path), seed=0).faces
-    assert all(faces[column].dtype == "Int16" for column in ("age", "gender", "race"))
+    assert all(faces[column].dtype == "Int16" for column in LABELS)
     assert all(isinstance(value, str) for column in ("path", "sha1") for value in faces[column])
     assert faces.index.equals(pd.RangeIndex(len(FACES)))
 
@@ -236,7 +245,8 @@ def test_drawn_faces_carry_their_names_labels() -> None:
     table = read_table("synthetic:6", seed=3)
     assert len(table.faces) == len(table.store) == 6
     for row in table.faces.itertuples():
-        assert (row.age, row.gender, row.race) == parse_name(row.path)
+        words = {task.name: task.text(getattr(row, task.name)) for task in UTKFACE.values()}
+        assert words == parse_name(row.path)
     assert list(read_table(Path("synthetic:6"), seed=3).faces["sha1"]) == list(table.faces["sha1"])
     assert list(read_table("synthetic:6", seed=4).faces["sha1"]) != list(table.faces["sha1"])
 
@@ -256,7 +266,7 @@ def manifest(place: Path, columns: dict[str, list[object]], ending: str) -> Path
 
 
 def labels_of(table: Table) -> list[tuple[int | None, ...]]:
-    labels = table.faces[["age", "gender", "race"]].astype(object)
+    labels = table.faces[LABELS].astype(object)
     return [tuple(row) for row in labels.where(labels.notna(), None).itertuples(index=False, name=None)]
 
 
@@ -272,9 +282,9 @@ def test_a_manifest_gives_labels_where_it_has_them(ending: str, tmp_path: Path) 
         "age": [None, 116, 0],
     }
     table = read_table(manifest(tmp_path, columns, ending), seed=0)
-    assert list(table.faces.columns) == ["path", "age", "gender", "race", "sha1"]
+    assert list(table.faces.columns) == ["path", *LABELS, "sha1"]
     assert list(table.faces["path"]) == columns["path"]
-    assert labels_of(table) == [(None, None, 4), (116, None, None), (0, None, 0)]
+    assert labels_of(table) == [(None, 4, None), (None, None, 116), (None, 0, 0)]
     assert [bytes(table.store[row]) for row in range(3)] == [face(number) for number in range(3)]
     assert not len(table.rejects)
 
@@ -290,15 +300,15 @@ def test_labels_are_not_read_from_the_names_in_a_manifest(ending: str, tmp_path:
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
-        ("gender", "female", "gender is not 0 (male), 1 (female)"),
+        ("gender", "femal", "gender is not 0 (male), 1 (female)"),
         ("gender", "2", "gender is not 0 (male), 1 (female)"),
         ("gender", "True", "gender is not 0 (male), 1 (female)"),
         ("race", "-1", "race is not 0 (white), 1 (black), 2 (asian), 3 (indian), 4 (others)"),
-        ("age", "117", "age is not a whole number of years from 0 to 116"),
-        ("age", "26.5", "age is not a whole number of years from 0 to 116"),
-        ("age", "inf", "age is not a whole number of years from 0 to 116"),
+        ("age", "117", "age is not a whole number of years from 0 to 116 or a range of them"),
+        ("age", "26.5", "age is not a whole number of years from 0 to 116 or a range of them"),
+        ("age", "inf", "age is not a whole number of years from 0 to 116 or a range of them"),
         ("path", "4.jpg", "missing file"),
-        ("path", ".", "missing file"),
+        ("path", ".", "unreadable (Is a directory)"),
         ("path", "", "no path"),
         ("path", "text.jpg", "not an image"),
         ("path", "cut.jpg", "truncated"),
@@ -311,14 +321,14 @@ def test_a_bad_row_of_a_manifest_is_a_reject(ending: str, column: str, value: st
     columns |= {"race": ["0", "1"]}
     columns[column][1] = value
     table = read_table(manifest(tmp_path, columns, ending), seed=0)
-    assert labels_of(table) == [(1, 0, 0)]
+    assert labels_of(table) == [(0, 0, 1)]
     assert reasons(table) == {columns["path"][1]: reason}
 
 
 @pytest.mark.parametrize("empty", ["", " ", "NA", "nan", "None", "NULL", "<NA>"])
 def test_empty_cells_are_no_labels(empty: str, tmp_path: Path) -> None:
     path = manifest(tmp_path, {"path": ["0.jpg", "1.jpg"], "age": [empty, " 7 "], "race": ["3.0", empty]}, ".csv")
-    assert labels_of(read_table(path, seed=0)) == [(None, None, 3), (7, None, None)]
+    assert labels_of(read_table(path, seed=0)) == [(None, 3, None), (None, None, 7)]
 
 
 def test_every_sensible_type_of_a_parquet_column_is_read(tmp_path: Path) -> None:
@@ -331,7 +341,7 @@ def test_every_sensible_type_of_a_parquet_column_is_read(tmp_path: Path) -> None
     }
     pd.DataFrame(columns).set_index("path").to_parquet(tmp_path / "indexed.parquet")
     table = read_table(tmp_path / "indexed.parquet", seed=0)
-    assert labels_of(table) == [(26, 1, 4), (None, None, None), (3, 0, 0)]
+    assert labels_of(table) == [(1, 4, 26), (None, None, None), (0, 0, 3)]
     pq.write_table(pa.table({"path": ["0.jpg"], "gender": [True]}), tmp_path / "bool.parquet")
     with pytest.raises(UserError, match=r"gender is not 0 \(male\), 1 \(female\)"):
         read_table(tmp_path / "bool.parquet", seed=0)
@@ -411,6 +421,10 @@ def test_a_split_column_must_be_complete_and_known(
         ("faces.csv", b"", "CSV .*faces.csv"),
         ("faces.csv", b"path,age\n", "no file in it"),
         ("faces.csv", b"file;age\nx;1\n", "columns path .*path is missing among file;age"),
+        ("faces.csv", b"path,age,path\nx,1,y\n", "one column for path .* path and path could both be it"),
+        ("faces.csv", b"file,image\nx,y\n", "file and image could both be it; rename the right one to path"),
+        ("faces.csv", b"path,AGE,Age\nx,1,2\n", "one column for age .* AGE and Age"),
+        ("faces.csv", b"path,sex,Sex\nx,1,2\n", "one column for gender .* sex and Sex"),
         ("faces.csv", b'path\n"x', "CSV .*faces.csv"),
         ("faces.csv", face(0), "CSV .*faces.csv"),
         ("faces.csv", b"path\nx.jpg\ny.jpg\n", r"all 2 files were rejected.*missing file \(2, such as x.jpg\)"),
