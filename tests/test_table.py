@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from labelled_faces import FAIRFACE_RACES, write_fairface
 
 from facecls.data import table as table_module
 from facecls.data.store import decode
@@ -21,7 +22,6 @@ from facecls.data.synthetic import draw_faces, wears_glasses
 from facecls.data.table import Table
 from facecls.data.tasks import UTKFACE, Tasks, create_tasks, parse_name
 from facecls.errors import UserError
-
 
 LABELS = ["gender", "race", "age"]
 
@@ -109,9 +109,7 @@ def test_every_file_of_a_source_is_a_face_or_a_reject(make: Callable[[Path], Pat
     order = sorted(FACES) if make is as_folder else list(FACES)
     assert list(table.faces.columns) == ["path", *LABELS, "sha1"]
     assert list(table.faces["path"]) == order
-    assert list(table.faces[LABELS].itertuples(index=False, name=None)) == [
-        FACES[path][1] for path in order
-    ]
+    assert list(table.faces[LABELS].itertuples(index=False, name=None)) == [FACES[path][1] for path in order]
     assert list(table.faces["sha1"]) == [hashlib.sha1(FILES[path]).hexdigest() for path in order]
     assert [bytes(table.store[row]) for row in range(len(table.store))] == [FILES[path] for path in order]
     assert reasons(table) == {path: reason for path, (_, reason) in REJECTS.items()}
@@ -239,6 +237,34 @@ def test_a_damaged_or_encrypted_member_of_a_zip_is_a_reject(tmp_path: Path) -> N
     table = read_table(archive, seed=0)
     assert reasons(table)[damaged] == reasons(table)[encrypted] == "damaged or encrypted in the archive"
     assert list(table.faces["path"]) == list(FACES)[2:]
+
+
+GLASSES = create_tasks({"glasses": {"classes": ["without", "with"]}})
+
+
+def test_drawn_faces_wear_glasses_where_that_is_a_task() -> None:
+    table = read_table("synthetic:20", 3, GLASSES)
+    assert list(table.faces.columns) == ["path", *LABELS, "glasses", "sha1"]
+    assert table.faces["glasses"].tolist() == [int(wears_glasses(3, index)) for index in range(20)]
+    assert [bytes(table.store[row]) for row in range(20)] == [data for _, data in draw_faces(20, 3, glasses=True)]
+    assert list(read_table("synthetic:2", 3).faces.columns) == ["path", *LABELS, "sha1"]
+
+
+def test_file_names_say_nothing_about_further_tasks(tmp_path: Path) -> None:
+    table = read_table(as_tar(tmp_path), 0, GLASSES)
+    assert table.faces["glasses"].isna().all()
+    assert list(table.faces["gender"]) == [FACES[path][1][0] for path in FACES]
+
+
+def test_file_names_give_classes_and_not_codes(tmp_path: Path) -> None:
+    tasks = create_tasks({"race": {"classes": ["Indian", "Black", "White"]}, "age": {"highest": 60}})
+    table = read_table(as_tar(tmp_path), 0, tasks)
+    assert list(table.faces["race"]) == [1, 2, 2]  # black, white, white
+    found = reasons(table)
+    assert found["UTKFace/26_1_2_20170116174525125.jpg.chip.jpg"] == "race is not 0 (Indian), 1 (Black), 2 (White)"
+    assert found["UTKFace/part 2/116_1_3_20170120134921760.png"] == (
+        "age is not a whole number of years from 0 to 60 or a range of them"
+    )
 
 
 def test_drawn_faces_carry_their_names_labels() -> None:
@@ -403,6 +429,66 @@ def test_a_split_column_must_be_complete_and_known(
     path = manifest(tmp_path, {"path": [f"{number}.jpg" for number in range(4)], "split": splits}, ending)
     with pytest.raises(UserError, match=message):
         read_table(path, seed=0)
+
+
+def test_fairfaces_own_file_works_as_it_is(tmp_path: Path) -> None:
+    tasks = create_tasks({"race": {"classes": FAIRFACE_RACES}})
+    path = write_fairface(tmp_path, 60, seed=1, size=32)
+    assert path.read_text().startswith("file,age,gender,race,service_test\ntrain/1.jpg,")
+    table = read_table(path, 0, tasks)
+    assert list(table.faces.columns) == ["path", *LABELS, "age_from", "age_to", "sha1"]
+    assert all(table.faces[name].dtype == "Int16" for name in ("age", "age_from", "age_to"))
+    rows = pd.read_csv(path)
+    assert table.faces["path"].tolist() == rows["file"].tolist()
+    assert [("Male", "Female")[code] for code in table.faces["gender"]] == rows["gender"].tolist()
+    assert [FAIRFACE_RACES[code] for code in table.faces["race"]] == rows["race"].tolist()
+    assert table.faces["age"].isna().all()
+    ends = table.faces[["age_from", "age_to"]].itertuples(index=False, name=None)
+    assert ["more than 70" if low == 70 else f"{low}-{high}" for low, high in ends] == rows["age"].tolist()
+    assert set(table.faces["age_to"][rows["age"] == "more than 70"]) == {116}
+    assert len(table.faces["race"].unique()) == 7
+
+
+@both_kinds
+def test_columns_are_found_under_the_names_people_give_them(ending: str, tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(face(1))
+    columns: dict[str, list[object]] = {
+        "Image": ["1.jpg"],
+        "Sex": ["F"],
+        "ETHNICITY": ["Asian"],
+        "Age": ["30+"],
+        "Glasses": ["With"],
+        "Split": ["val"],
+    }
+    table = read_table(manifest(tmp_path, columns, ending), 0, GLASSES)
+    row = table.faces.iloc[0]
+    assert row.drop(["age", "sha1"]).astype(str).to_dict() == {
+        "path": "1.jpg",
+        "gender": "1",
+        "race": "2",
+        "age_from": "30",
+        "age_to": "116",
+        "glasses": "1",
+        "split": "val",
+    }
+
+
+@both_kinds
+def test_an_exact_name_wins(ending: str, tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "file": ["no.jpg"],
+        "Path": ["no.jpg"],
+        "path": ["1.jpg"],
+        "sex": ["male"],
+        "GENDER": ["female"],
+    }
+    table = read_table(manifest(tmp_path, columns, ending), seed=0)
+    assert labels_of(table) == [(1, None, None)]
+    tasks = create_tasks({"sex": {"classes": ["male", "female"]}})  # then it is that task's and not another name of gender
+    del columns["GENDER"]
+    table = read_table(manifest(tmp_path, columns, ending), 0, tasks)
+    assert table.faces["sex"].tolist() == [0]
+    assert labels_of(table) == [(None, None, None)]
 
 
 # --- mistakes ---
