@@ -13,7 +13,8 @@ import numpy.typing as npt
 from facecls.analysis.duplicates import Pixels
 from facecls.console import console
 from facecls.data.store import decode
-from facecls.data.table import ACCEPTED, read_table
+from facecls.data.sources import ACCEPTED
+from facecls.data.table import read_table
 from facecls.errors import UserError, command
 from facecls.model.heads import FaceModel
 from facecls.model.module import load_module
