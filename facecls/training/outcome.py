@@ -54,7 +54,7 @@ def save_outcome(
     results = _collect_results(trainer, data, collector, table) | dict(facts) | _environment(trainer)
     write_results(folder, results, table)
     with console().status("writing the report"):
-        write_report(folder, lambda row: data.picture(faces[row]), module.model.cpu())
+        write_report(folder, lambda row: data.picture(int(faces[row])), module.model.cpu())
     print_results(results, folder)
     return results
 

@@ -111,7 +111,7 @@ class LineProgress(ProgressBar):
         """Prints a line if it is time."""
         now = time.monotonic()
         if now - self._last_line >= LINE_EVERY:
-            batches = int(self.total_test_batches_current_dataloader)
+            batches = int(sum(trainer.num_test_batches))
             left = (now - self._started) / (batch_idx + 1) * (batches - batch_idx - 1)
             self._print(f"test batch {batch_idx + 1:,}/{batches:,}, {timedelta(seconds=round(left))} left")
             self._last_line = now
