@@ -85,6 +85,11 @@ class Run:
         return faces[faces["split"] == "train"]
 
     @property
+    def reference(self) -> pd.DataFrame:
+        """The labelled faces that a constant guess is taken from: the training faces or, if unknown, the tested ones."""
+        return self.train if len(self.train) else self.predictions
+
+    @property
     def is_drawn(self) -> bool:
         """Whether its faces were drawn by ``facecls.data.synthetic``, not photographed."""
         return str(self.data.get("root", "")).startswith("synthetic:")
