@@ -86,7 +86,7 @@ class Run:
 
     @property
     def reference(self) -> pd.DataFrame:
-        """The labelled faces that a constant guess is taken from: the training faces or, if unknown, the tested ones."""
+        """The faces that a constant guess is taken from: those of the training or, if unknown, of the test."""
         return self.train if len(self.train) else self.predictions
 
     @property

@@ -35,6 +35,8 @@ from facecls.report.style import (
 
 _AXIS_COLOURS = (INK, ORANGE, BLUE, GREEN, PURPLE)
 """Of all faces, and of the groups by each axis in turn."""
+_LETTERS = 40
+"""Letters of tick labels that fit side by side below a figure."""
 
 
 @styled
@@ -54,8 +56,10 @@ def confusion(table: pd.DataFrame, task: Classification) -> Figure:
         text = f"{count:,}\n{shares[row, column]:.0%}" if cells[row].sum() else f"{count}"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, weight="bold" if row == column else "normal")
     axes.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
-    # seven names do not fit side by side
-    axes.set_xticklabels(names, **({"rotation": 35, "ha": "right"} if sum(map(len, names)) > 40 else {}))
+    if sum(map(len, names)) > _LETTERS:
+        axes.set_xticklabels(names, rotation=35, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticklabels(names)
     axes.set(xlabel="predicted", ylabel="label")
     axes.grid(visible=False)
     axes.tick_params(length=0)

@@ -46,7 +46,8 @@ def range_distribution(faces: pd.DataFrame, task: Age) -> Figure:
         faces: With ``split`` and the columns ``task.range``.
         task: Task to show.
     """
-    known = faces.dropna(subset=list(task.range)).assign(range=lambda some: label_texts(some, task))
+    known = faces.dropna(subset=list(task.range))
+    known = known.assign(range=pd.Series(label_texts(known, task), known.index))
     names = list(known.sort_values(list(task.range))["range"].unique())
     shares = {
         f"{split} ({len(part):,})": part["range"].value_counts(normalize=True).reindex(names, fill_value=0).to_numpy()

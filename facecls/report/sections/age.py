@@ -140,7 +140,7 @@ def _by_range(table: pd.DataFrame, task: Age) -> pd.DataFrame:
     if f"{task.name}_predicted" not in table or task.range[0] not in table:
         return pd.DataFrame(columns=["faces", "right"])
     parts = scores_of({task.name: task})[f"{task.name}/band_accuracy"].parts(table)
-    found = pd.DataFrame(parts, columns=["faces", "right"]).assign(name=label_texts(table, task))
+    found = pd.DataFrame(parts, columns=["faces", "right"]).assign(name=pd.Series(label_texts(table, task)))
     found = found.assign(first=table[task.range[0]].to_numpy(), last=table[task.range[1]].to_numpy())
     counts = found[found["faces"] > 0].groupby(["first", "last", "name"])[["faces", "right"]].sum()
     return counts.droplevel(["first", "last"])

@@ -47,7 +47,9 @@ def calibration(table: pd.DataFrame, tasks: Tasks) -> Section:
         (found[of_classes], {"ece": "calibration error (ECE)", "nll": "neg. log likelihood (nats)"}),
         (found[~of_classes], {"coverage": "ages in their 90 % interval", "width": "interval width (years)"}),
     ):
-        shown = [_reliability(table, task, some) for task in classifications(tasks.values()) if task.name in {*some["task"]}]
+        shown = [
+            _reliability(table, task, some) for task in classifications(tasks.values()) if task.name in {*some["task"]}
+        ]
         blocks += [Figures(shown)] if shown else []
         if len(some):
             names = " and ".join(some["task"].unique())
@@ -60,9 +62,9 @@ def calibration(table: pd.DataFrame, tasks: Tasks) -> Section:
             )
     blocks.append(
         Text(
-            "The temperature divides the logits. It was fitted on the validation faces and changes no predicted class. "
-            "Above 1, the model was overconfident; below 1, underconfident. ECE is the mean distance between confidence "
-            f"and accuracy over {BINS} bins of confidence."
+            "The temperature divides the logits. It was fitted on the validation faces and changes no predicted "
+            "class. Above 1, the model was overconfident; below 1, underconfident. ECE is the mean distance between "
+            f"confidence and accuracy over {BINS} bins of confidence."
         )
     )
     return Section("calibration", "Calibration", blocks)

@@ -97,10 +97,7 @@ def _counts_table(table: pd.DataFrame, task: Classification) -> Table:
     rows: list[list[Content]] = [
         [
             label,
-            *(
-                count(f"confusion/{task.name}/{label}/{name}", int(cells[i, j]))
-                for j, name in enumerate(task.classes)
-            ),
+            *(count(f"confusion/{task.name}/{label}/{name}", int(cells[i, j])) for j, name in enumerate(task.classes)),
         ]
         for i, label in enumerate(task.classes)
     ]

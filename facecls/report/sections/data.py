@@ -98,7 +98,7 @@ def _of_ranges(faces: pd.DataFrame, task: Age) -> Figure:
     for split, part in _labels_by_split(faces, task.range[0]):
         names = pd.Series(label_texts(faces.loc[part.index], task)).value_counts(normalize=True)
         shares = [
-            words("{} {}", name, share(f"data/{split}/{task.name}/{name}", value))
+            words("{} {}", str(name), share(f"data/{split}/{task.name}/{name}", value))
             for name, value in names.head(_RANGES).items()
         ]
         said.append(words("{}: {}", split, words(", ").join(shares)))

@@ -25,8 +25,9 @@ NOTEBOOK: dict[bool, dict[str, float]] = {
     True: {"gender/accuracy": 0.944, "race/accuracy": 0.875, "age/mae_years": 7.38},
     False: {"gender/accuracy": 0.9407, "race/accuracy": 0.8752},
 }
-"""Scores reported by the notebook that this project started from, of a model with several tasks and of models with one;
-on its own split of UTKFace (18,946 faces for training, 4,759 for validation), at the epoch that was best on the latter."""
+"""Scores reported by the notebook that this project started from, of a model with several tasks and of models with
+one; on its own split of UTKFace (18,946 faces for training, 4,759 for validation), at the epoch that was best on the
+latter."""
 
 
 def summary(
@@ -69,8 +70,8 @@ def _scores(run: Run, scores: Mapping[str, Interval], guesses: Mapping[str, floa
         rows.append([*row, count(f"score/{name}/faces", found.faces)])
     columns = ["this model (95 % interval)", "constant guess", *(["original notebook"] if reported else []), "faces"]
     note = (
-        "The intervals show how much the scores would vary with another sample of as many faces (bootstrap over faces). "
-        "The constant guess is the most common class or the median age of the "
+        "The intervals show how much the scores would vary with another sample of as many faces (bootstrap over "
+        "faces). The constant guess is the most common class or the median age of the "
         f"{'training' if len(run.train) else 'tested'} faces."
     )
     if reported:
@@ -104,9 +105,7 @@ def _facts(run: Run) -> Table:
     add("Faces", words(", ").join(words("{} {}", count(f"faces/{name}", size), name) for name, size in sizes.items()))
     add("Rejected files", None if run.rejects is None else count("rejects", len(run.rejects)))
     add("Checkpoint", metrics.get("checkpoint"))
-    add(
-        "Training", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None
-    )
+    add("Training", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None)
     since = " since it was resumed" if metrics.get("resumed") else ""
     add("Time", _duration(metrics["seconds"]) + since if "seconds" in metrics else None)
     add("Device", metrics.get("device"))

@@ -19,7 +19,6 @@ from facecls.report.blocks import (
     Tile,
     Tiles,
     count,
-    heading,
     listed,
     words,
 )
@@ -74,7 +73,9 @@ def suspects_section(run: Run, found: pd.DataFrame, image: ImageLoader | None, g
     if image is None:
         blocks.append(Missing(NO_PICTURES.format(run.folder) + " Near-identical images were not searched for."))
     blocks += _list(MODEL, lists[MODEL], _about_model(run, lists[MODEL], guessed), run, image)
-    blocks += _list(COPIES_DISAGREE, lists[COPIES_DISAGREE], [Text(_about_disagreeing(run, lists[COPIES_DISAGREE]))], run, image)
+    blocks += _list(
+        COPIES_DISAGREE, lists[COPIES_DISAGREE], [Text(_about_disagreeing(run, lists[COPIES_DISAGREE]))], run, image
+    )
     about_copies = "Images with the same bytes as an earlier one, or nearly the same content, without a contradiction."
     blocks += _list(COPY, lists[COPY], [Text(about_copies if len(lists[COPY]) else "There are none.")], run, image)
     return Section("suspects", "Suspects", blocks)
