@@ -85,6 +85,11 @@ class Run:
         return faces[faces["split"] == "train"]
 
     @property
+    def reference(self) -> pd.DataFrame:
+        """The faces that a constant guess is taken from: those of the training or, if unknown, of the test."""
+        return self.train if len(self.train) else self.predictions
+
+    @property
     def is_drawn(self) -> bool:
         """Whether its faces were drawn by ``facecls.data.synthetic``, not photographed."""
         return str(self.data.get("root", "")).startswith("synthetic:")
