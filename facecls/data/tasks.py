@@ -33,8 +33,8 @@ _RANGES = (
     (re.compile(r"(\d+)\s*(?:\+|and over|and above|and older|or over|or older|plus)"), lambda low, _, top: (low, top)),
     (re.compile(r"(?:<|less than|under|younger than|below)\s*(\d+)"), lambda high, _, top: (0, min(high - 1, top))),
 )
-"""How ranges of ages are written, and what they mean given the highest age. ``20-29`` and ``more than 70`` are FairFace's
-(its oldest group follows ``60-69``, so 70 belongs to it), ``(25, 32)`` is Adience's."""
+"""How ranges of ages are written, and what they mean given the highest age. ``20-29`` and ``more than 70`` are
+FairFace's (its oldest group follows ``60-69``, so 70 belongs to it), ``(25, 32)`` is Adience's."""
 
 
 class LabelError(ValueError):

@@ -83,7 +83,9 @@ class FaceModule(pl.LightningModule):
         to(memory_format=torch.channels_last)  # convolutions are faster in it, and batches come so
         self.task_weights = {} if task_weights == "learned" else task_weights
         self.log_variances = (
-            nn.ParameterDict({task: torch.zeros(()) for task in self.model.tasks}) if task_weights == "learned" else None
+            nn.ParameterDict({task: torch.zeros(()) for task in self.model.tasks})
+            if task_weights == "learned"
+            else None
         )
         self.metrics = nn.ModuleDict(
             {
@@ -102,7 +104,9 @@ class FaceModule(pl.LightningModule):
         """What is trained, in a line."""
         size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         source = self.hparams["weights"] or "random weights"
-        return f"{self.model.trunk.name} from {source}, heads for {', '.join(self.model.tasks)}: {size:.1f} M parameters"
+        return (
+            f"{self.model.trunk.name} from {source}, heads for {', '.join(self.model.tasks)}: {size:.1f} M parameters"
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Estimates, as ``FaceModel.estimate`` gives them.
