@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         )
     if options.dest.suffix != ".onnx":
         raise UserError(
-            f"Expected a file name that ends in .onnx, by which predict recognises it, but got {options.dest}."
+            f"Expected a file name that ends in .onnx, but got {options.dest}; predict knows models by that."
         )
     with replacing(options.dest) as part:
         return _export(options, part)
@@ -73,6 +73,8 @@ def _create_parser() -> argparse.ArgumentParser:
 
 def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
     """Exports, verifies, quantises if asked to, writes the file and prints the comparison."""
+    import torch
+
     from facecls.export import graph, quantisation, show, verification
     from facecls.model.checkpoint import read_checkpoint
 
@@ -101,7 +103,11 @@ def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
     part.write_bytes(file)
     facts = {f"mb/{name}": size / 1e6 for name, size in sizes.items()}
     facts |= verification.compare(runs, module, batches)
-    out.print(show.create_table(facts, list(runs), f"{options.dest}: opset {options.opset}"))
+    table = show.create_table(facts, list(runs), f"{options.dest}: opset {options.opset}")
+    batch_sizes = ", ".join(map(str, verification.BATCH_SIZES))
+    where = f"CPU, {torch.get_num_threads()} threads"
+    table.caption = f"{facts['faces']:,} faces in batches of {batch_sizes}; {where}; (change from torch)"
+    out.print(table)
     return facts
 
 

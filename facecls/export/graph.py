@@ -40,7 +40,8 @@ def to_onnx(module: FaceModule, opset: int) -> onnx.ModelProto:
         UserError: If torch can't export this trunk.
     """
     plain: Any = copy.deepcopy(module)
-    plain.to(memory_format=torch.contiguous_format)  # channels last turns the flattening after the pooling into a gather
+    # in channels last, the flattening after the pooling would be exported as a gather
+    plain.to(memory_format=torch.contiguous_format)
     size = module.hparams["image_size"]
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # with one image, torch.export may fix N to 1
     with torch.inference_mode():

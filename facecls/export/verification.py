@@ -160,7 +160,9 @@ def compare(runs: Mapping[str, Run], module: FaceModule, batches: Sequence[Batch
     return facts
 
 
-def _scores(head: Head, estimates: npt.NDArray[np.float32], labels: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+def _scores(
+    head: Head, estimates: npt.NDArray[np.float32], labels: Mapping[str, Tensor]
+) -> Iterator[tuple[str, float]]:
     """The metrics of a head over the faces that have a label, by name."""
     metrics = head.create_metrics()
     for kind, targets in head.targets(labels).items():
