@@ -51,7 +51,7 @@ class FaceDataset(Dataset[dict[str, Tensor] | SharedBatch]):
         if self.buffers is not None and worker is not None and (buffer := self.buffers.claim(worker.id)) is not None:
             images = self._images(batch, partial(self.buffers.array, buffer))
             return SharedBatch(self.buffers, buffer, images.shape, rest)
-        images = self._images(batch, partial(np.empty, dtype=np.uint8))
+        images = self._images(batch, lambda shape: np.empty(shape, np.uint8))
         return {"image": torch.from_numpy(images).permute(0, 3, 1, 2), **rest}
 
     def _images(

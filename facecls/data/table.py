@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, starmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -64,6 +64,7 @@ def read_table(root: str | Path, seed: int, tasks: Tasks) -> Table:
             unpacked to disk), a ``.csv`` or ``.parquet`` manifest with a ``path`` column (absolute, or relative to the
             manifest's folder), or ``synthetic:N`` for N drawn faces.
         seed: Of the drawn faces.
+        tasks: What the faces are labelled with.
 
     Returns:
         The table, with one face at least.
@@ -99,7 +100,7 @@ def _files(root: str, seed: int, tasks: Tasks) -> Iterator[_File]:
         raise UserError(f"Expected {ACCEPTED}, but there is nothing at {root}.")
     for endings, reader in _READERS.items():
         if source.name.lower().endswith(endings):
-            return reader(source, tasks) if reader is _in_manifest else reader(source)  # type: ignore[call-arg]
+            return reader(source, tasks) if reader is _in_manifest else reader(source)
     raise UserError(f"Expected {ACCEPTED}, got {root}.")
 
 
@@ -153,7 +154,7 @@ def _in_manifest(manifest: Path, tasks: Tasks) -> Iterator[_File]:
     reasons[rows["path"] == ""] = "no path"
     splits = _checked_splits(rows["split"], manifest) if "split" in rows else [None] * len(rows)
     folder = manifest.parent
-    labels = rows[[name for name in tasks if name in rows]].to_dict("records")
+    labels: Any = rows[[name for name in tasks if name in rows]].to_dict("records")
     for path, reason, values, split in zip(rows["path"].tolist(), reasons, labels, splits, strict=True):
         yield _listed(folder, _File(path, reason, values, split=split))
 

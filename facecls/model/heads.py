@@ -267,7 +267,7 @@ class AgeDistributionHead(_AgeHead):
 
 
 class AgeRegressionHead(_AgeHead):
-    """One number by a sigmoid, times the highest age, as in the original notebook. ``estimate``: ``<task>`` (N,) years."""
+    """A sigmoid times the highest age, as in the original notebook. ``estimate``: ``<task>`` (N,) years."""
 
     has_distribution = False
 
