@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 ROUNDS = 5
-"""How often each block is timed. Blocks that are compared alternate, so that other load on the machine slows them alike."""
+"""How often each block is timed. Blocks that are compared alternate, so that other load slows them alike."""
 
 
 class Rate(NamedTuple):
