@@ -46,7 +46,7 @@ def exported(model: Path) -> Path:
     """The same model as ``facecls.export`` writes it."""
     module = read_checkpoint(model).module
     path = model.with_name("model.onnx")
-    path.write_bytes(graph.finished(graph.to_onnx(module, 18), graph.metadata(module, model)))
+    path.write_bytes(graph.serialise(graph.to_onnx(module, 18), graph.metadata(module, model)))
     return path
 
 
@@ -252,7 +252,7 @@ def test_a_further_attribute_has_columns_of_its_own(tmp_path: Path, files: list[
     for tta in ("none", "flip"):
         table = facecls.load(path, device="cpu", tta=tta).predict(files)
         own = ["glasses", "p_glasses_without", "p_glasses_with"]
-        assert list(table.columns) == ["path", *own, "gender", "p_male", "p_female", "error"]
+        assert list(table.columns) == ["path", "gender", "p_male", "p_female", *own, "error"]
     table = facecls.load(path, device="cpu").predict(files)
     p = softmax(logits["glasses"] / 2.0, axis=1)
     assert table[own[1:]].to_numpy() == pytest.approx(p, abs=1e-4)
@@ -346,9 +346,9 @@ def test_a_gpu_is_refused_where_onnx_runtime_has_none(exported: Path) -> None:
 
 def test_importing_and_asking_for_help_do_not_import_torch() -> None:
     code = (
-        "import sys, facecls, facecls.predict\n"
+        "import sys, facecls, facecls.predict.__main__ as predict\n"
         "assert callable(facecls.load)\n"
-        "try: facecls.predict.main(['--help'])\n"
+        "try: predict.main(['--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit(' '.join({'torch', 'numpy', 'pandas', 'cv2'} & {*sys.modules}) or None)"
     )
