@@ -1,4 +1,4 @@
-"""Memory in which batches come from the processes that make them, used again and again."""
+"""Shared memory that hands batches from the worker processes that make them to the process that uses them."""
 
 import mmap
 import os
@@ -15,95 +15,111 @@ from torch import Tensor
 _KEYS = count()
 
 
-class Slots:
-    """Shared memory for batches of images; each slot is lent to one batch at a time.
+class SharedBuffers:
+    """Reusable shared memory for batches of images; each buffer holds one batch at a time.
 
-    torch's own way maps fresh memory for every batch, of which worker and parent have to fault in each page: for one of
-    64 at 224 pixels more than half of the time that decoding and resizing takes (Linux in a virtual machine).
+    torch's own way maps fresh memory for every batch, whose pages both worker and parent have to fault in: for a batch
+    of 64 at 224 pixels that takes more than half as long as decoding and resizing (Linux in a virtual machine).
 
-    The process that makes them lends a slot to a batch that is to be made, a worker forked from it fills it, and it
-    makes a tensor of that without a copy. When nothing refers to the tensor any more, the slot is free again. While all
-    are lent, batches go torch's way. A slot whose batch never comes, as after an error, stays lent.
+    A worker forked from the process that made the buffers claims one of its own and fills it; the parent wraps it in a
+    tensor without a copy, and releases it once nothing refers to the tensor. Only its worker sets a buffer's flag and
+    only the parent clears it, so no lock is needed. While all of a worker's buffers are in use, its batches go torch's
+    way. A buffer whose batch never arrives, as after an error, stays claimed.
 
     Args:
-        number: How many slots.
-        size: Bytes of each. What no batch has touched takes no memory.
+        workers: How many processes fill them.
+        each: How many buffers a worker has.
+        size: Bytes of each. Pages that no batch has touched take no memory.
 
     Attributes:
-        key: What tells them from others.
+        key: Identifies these buffers in the parent and its workers.
     """
 
-    def __init__(self, number: int, size: int) -> None:
+    def __init__(self, workers: int, each: int, size: int) -> None:
         self.key = next(_KEYS)
         self._owner = os.getpid()
-        self._bytes = np.frombuffer(mmap.mmap(-1, number * size), np.uint8).reshape(number, size)
-        self._free = list(range(number))
+        self._in_use = np.frombuffer(mmap.mmap(-1, workers * each), np.uint8).reshape(workers, each)
+        self._bytes = np.frombuffer(mmap.mmap(-1, workers * each * size), np.uint8).reshape(workers * each, size)
         _KNOWN[self.key] = self
 
     def __reduce__(self) -> Any:
-        """Nothing: a process that isn't forked from this one doesn't have the memory, and does without."""
-        return _nothing, ()
+        """Pickles as ``None``: a process that was not forked from this one does not share the memory."""
+        return _none, ()
 
-    def lend(self) -> int | None:
-        """The number of a free slot, the last one that was given back.
-
-        Returns:
-            ``None`` if all are lent, and in a forked process, where others may lend the same memory.
-        """
-        return self._free.pop() if self._free and os.getpid() == self._owner else None
-
-    def array(self, slot: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """The memory of a slot.
+    def claim(self, worker: int) -> int | None:
+        """Takes a free buffer of a worker; to be called in it.
 
         Args:
-            slot: Its number.
-            shape: Of no more bytes than a slot has.
+            worker: Its number.
+
+        Returns:
+            The buffer's number; ``None`` if all are in use, or this process is no worker of the one that made them.
+        """
+        if os.getppid() != self._owner:
+            return None
+        free = np.flatnonzero(self._in_use[worker] == 0)
+        if not len(free):
+            return None
+        first = int(free[0])  # so that no more buffers are ever touched than are needed at once
+        self._in_use[worker, first] = 1
+        return worker * self._in_use.shape[1] + first
+
+    def array(self, buffer: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """The memory of a buffer.
+
+        Args:
+            buffer: Its number.
+            shape: Of no more bytes than a buffer has.
 
         Returns:
             A view, uint8, of that shape.
         """
-        return self._bytes[slot, : np.prod(shape)].reshape(shape)
+        return self._bytes[buffer, : np.prod(shape)].reshape(shape)
 
-    def tensor(self, slot: int, shape: tuple[int, ...]) -> Tensor:
-        """What a worker left in a slot, which is free again when nothing refers to the tensor.
+    def tensor(self, buffer: int, shape: tuple[int, ...]) -> Tensor:
+        """What a worker left in a buffer, which is released once nothing refers to the tensor.
 
         Args:
-            slot: Its number.
-            shape: Of no more bytes than a slot has.
+            buffer: Its number.
+            shape: Of no more bytes than a buffer has.
 
         Returns:
             A view, uint8, of that shape.
         """
-        array = self.array(slot, shape)
-        weakref.finalize(array, self._free.append, slot).atexit = False
+        array = self.array(buffer, shape)
+        weakref.finalize(array, self._in_use.reshape(-1).__setitem__, buffer, 0).atexit = False
         return torch.from_numpy(array)
 
+    def free(self) -> int:
+        """How many buffers are not in use."""
+        return int((self._in_use == 0).sum())
 
-_KNOWN: "weakref.WeakValueDictionary[int, Slots]" = weakref.WeakValueDictionary()
+
+_KNOWN: "weakref.WeakValueDictionary[int, SharedBuffers]" = weakref.WeakValueDictionary()
 
 
-class SlottedBatch:
-    """A batch whose images a worker left in a slot; on the parent's side of the queue it is an ordinary one.
+class SharedBatch:
+    """A batch whose images a worker left in a buffer; unpickled by the parent, it is an ordinary batch.
 
     Args:
-        slots: That the worker has from the parent.
-        slot: Where the images lie.
-        shape: Theirs, (N, H, W, 3).
+        buffers: That the worker shares with its parent.
+        buffer: Where the images are.
+        shape: Their shape, (N, H, W, 3).
         rest: The other tensors by name; small ones, which are cheaper to send than to share.
     """
 
-    def __init__(self, slots: Slots, slot: int, shape: tuple[int, ...], rest: Mapping[str, Tensor]) -> None:
-        self._sent = slots.key, slot, shape, {name: value.numpy() for name, value in rest.items()}
+    def __init__(self, buffers: SharedBuffers, buffer: int, shape: tuple[int, ...], rest: Mapping[str, Tensor]) -> None:
+        self._sent = buffers.key, buffer, shape, {name: value.numpy() for name, value in rest.items()}
 
     def __reduce__(self) -> Any:
-        """What makes a batch of it."""
+        """Pickles as the call that makes an ordinary batch of it."""
         return _receive, self._sent
 
 
-def _receive(key: int, slot: int, shape: tuple[int, ...], rest: Mapping[str, Any]) -> dict[str, Tensor]:
-    images = _KNOWN[key].tensor(slot, shape).permute(0, 3, 1, 2)
+def _receive(key: int, buffer: int, shape: tuple[int, ...], rest: Mapping[str, Any]) -> dict[str, Tensor]:
+    images = _KNOWN[key].tensor(buffer, shape).permute(0, 3, 1, 2)
     return {"image": images, **{name: torch.from_numpy(value) for name, value in rest.items()}}
 
 
-def _nothing() -> None:
+def _none() -> None:
     pass

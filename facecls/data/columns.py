@@ -3,12 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
-from facecls.data.tasks import MISSING
 from facecls.errors import UserError
 
 CHUNK = 65_536
@@ -61,23 +58,6 @@ def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] 
             yield pd.DataFrame(texts)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
         raise UserError(f"Expected a {kind} file in {path}, but it can't be read as one: {error}") from None
-
-
-def label_values(cells: pd.Series, highest: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The labels in a column.
-
-    Args:
-        cells: (N,) str.
-        highest: The largest value that is one.
-
-    Returns:
-        (N,) labels, ``MISSING`` where there is none, and (N,) whether the cell holds something else.
-    """
-    row_text, texts = pd.factorize(cells)  # a million rows, but few different texts
-    missing = texts.str.lower().isin(["", "na", "n/a", "nan", "none", "null", "<na>"])
-    numbers = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(np.float64)
-    right = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= highest)
-    return np.where(right, numbers, MISSING).astype(np.int64)[row_text], ~(right | missing)[row_text]
 
 
 def _is_parquet(path: Path) -> bool:

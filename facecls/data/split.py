@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from facecls.data.columns import read_columns
-from facecls.data.tasks import RACES
+from facecls.data.tasks import MISSING, Classification, Task, Tasks
 from facecls.errors import UserError
 
 SPLITS = ("train", "val", "test")
-AGE_BANDS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
+STRATA_AGE_EDGES = (0, 3, 10, 20, 30, 40, 50, 60, 70)
 """First age of each band in years, the last one open: those of FairFace (Karkkainen and Joo, WACV 2021)."""
 
 _IS_TRAIN = {"1": "train", "1.0": "train", "0": "holdout", "0.0": "holdout"}
@@ -21,21 +21,22 @@ _TRAIN, _VAL, _TEST = range(3)  # indices into SPLITS
 _Ints = npt.NDArray[np.int64]
 
 
-def assign_split(faces: pd.DataFrame, val: float, test: float, seed: int) -> "pd.Series[str]":
-    """Divides faces into train, val and test, each with the same mixture of gender, race and age band.
+def assign_split(faces: pd.DataFrame, val: float, test: float, seed: int, tasks: Tasks) -> "pd.Series[str]":
+    """Splits faces into train, val and test, each with the same mixture of labels.
 
-    The same faces and seed give the same division in whatever order the rows come. Byte-identical images always go
-    together. A stratum is a combination of gender, race and age band, where a missing label counts as a value of its
-    own; identical images with different labels belong to the first of their strata. Every stratum's shares are right
-    to about one face (or the largest group of identical images), and so are those of neighbouring strata together,
-    such as all women, and of the whole. A part that is wanted is never empty, as long as there are as many different
-    images as parts; with fewer all faces train.
+    The same faces and seed give the same split in whatever order the rows come. Byte-identical images always stay
+    together. A stratum is a combination of classes and age bands of all tasks, where a missing label counts as a value
+    of its own; identical images with different labels belong to the first of their strata. Every stratum's shares are
+    right to about one face (or the largest group of identical images), and so are those of neighbouring strata
+    together, such as all women, and of the whole. A part that is asked for is never empty, as long as there are as many
+    different images as parts; with fewer, all faces train.
 
     Args:
-        faces: With the columns ``sha1``, ``age`` (years), ``gender`` and ``race`` (codes); NA for a missing label.
+        faces: With the columns ``sha1`` and those of the labels; NA for a missing label.
         val: Share of the faces to validate with, 0 or more.
-        test: Share of the faces to test with, 0 or more; what is left by both trains, so they must not reach 1.
-        seed: Another seed gives another division.
+        test: Share of the faces to test with, 0 or more; the rest trains, so the two must not reach 1.
+        seed: Another seed gives another split.
+        tasks: What the faces are labelled with.
 
     Returns:
         One of ``SPLITS`` for every row, with the index of ``faces``.
@@ -49,7 +50,7 @@ def assign_split(faces: pd.DataFrame, val: float, test: float, seed: int) -> "pd
     # a draw stands for its image: two of a million share one once in 40 million times, and only go together then
     draws, row_group, sizes = np.unique(drawn, return_inverse=True, return_counts=True)
     strata = np.full(len(draws), np.iinfo(np.int64).max)
-    np.minimum.at(strata, row_group, _strata(faces))
+    np.minimum.at(strata, row_group, _strata(faces, tasks))
     order = np.lexsort((draws, strata))
     by_stratum = np.split(order, np.flatnonzero(np.diff(strata[order])) + 1)
 
@@ -60,9 +61,9 @@ def assign_split(faces: pd.DataFrame, val: float, test: float, seed: int) -> "pd
 
 
 def read_split_file(path: str | Path, faces: pd.DataFrame) -> "pd.Series[str]":
-    """Reads a division from a CSV file with the columns ``img_name`` and ``is_train`` (1 or 0).
+    """Reads a split from a CSV file with the columns ``img_name`` and ``is_train`` (1 or 0).
 
-    Images are told by their file name without folders.
+    Images are matched by their file name without folders.
 
     Args:
         path: The CSV file.
@@ -88,20 +89,20 @@ def read_split_file(path: str | Path, faces: pd.DataFrame) -> "pd.Series[str]":
         raise UserError(
             f"Expected each image once in {path}, but {both[0]} is listed with both 1 and 0; correct the file."
         )
-    division = sides["first"].reindex(_file_names(faces["path"]))
-    if division.isna().all():
+    split = sides["first"].reindex(_file_names(faces["path"]))
+    if split.isna().all():
         raise UserError(f"Expected the faces' file names under img_name in {path}, but none of the faces is listed.")
-    return pd.Series(division.to_numpy(), index=faces.index, name="split", dtype="str")
+    return pd.Series(split.to_numpy(), index=faces.index, name="split", dtype="str")
 
 
 def leaks(faces: pd.DataFrame, split: "pd.Series[str]") -> int:
-    """Counts the faces whose image lies, byte for byte, in another part of the division too.
+    """Counts the faces whose image is, byte for byte, in another part of the split too.
 
-    ``assign_split`` makes none of them; divisions made elsewhere may.
+    ``assign_split`` leaves none; splits made elsewhere may.
 
     Args:
         faces: With the column ``sha1``.
-        split: The part of each face, in the rows' order; NA belongs to no part.
+        split: The part of each face, in the rows' order; NA for none.
 
     Returns:
         How many faces, counted in every part.
@@ -115,32 +116,44 @@ def _file_names(paths: "pd.Series[str]") -> list[str]:
     return [path.replace("\\", "/").rpartition("/")[2] for path in paths]
 
 
-def _strata(faces: pd.DataFrame) -> _Ints:
-    """Numbers the strata so that neighbours in number share gender, and those closer still race, ``(N,)``."""
-    age, gender, race = (faces[task].to_numpy(np.int64, na_value=-1) for task in ("age", "gender", "race"))
-    band = np.searchsorted(AGE_BANDS, age, side="right")  # 0 is no age
-    strata: _Ints = ((gender + 1) * (len(RACES) + 1) + race + 1) * (len(AGE_BANDS) + 1) + band
+def _strata(faces: pd.DataFrame, tasks: Tasks) -> _Ints:
+    """Numbers the strata so that those with neighbouring numbers share the first labels, ``(N,)``."""
+    strata = np.zeros(len(faces), np.int64)
+    for task in tasks.values():
+        values, count = _stratum_of(faces, task)
+        strata = strata * count + values
     return strata
 
 
+def _stratum_of(faces: pd.DataFrame, task: Task) -> tuple[_Ints, int]:
+    """Each face's class or age band from 1 on, 0 for no label, ``(N,)``; and how many values there are."""
+    labels = faces[task.name].to_numpy(np.int64, na_value=MISSING)
+    if isinstance(task, Classification):
+        return labels + 1, len(task.classes) + 1
+    first = task.range[0]
+    if first in faces:
+        labels = np.where(labels == MISSING, faces[first].to_numpy(np.int64, na_value=MISSING), labels)
+    return np.searchsorted(STRATA_AGE_EDGES, labels, side="right"), len(STRATA_AGE_EDGES) + 1
+
+
 def _draw(seed: int, text: str) -> int:
-    """A number from 0 to 2^64 - 1, as good as drawn, that depends on nothing but the seed and the text."""
+    """A pseudorandom number from 0 to 2^64 - 1 that depends on nothing but the seed and the text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), key=str(seed).encode(), digest_size=8).digest(), "big")
 
 
 def _deal(
     by_stratum: Sequence[_Ints], sizes: _Ints, shares: dict[int, float], starts: dict[int, float]
 ) -> npt.NDArray[np.int8]:
-    """Deals groups of identical images to the parts, stratum by stratum: systematic sampling with a drawn start.
+    """Deals groups of identical images to the parts, stratum by stratum: systematic sampling with a random start.
 
-    What a part should hold by the end of a stratum is its share of all faces so far, so an error made in one stratum,
-    where a group didn't fit, is made good in the next.
+    By the end of each stratum a part should hold its share of all faces so far, so an error made in one stratum,
+    where a group didn't fit, is corrected in the next.
 
     Args:
-        by_stratum: The groups of each stratum in drawn order.
+        by_stratum: The groups of each stratum in random order.
         sizes: Faces in each group, ``(G,)``.
         shares: Share of the faces for every part but train.
-        starts: Where between two whole faces rounding goes up, 0..1, for the same parts.
+        starts: Offset of the rounding in faces, 0..1, for the same parts.
 
     Returns:
         The part of each group, ``(G,)``.
@@ -163,7 +176,7 @@ def _deal(
 def _leave_none_empty(
     parts: npt.NDArray[np.int8], wanted: list[int], sizes: _Ints, draws: npt.NDArray[np.uint64]
 ) -> None:
-    """Gives every wanted part a group, the smallest there is to spare, or all to train if there are too few."""
+    """Gives every empty part a group, the smallest of the largest part; all groups to train if there are too few."""
     if len(parts) < len(wanted):
         parts[:] = _TRAIN
         return

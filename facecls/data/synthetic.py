@@ -17,9 +17,20 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facecls.data.tasks import GENDERS, MAX_AGE, RACES, Labels
+from facecls.data.tasks import UTKFACE
 
 _Array = npt.NDArray[Any]
+
+GENDERS, RACES, MAX_AGE = UTKFACE["gender"].classes, UTKFACE["race"].classes, UTKFACE["age"].highest  # type: ignore[union-attr]
+
+
+class Labels(NamedTuple):
+    """The labels of one face: age in years, codes of gender and race."""
+
+    age: int
+    gender: int
+    race: int
+
 
 _BLACK = np.array([15.0, 12.0, 12.0])
 _GREY = np.array([212.0, 210.0, 208.0])

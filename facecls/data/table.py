@@ -2,23 +2,23 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, starmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from facecls.data.columns import CHUNK, label_values, read_columns
+from facecls.data.columns import CHUNK, read_columns
 from facecls.data.parallel import in_order
 from facecls.data.sources import Read, UnreadableError, file_bytes, is_clutter, quiet, tar_members, walk, zip_members
 from facecls.data.split import SPLITS
 from facecls.data.store import ImageStore, why_unusable
-from facecls.data.tasks import EXPECTED, HIGHEST, MISSING, TASKS, LabelError, Labels, parse_name
+from facecls.data.tasks import MISSING, LabelError, Tasks, parse_name
 from facecls.errors import UserError
 
 ACCEPTED = "a folder, a .tar, .tar.gz, .tgz or .zip, a .csv or .parquet manifest, or synthetic:N"
@@ -47,12 +47,12 @@ class _File(NamedTuple):
 
     path: str
     reason: str | None = None
-    labels: Labels = Labels(MISSING, MISSING, MISSING)
+    labels: Mapping[str, str] = {}
     data: bytes = b""
     split: str | None = None
 
 
-def read_table(root: str | Path, seed: int) -> Table:
+def read_table(root: str | Path, seed: int, tasks: Tasks) -> Table:
     """Reads all faces of a place: each file becomes a face, or a reject with its reason.
 
     Folders, archives and drawn faces carry their labels in UTKFace file names. Manifests carry them in columns ``age``,
@@ -64,6 +64,7 @@ def read_table(root: str | Path, seed: int) -> Table:
             unpacked to disk), a ``.csv`` or ``.parquet`` manifest with a ``path`` column (absolute, or relative to the
             manifest's folder), or ``synthetic:N`` for N drawn faces.
         seed: Of the drawn faces.
+        tasks: What the faces are labelled with.
 
     Returns:
         The table, with one face at least.
@@ -73,7 +74,7 @@ def read_table(root: str | Path, seed: int) -> Table:
     """
     try:
         with quiet():
-            table = _collect(in_order(_inspect, _files(str(root), seed)))
+            table = _collect(in_order(_inspect, _files(str(root), seed, tasks)), tasks)
     except OSError as error:
         raise UserError(f"Can't read {root}: {error}; make it readable.") from None
     if len(table.faces):
@@ -88,7 +89,7 @@ def read_table(root: str | Path, seed: int) -> Table:
     raise UserError(f"Expected faces in {root}, but there is no file in it.")
 
 
-def _files(root: str, seed: int) -> Iterator[_File]:
+def _files(root: str, seed: int, tasks: Tasks) -> Iterator[_File]:
     kind, _, count = root.partition(":")
     if kind == "synthetic":
         return _drawn(count, seed)
@@ -99,7 +100,7 @@ def _files(root: str, seed: int) -> Iterator[_File]:
         raise UserError(f"Expected {ACCEPTED}, but there is nothing at {root}.")
     for endings, reader in _READERS.items():
         if source.name.lower().endswith(endings):
-            return reader(source)
+            return reader(source, tasks) if reader is _in_manifest else reader(source)
     raise UserError(f"Expected {ACCEPTED}, got {root}.")
 
 
@@ -137,22 +138,24 @@ def _named(path: str, read: Read) -> _File:
         return _File(path, str(error))
 
 
-def _in_manifest(manifest: Path) -> Iterator[_File]:
-    rows = read_columns(manifest, ["path"], [*TASKS, "split"])
+def _in_manifest(manifest: Path, tasks: Tasks) -> Iterator[_File]:
+    rows = read_columns(manifest, ["path"], [*tasks, "split"])
     reasons = np.full(len(rows), None, object)
-    labels = np.full((len(rows), len(Labels._fields)), MISSING, np.int64)
-    for task in TASKS:
-        if task in rows:
-            labels[:, Labels._fields.index(task)], wrong = label_values(rows[task], HIGHEST[task])
-            reasons[wrong] = f"{task} is not {EXPECTED[task]}"
+    for task in tasks.values():
+        if task.name in rows:
+            for text in rows[task.name].unique():
+                try:
+                    task.parse(text)
+                except LabelError as error:
+                    reasons[rows[task.name] == text] = str(error)
     reasons[rows["path"].duplicated()] = "listed twice"
     differing = rows["path"][~rows.duplicated()]
     reasons[rows["path"].isin(differing[differing.duplicated()])] = "listed twice with different values"
     reasons[rows["path"] == ""] = "no path"
     splits = _checked_splits(rows["split"], manifest) if "split" in rows else [None] * len(rows)
     folder = manifest.parent
-    labelled = map(Labels, *(column.tolist() for column in labels.T))
-    for path, reason, values, split in zip(rows["path"].tolist(), reasons, labelled, splits, strict=True):
+    labels: Any = rows[[name for name in tasks if name in rows]].to_dict("records")
+    for path, reason, values, split in zip(rows["path"].tolist(), reasons, labels, splits, strict=True):
         yield _listed(folder, _File(path, reason, values, split=split))
 
 
@@ -177,7 +180,7 @@ def _listed(folder: Path, row: _File) -> _File:
         return row._replace(reason=str(error))
 
 
-_READERS: dict[tuple[str, ...], Callable[[Path], Iterator[_File]]] = {
+_READERS: dict[tuple[str, ...], Callable[..., Iterator[_File]]] = {
     (".tar", ".tar.gz", ".tgz"): _in_tar,
     (".zip",): _in_zip,
     (".csv", ".parquet"): _in_manifest,
@@ -196,7 +199,7 @@ def _with_reason(file: _File) -> _File:
     return file
 
 
-def _collect(inspected: Iterator[tuple[_File, str]]) -> Table:
+def _collect(inspected: Iterator[tuple[_File, str]], tasks: Tasks) -> Table:
     images, ends = bytearray(), array("q")
     rejects = list[tuple[str, str]]()
 
@@ -208,11 +211,15 @@ def _collect(inspected: Iterator[tuple[_File, str]]) -> Table:
                 continue
             images.extend(file.data)
             ends.append(len(images))
-            yield path, *file.labels, sha1, file.split
+            values = [value for task in tasks.values() for value in task.parse(file.labels.get(task.name, ""))]
+            yield path, *values, sha1, file.split
 
-    faces = pd.concat(_frames(rows()), ignore_index=True)
-    for task in TASKS:
-        faces[task] = faces[task].mask(faces[task] == MISSING)
+    columns = [column for task in tasks.values() for column in task.columns]
+    faces = pd.concat(_frames(rows(), columns), ignore_index=True)
+    for column in columns:
+        faces[column] = faces[column].mask(faces[column] == MISSING)
+        if column not in tasks and faces[column].isna().all():
+            del faces[column]
     if faces["split"].isna().all():
         del faces["split"]
     return Table(
@@ -225,9 +232,9 @@ def _collect(inspected: Iterator[tuple[_File, str]]) -> Table:
     )
 
 
-def _frames(rows: Iterator[tuple[str | int | None, ...]]) -> Iterator[pd.DataFrame]:
+def _frames(rows: Iterator[tuple[str | int | None, ...]], columns: list[str]) -> Iterator[pd.DataFrame]:
     """Puts rows into columns, some at a time: a million take 100 MB there, and 300 as Python's own objects."""
-    types = {"path": "str", **dict.fromkeys(Labels._fields, "Int16"), "sha1": "str", "split": "str"}
+    types = {"path": "str", **dict.fromkeys(columns, "Int16"), "sha1": "str", "split": "str"}
     yield pd.DataFrame(columns=list(types)).astype(types)
     while some := list(islice(rows, CHUNK)):
         yield pd.DataFrame(some, columns=list(types)).astype(types)

@@ -33,8 +33,8 @@ _RANGES = (
     (re.compile(r"(\d+)\s*(?:\+|and over|and above|and older|or over|or older|plus)"), lambda low, _, top: (low, top)),
     (re.compile(r"(?:<|less than|under|younger than|below)\s*(\d+)"), lambda high, _, top: (0, min(high - 1, top))),
 )
-"""How ranges of ages are written, and what they mean given the highest age. ``20-29`` and ``more than 70`` are FairFace's
-(its oldest group follows ``60-69``, so 70 belongs to it), ``(25, 32)`` is Adience's."""
+"""How ranges of ages are written, and what they mean given the highest age. ``20-29`` and ``more than 70`` are
+FairFace's (its oldest group follows ``60-69``, so 70 belongs to it), ``(25, 32)`` is Adience's."""
 
 
 class LabelError(ValueError):
@@ -218,7 +218,7 @@ def create_tasks(options: Mapping[str, Mapping[str, Any] | None]) -> dict[str, T
             raise UserError(f"Expected classes or a highest age for data.tasks.{name}, but got nothing; add classes.")
     seen: dict[str, str] = {}
     for task in tasks.values():
-        for column in (*task.columns, *prediction_columns(task)):
+        for column in dict.fromkeys((*task.columns, *prediction_columns(task))):
             if column in seen:
                 raise UserError(
                     f"Expected data.tasks whose columns differ, but {seen[column]} and {task.name} would both have "
@@ -226,6 +226,29 @@ def create_tasks(options: Mapping[str, Mapping[str, Any] | None]) -> dict[str, T
                 )
             seen[column] = task.name
     return tasks
+
+
+def choose_tasks(known: Tasks, names: Sequence[str] | None) -> list[Task]:
+    """Picks tasks by name.
+
+    Args:
+        known: All tasks.
+        names: Which of them; ``None`` for all.
+
+    Returns:
+        The tasks, in the order of ``known``.
+
+    Raises:
+        UserError: If a name is unknown or there twice, or there is none.
+    """
+    if names is None:
+        return list(known.values())
+    if not names or len(set(names)) < len(names) or not set(names) <= set(known):
+        raise UserError(
+            f"Expected model.tasks with some of {', '.join(known)}, each once, but got {', '.join(names) or 'none'}; "
+            "declare others in data.tasks."
+        )
+    return [task for task in known.values() if task.name in names]
 
 
 def to_options(tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:

@@ -184,7 +184,11 @@ class ClassificationHead(Head):
     def create_metrics(self) -> dict[str, MetricCollection]:
         """Accuracy is micro-averaged (the share of faces that are right), F1 is the plain mean over the classes."""
         accuracy = MulticlassAccuracy(self.classes, average="micro")
-        return {"class": MetricCollection({"accuracy": accuracy, "f1_macro": MulticlassF1Score(self.classes, average="macro")})}
+        return {
+            "class": MetricCollection(
+                {"accuracy": accuracy, "f1_macro": MulticlassF1Score(self.classes, average="macro")}
+            )
+        }
 
     def targets(self, labels: Labels) -> dict[str, Tensor]:  # noqa: D102 - as in Head
         return {"class": labels[self.name]}
@@ -206,7 +210,7 @@ class _AgeHead(Head):
     def _range_loss(self, logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The mean loss over the faces whose age is known as a range."""
 
-    def loss(self, logits: Tensor, labels: Labels) -> Tensor:  # noqa: D102 - as in Head
+    def loss(self, logits: Tensor, labels: Labels) -> Tensor:
         ages = labels[self.name]
         by_year = self._year_loss(logits, ages)
         if self.range[0] not in labels:
@@ -216,13 +220,13 @@ class _AgeHead(Head):
         total = by_year * years + self._range_loss(logits, low, high) * ranges
         return total / (years + ranges).clamp(min=1)
 
-    def label_weight(self, labels: Labels) -> Tensor:  # noqa: D102 - as in Head
+    def label_weight(self, labels: Labels) -> Tensor:
         known = labels[self.name] != MISSING
         if self.range[0] in labels:
             known = known | (labels[self.range[0]] != MISSING)
         return known.sum().float()
 
-    def score(self, logits: Tensor, target: int | None = None) -> Tensor:  # noqa: D102 - as in Head
+    def score(self, logits: Tensor, target: int | None = None) -> Tensor:
         return self.estimate(logits)[self.name]
 
     def create_metrics(self) -> dict[str, MetricCollection]:
@@ -232,7 +236,7 @@ class _AgeHead(Head):
             "range": MetricCollection({"band_accuracy": RangeAccuracy()}),
         }
 
-    def targets(self, labels: Labels) -> dict[str, Tensor]:  # noqa: D102 - as in Head
+    def targets(self, labels: Labels) -> dict[str, Tensor]:
         found = {"year": labels[self.name]}
         if self.range[0] in labels:
             found["range"] = torch.stack([labels[column] for column in self.range], 1)  # (N, 2)
@@ -263,7 +267,7 @@ class AgeDistributionHead(_AgeHead):
 
 
 class AgeRegressionHead(_AgeHead):
-    """One number by a sigmoid, times the highest age, as in the original notebook. ``estimate``: ``<task>`` (N,) years."""
+    """A sigmoid times the highest age, as in the original notebook. ``estimate``: ``<task>`` (N,) years."""
 
     has_distribution = False
 

@@ -1,12 +1,13 @@
 """Losses as pure functions; faces without the label (``MISSING``) count in none."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facecls.data.tasks import MISSING
+from facecls.data.tasks import MISSING, Tasks, classifications
+from facecls.errors import UserError
 
 
 def class_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
@@ -133,6 +134,23 @@ def range_regression_loss(logits: Tensor, low: Tensor, high: Tensor, highest: in
     share = logits[known, 0].sigmoid()
     nearest = share.detach().clamp(low[known] / highest, high[known] / highest)
     return F.mse_loss(share, nearest)
+
+
+def check_weights(known: Tasks, class_weights: Iterable[str], task_weights: Iterable[str]) -> None:
+    """Refuses weights of what there is not.
+
+    Args:
+        known: All tasks.
+        class_weights: Names of the tasks whose classes are weighted.
+        task_weights: Names of the tasks whose loss is weighted; or ``learned``.
+
+    Raises:
+        UserError: If a name is not that of a task, or of one with classes.
+    """
+    classes = [task.name for task in classifications(known.values())]
+    for option, names, allowed in (("class", class_weights, classes), ("task", task_weights, list(known))):
+        if names != "learned" and (other := next((name for name in names if name not in allowed), None)):
+            raise UserError(f"Expected model.{option}_weights for {', '.join(allowed)}, but got {other!r}.")
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

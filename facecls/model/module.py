@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,10 +12,10 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from facecls.data.tasks import Tasks, classifications, create_tasks
+from facecls.data.tasks import choose_tasks, create_tasks
 from facecls.errors import UserError
 from facecls.model.heads import AgeHead, HeadOptions
-from facecls.model.losses import uncertainty_sum, weighted_sum
+from facecls.model.losses import check_weights, uncertainty_sum, weighted_sum
 from facecls.model.metrics import HeadMetrics
 from facecls.model.network import FaceModel
 from facecls.model.schedule import Schedule, freeze, learning_rate_factor, parameter_groups
@@ -23,8 +23,8 @@ from facecls.model.trunk import VGGFACE2, create_trunk
 from facecls.model.upgrade import upgrade
 
 Batch = dict[str, Tensor]
-"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, D) float32 that the trunk made of it; ``index`` (N,) int64, row of
-the table; and (N,) int64 for each column of labels, such as ``gender``, ``race`` and ``age``, which may be ``MISSING``."""
+"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, D) float32 that the trunk made of it; ``index`` (N,) int64, row
+of the table; and (N,) int64 for each label column, such as ``gender``, ``race`` and ``age``, or ``MISSING``."""
 Stage = Literal["train", "val", "test"]
 
 
@@ -73,17 +73,17 @@ class FaceModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         known = create_tasks(task_options)
-        learned = list(known) if tasks is None else tasks
-        _check_names(known, learned, class_weights, task_weights)
+        check_weights(known, class_weights, task_weights)
         self.save_hyperparameters(logger=False)
         options = HeadOptions(hidden, dropout, age_head, age_sigma, label_smoothing, class_weights)
-        chosen = [task for task in known.values() if task.name in learned]
-        self.model = FaceModel(create_trunk(trunk, weights), chosen, options)
+        self.model = FaceModel(create_trunk(trunk, weights), choose_tasks(known, tasks), options)
         to: Any = self.model.to  # torch 2.11 does not annotate the argument
         to(memory_format=torch.channels_last)  # convolutions are faster in it, and batches come so
         self.task_weights = {} if task_weights == "learned" else task_weights
         self.log_variances = (
-            nn.ParameterDict({task: torch.zeros(()) for task in self.model.tasks}) if task_weights == "learned" else None
+            nn.ParameterDict({task: torch.zeros(()) for task in self.model.tasks})
+            if task_weights == "learned"
+            else None
         )
         self.metrics = nn.ModuleDict(
             {
@@ -102,7 +102,9 @@ class FaceModule(pl.LightningModule):
         """What is trained, in a line."""
         size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         source = self.hparams["weights"] or "random weights"
-        return f"{self.model.trunk.name} from {source}, heads for {', '.join(self.model.tasks)}: {size:.1f} M parameters"
+        return (
+            f"{self.model.trunk.name} from {source}, heads for {', '.join(self.model.tasks)}: {size:.1f} M parameters"
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Estimates, as ``FaceModel.estimate`` gives them.
@@ -116,16 +118,8 @@ class FaceModule(pl.LightningModule):
         return self.model.estimate(self.model(images))
 
     def _shared_step(self, batch: Batch, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Forward pass, losses and metrics of a batch.
-
-        Args:
-            batch: The batch.
-            stage: Whose metrics count it.
-
-        Returns:
-            Losses by task, and the estimates.
-        """
-        logits = self._final_logits(batch) if stage == "test" else self._logits(batch)  # by task (N, L)
+        """Forward pass, losses and metrics of a batch: losses by task, and the estimates."""
+        logits = self._logits(batch, final=stage == "test")  # by task (N, L)
         losses = {name: head.loss(logits[name], batch) for name, head in self.model.heads.items()}
         estimates = self.model.estimate({name: values.detach() for name, values in logits.items()})
         for name, head in self.model.heads.items():
@@ -157,16 +151,13 @@ class FaceModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, tuple[Tensor, Tensor]]:
         """The logits of a batch as in the test, and the labels, (N, L) and (N,) by task, on the host."""
-        return {task: (values.cpu(), batch[task].cpu()) for task, values in self._final_logits(batch).items()}
+        return {task: (values.cpu(), batch[task].cpu()) for task, values in self._logits(batch, final=True).items()}
 
-    def _logits(self, batch: Batch) -> dict[str, Tensor]:
+    def _logits(self, batch: Batch, final: bool) -> dict[str, Tensor]:
+        """Logits by task, (N, L); ``final`` as in the test, averaged over mirror images if that was asked for."""
         if "features" in batch:
             return self.model.classify(batch["features"])
-        logits: dict[str, Tensor] = self.model(batch["image"])
-        return logits
-
-    def _final_logits(self, batch: Batch) -> dict[str, Tensor]:
-        return self.model.mirror_averaged(batch["image"]) if self.tta == "flip" else self._logits(batch)
+        return (self.model.mirror_averaged if final and self.tta == "flip" else self.model)(batch["image"])
 
     def _rescale_for_ddp(self, losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Losses whose mean over all devices, which the gradients are averaged to, is the mean over all their faces."""
@@ -225,32 +216,22 @@ class FaceModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over all parameters, and the learning rate by step."""
-        rest = nn.ModuleList([self.model.heads, *([] if self.log_variances is None else [self.log_variances])])  # type: ignore[list-item]
-        optimizer = self.optimizer(parameter_groups(self.model.trunk.net, rest, self.schedule.layer_decay))
+        rest = [self.model.heads, *([] if self.log_variances is None else [self.log_variances])]
+        others = nn.ModuleList(cast("list[nn.Module]", rest))
+        groups = parameter_groups(self.model.trunk.net, others, self.schedule.layer_decay)
+        optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise UserError("Expected an end of training, for the learning rate to fall to; set trainer.max_epochs.")
-        a_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
         def factor(step: int) -> float:
-            return learning_rate_factor(self.schedule, step, int(steps), step // a_epoch)
+            return learning_rate_factor(self.schedule, step, int(steps), step // per_epoch)
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lets a run that version 0.1 began go on."""
         upgrade(checkpoint)
-
-
-def _check_names(known: Tasks, learned: list[str], class_weights: Mapping[str, Any], task_weights: Any) -> None:
-    if not learned or len(set(learned)) < len(learned) or not set(learned) <= set(known):
-        raise UserError(
-            f"Expected model.tasks with some of {', '.join(known)}, each once, but got {learned}; others are declared in "
-            "data.tasks."
-        )
-    classes = [task.name for task in classifications(known.values())]
-    for name, weights, allowed in (("class", class_weights, classes), ("task", task_weights, list(known))):
-        if weights != "learned" and (other := next((task for task in weights if task not in allowed), None)):
-            raise UserError(f"Expected model.{name}_weights for {', '.join(allowed)}, but got {other!r}.")

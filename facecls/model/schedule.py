@@ -57,7 +57,9 @@ class Schedule:
         if any(epoch < 0 for epoch in (*self.frozen, *self.lr_milestones)) or any(
             count < FREEZE_ALL for count in self.frozen.values()
         ):
-            raise UserError("Expected schedule.frozen and schedule.lr_milestones by epoch from 0 on, counts from -1 (all) on.")
+            raise UserError(
+                "Expected schedule.frozen and schedule.lr_milestones by epoch from 0 on, counts from -1 (all) on."
+            )
 
 
 def at_epoch(changes: Mapping[int, T], epoch: int, before: T) -> T:
@@ -113,8 +115,7 @@ def freeze(net: nn.Module, schedule: Schedule, epoch: int) -> list[nn.Module]:
     return [
         module
         for name, module in net.named_modules()
-        if isinstance(module, _BATCHNORMS)
-        and (schedule.batchnorm == "frozen" or f"{name}.weight" in frozen)
+        if isinstance(module, _BATCHNORMS) and (schedule.batchnorm == "frozen" or f"{name}.weight" in frozen)
     ]
 
 
