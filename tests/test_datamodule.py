@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from facecls.data.datamodule import FaceBatches, FacesDataModule, PlanSampler
+from facecls.data.datamodule import FacesDataModule
+from facecls.data.dataset import FaceDataset
+from facecls.data.sampler import FaceBatchSampler
 from facecls.data.tasks import MISSING, parse_name
 from facecls.data.transforms import EvalTransform, TrainTransform
 from facecls.errors import UserError
@@ -37,7 +39,8 @@ def test_a_batch_carries_images_and_the_labels_of_their_names(faces: Path) -> No
         assert batch["image"].is_contiguous(memory_format=torch.channels_last)
         for row, index in enumerate(batch["index"].tolist()):
             labels = parse_name(Path(data.faces.loc[index, "path"]).name)
-            assert {task: batch[task][row].item() for task in ("age", "gender", "race")} == labels._asdict()
+            told = {task: data.tasks[task].text(batch[task][row].item()) for task in ("age", "gender", "race")}
+            assert told == labels
             seen.append(index)
     assert len(seen) == len(set(seen))
     assert len(seen) >= 80 - 7  # the last training batch is left out when it is not full
@@ -88,9 +91,9 @@ def test_no_two_faces_of_a_run_share_their_random_numbers(faces: Path) -> None:
 
 def test_orders_and_augmentations_differ_by_seed() -> None:
     rows = np.arange(64)
-    one, other = (list(PlanSampler(rows, 8, seed=seed)) for seed in (1, 2))
+    one, other = (list(FaceBatchSampler(rows, 8, seed=seed)) for seed in (1, 2))
     assert not any(np.array_equal(a.faces, b.faces) for a, b in zip(one, other, strict=True))
-    assert not {plan.seed for plan in one} & {plan.seed for plan in other}
+    assert not {batch.seed for batch in one} & {batch.seed for batch in other}
 
 
 def test_a_resumed_epoch_goes_on_where_it_stopped(faces: Path) -> None:
@@ -99,14 +102,14 @@ def test_a_resumed_epoch_goes_on_where_it_stopped(faces: Path) -> None:
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(whole[3:], rest, strict=True))
 
 
-def test_plans_cover_every_face_once_and_evaluation_keeps_the_last_ones() -> None:
+def test_batches_cover_every_face_once_and_evaluation_keeps_the_last_ones() -> None:
     rows = np.arange(10, 33)
-    plans = list(PlanSampler(rows, 5))
-    assert np.concatenate([plan.faces for plan in plans]).tolist() == rows.tolist()
-    assert len(plans) == len(PlanSampler(rows, 5)) == 5
-    trained = np.concatenate([plan.faces for plan in PlanSampler(rows, 5, seed=0)])
+    batches = list(FaceBatchSampler(rows, 5))
+    assert np.concatenate([batch.faces for batch in batches]).tolist() == rows.tolist()
+    assert len(batches) == len(FaceBatchSampler(rows, 5)) == 5
+    trained = np.concatenate([batch.faces for batch in FaceBatchSampler(rows, 5, seed=0)])
     assert len(trained) == len(set(trained)) == 20
-    assert [len(plan.faces) for plan in PlanSampler(rows, 64, seed=0)] == [23]
+    assert [len(batch.faces) for batch in FaceBatchSampler(rows, 64, seed=0)] == [23]
 
 
 def test_a_manifest_may_lack_labels(faces: Path, tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_a_manifest_may_lack_labels(faces: Path, tmp_path: Path) -> None:
     assert set(age.tolist()) == {MISSING}
 
 
-def test_the_seeds_split_file_serves_validation_and_test(faces: Path, tmp_path: Path) -> None:
+def test_the_notebooks_split_file_serves_validation_and_test(faces: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in faces.iterdir() if path.name.count("_") == 3)
     listed = [parse for parse in names if _is_face(parse)][:60]
     table = pd.DataFrame({"img_name": listed, "is_train": [1] * 48 + [0] * 12})
@@ -165,12 +168,28 @@ def test_pipelines_give_the_size_and_keep_uint8() -> None:
 
 
 def test_evaluation_does_not_seed_what_it_is_given(faces: Path) -> None:
-    batches = FaceBatches(_module(faces)._store, np.zeros((80, 3), np.int64), _Noise())
-    plan = next(iter(PlanSampler(np.arange(4), 4)))
-    assert plan.seed is None
-    assert not torch.equal(batches[plan]["image"], batches[plan]["image"])
+    dataset = FaceDataset(_module(faces)._store, {}, _Noise())
+    batch = next(iter(FaceBatchSampler(np.arange(4), 4)))
+    assert batch.seed is None
+    assert not torch.equal(dataset[batch]["image"], dataset[batch]["image"])
 
 
 def test_a_pipeline_of_another_size_is_refused(faces: Path) -> None:
     with pytest.raises(UserError, match=r"data\.train_transform .* \(64, 64, 3\), but it gives \(96, 96, 3\)"):
         _module(faces, train_transform=TrainTransform(96))
+
+
+def test_batches_carry_further_labels_and_ranges_of_ages(faces: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in faces.iterdir() if _is_face(path.name))[:24]
+    rows = pd.DataFrame({"path": [str(faces / name) for name in names]})
+    rows["age"] = ["20-29", "31", "more than 70"] * 8
+    rows["glasses"] = ["With", "without", ""] * 8
+    rows.to_csv(tmp_path / "m.csv", index=False)
+    data = _module(tmp_path / "m.csv", split="all", tasks={"glasses": {"classes": ["without", "with"]}})
+    seen = {}
+    for batch in data.test_dataloader():
+        for row, index in enumerate(batch["index"].tolist()):
+            columns = ("age", "age_from", "age_to", "glasses")
+            seen[Path(data.faces.loc[index, "path"]).name] = tuple(batch[column][row].item() for column in columns)
+    wanted = [(MISSING, 20, 29, 1), (31, MISSING, MISSING, 0), (MISSING, 70, 116, MISSING)] * 8
+    assert seen == dict(zip(names, wanted, strict=True))

@@ -7,17 +7,21 @@ from scipy.special import expit, softmax
 from scipy.stats import entropy, norm
 from sklearn.metrics import log_loss, mean_squared_error
 
-from facecls.data.tasks import MISSING, TASKS
+from facecls.data.tasks import MISSING, UTKFACE, choose_tasks, create_tasks
 from facecls.errors import UserError
-from facecls.model.heads import FaceModel, create_head, expected_age
+from facecls.model.heads import HeadOptions, create_head
 from facecls.model.losses import (
     age_distribution_loss,
     age_regression_loss,
     class_loss,
+    expected_age,
     label_distribution,
+    range_likelihood_loss,
+    range_regression_loss,
     uncertainty_sum,
     weighted_sum,
 )
+from facecls.model.network import FaceModel
 from facecls.model.trunk import create_trunk
 
 YEARS = np.arange(117)
@@ -46,7 +50,7 @@ def test_class_weights_and_smoothing(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("age", [0, 30, 116])
 def test_label_distribution_is_a_normal_cut_to_the_range(age: int) -> None:
     wanted = norm.pdf(YEARS, age, 2.5)
-    found = label_distribution(torch.tensor([age]), 2.5)
+    found = label_distribution(torch.tensor([age]), 2.5, 117)
     np.testing.assert_allclose(found[0], wanted / wanted.sum(), rtol=2e-5, atol=1e-9)
 
 
@@ -61,16 +65,22 @@ def test_age_distribution_loss_is_divergence_plus_error_of_the_mean(rng: np.rand
     assert found.item() == pytest.approx(divergence + error, rel=1e-4)
 
 
-def test_age_regression_loss_is_the_seeds(rng: np.random.Generator) -> None:
+def test_age_regression_loss_is_the_notebooks(rng: np.random.Generator) -> None:
     logits, ages = rng.normal(size=(5, 1)), np.array([3, 116, 40, MISSING, 0])
-    found = age_regression_loss(torch.tensor(logits, dtype=torch.float32), torch.tensor(ages))
+    found = age_regression_loss(torch.tensor(logits, dtype=torch.float32), torch.tensor(ages), 116)
     keep = ages != MISSING
     assert found.item() == pytest.approx(mean_squared_error(ages[keep] / 116, expit(logits[keep, 0])), rel=1e-5)
 
 
 def test_without_labels_a_loss_is_zero_and_has_a_gradient() -> None:
     none = torch.full((3,), MISSING)
-    for size, loss in ((5, class_loss), (117, lambda x, y: age_distribution_loss(x, y, 2.0)), (1, age_regression_loss)):
+    for size, loss in (
+        (5, class_loss),
+        (117, lambda x, y: age_distribution_loss(x, y, 2.0)),
+        (117, lambda x, y: range_likelihood_loss(x, y, y)),
+        (1, lambda x, y: age_regression_loss(x, y, 116)),
+        (1, lambda x, y: range_regression_loss(x, y, y, 116)),
+    ):
         logits = torch.randn(3, size, requires_grad=True)
         value = loss(logits, none)
         value.backward()
@@ -82,7 +92,7 @@ def test_without_labels_a_loss_is_zero_and_has_a_gradient() -> None:
 def test_sums_of_losses() -> None:
     losses = {"gender": torch.tensor(0.5), "race": torch.tensor(1.0), "age": torch.tensor(6.0)}
     assert weighted_sum(losses, {"age": 0.1}).item() == pytest.approx(2.1)
-    logs = {task: torch.tensor(value) for task, value in zip(TASKS, (0.0, 1.0, 2.0), strict=True)}
+    logs = {task: torch.tensor(value) for task, value in zip(UTKFACE, (0.0, 1.0, 2.0), strict=True)}
     wanted = sum(np.exp(-s) * loss + s / 2 for s, loss in ((0, 0.5), (1, 1.0), (2, 6.0)))
     assert uncertainty_sum(losses, logs).item() == pytest.approx(wanted)
 
@@ -110,18 +120,56 @@ def test_ages_are_not_rounded_by_autocast() -> None:
     assert found.tolist() == pytest.approx([98.5, 32.7], abs=1e-4)
 
 
-def test_the_seeds_head_has_the_seeds_layers() -> None:
-    head = create_head(2048, [512, 256, 32], 0.2, 5)
-    linear = [(module.in_features, module.out_features) for module in head if isinstance(module, torch.nn.Linear)]
+def test_a_range_learns_by_its_probability(rng: np.random.Generator) -> None:
+    logits = rng.normal(size=(4, 117))
+    low, high = np.array([20, 70, MISSING, 0]), np.array([29, 116, MISSING, 2])
+    guess = softmax(logits, 1)
+    wanted = np.mean([-np.log(guess[row, low[row] : high[row] + 1].sum()) for row in (0, 1, 3)])
+    found = range_likelihood_loss(torch.tensor(logits), torch.tensor(low), torch.tensor(high))
+    assert found.item() == pytest.approx(wanted)
+
+
+def test_a_regression_learns_a_range_by_its_distance_from_it() -> None:
+    years = np.array([15.0, 25.0, 40.0, 90.0])
+    logits = torch.tensor(np.log(years / (116 - years)))[:, None].requires_grad_()
+    low, high = torch.tensor([20, 20, 20, MISSING]), torch.tensor([29, 29, 29, MISSING])
+    found = range_regression_loss(logits, low, high, 116)
+    assert found.item() == pytest.approx((5**2 + 0 + 11**2) / 3 / 116**2)
+    found.backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, 0].sign() == torch.tensor([-1, 0, 1, 0])).all()
+
+
+@pytest.mark.parametrize("kind", ["distribution", "regression"])
+def test_a_loss_is_the_mean_over_ages_and_ranges_together(kind: str, rng: np.random.Generator) -> None:
+    head = create_head(UTKFACE["age"], 4, HeadOptions(age_head=kind))
+    logits = torch.tensor(rng.normal(size=(4, head.layers[-1].out_features)), dtype=torch.float32)
+    ages = {"age": torch.tensor([30, MISSING, MISSING, MISSING])}
+    ranges = {"age_from": torch.tensor([MISSING, 20, 60, MISSING]), "age_to": torch.tensor([MISSING, 29, 116, MISSING])}
+    alone = [
+        head.loss(logits[row : row + 1], {n: v[row : row + 1] for n, v in (ages | ranges).items()}) for row in range(4)
+    ]
+    together = head.loss(logits, ages | ranges)
+    assert together.item() == pytest.approx(sum(loss.item() for loss in alone) / 3, rel=1e-5)
+    assert alone[3].item() == 0
+    assert head.label_weight(ages | ranges).item() == 3
+    assert head.label_weight(ages).item() == 1
+
+
+def test_the_notebooks_head_has_the_notebooks_layers() -> None:
+    head = create_head(UTKFACE["race"], 2048, HeadOptions([512, 256, 32], 0.2))
+    linear = [(layer.in_features, layer.out_features) for layer in head.layers if isinstance(layer, torch.nn.Linear)]
     assert linear == [(2048, 512), (512, 256), (256, 32), (32, 5)]
 
 
-@pytest.mark.parametrize(("age", "bins"), [("distribution", 117), ("regression", 1)])
-def test_estimates_follow_from_logits(age: str, bins: int, rng: np.random.Generator) -> None:
-    model = FaceModel(create_trunk("resnet10t"), ["age", "gender", "race"], [8], 0.0, age)
-    assert list(model.heads) == list(TASKS)
-    model.eval()
-    model.temperatures.copy_(torch.tensor([0.5, 2.0, 3.0]))
+@pytest.mark.parametrize(("kind", "bins"), [("distribution", 117), ("regression", 1)])
+def test_estimates_follow_from_logits(kind: str, bins: int, rng: np.random.Generator) -> None:
+    tasks = create_tasks({"glasses": {"classes": ["none", "reading", "sun"]}})
+    model = FaceModel(create_trunk("resnet10t"), tasks.values(), HeadOptions([8], age_head=kind)).eval()
+    assert list(model.heads) == ["gender", "race", "age", "glasses"]
+    temperatures = dict(zip(model.heads, (0.5, 2.0, 3.0, 1.5), strict=True))
+    for name, head in model.heads.items():
+        head.temperature.fill_(temperatures[name])
     with torch.no_grad():
         logits = model(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
         estimates = model.estimate(logits)
@@ -129,16 +177,20 @@ def test_estimates_follow_from_logits(age: str, bins: int, rng: np.random.Genera
         "gender": (2, 2),
         "race": (2, 5),
         "age": (2, bins),
+        "glasses": (2, 3),
     }
-    np.testing.assert_allclose(estimates["gender"], softmax(logits["gender"].numpy() / 0.5, 1), rtol=1e-5)
-    np.testing.assert_allclose(estimates["race"], softmax(logits["race"].numpy() / 2, 1), rtol=1e-5)
+    for task in ("gender", "race", "glasses"):
+        np.testing.assert_allclose(estimates[task], softmax(logits[task].numpy() / temperatures[task], 1), rtol=1e-5)
     values = logits["age"].numpy()
     wanted = softmax(values, 1) @ YEARS if bins > 1 else 116 * expit(values[:, 0])
     np.testing.assert_allclose(estimates["age"], wanted, rtol=1e-5)
     if bins > 1:
         np.testing.assert_allclose(estimates["age_distribution"], softmax(values / 3, 1), rtol=1e-5)
+    assert list(estimates) == [name for head in model.heads.values() for name in head.outputs]
 
 
 def test_tasks_must_be_known_and_named_once() -> None:
-    with pytest.raises(UserError, match="Expected some of the tasks gender, race, age, each once"):
-        FaceModel(create_trunk("resnet10t"), ["age", "age"], [], 0.0)
+    for names in (["age", "age"], ["height"], []):
+        with pytest.raises(UserError, match=r"Expected model\.tasks with some of gender, race, age, each once"):
+            choose_tasks(UTKFACE, names)
+    assert [task.name for task in choose_tasks(UTKFACE, ["age", "gender"])] == ["gender", "age"]

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 from sklearn.model_selection import train_test_split
 
-from facecls.data.split import AGE_BANDS, SPLITS, assign_split, leaks, read_split_file
+from facecls.data.split import SPLITS, STRATA_AGE_EDGES, assign_split, leaks, read_split_file
+from facecls.data.tasks import create_tasks
 from facecls.errors import UserError
 
 
@@ -32,7 +33,7 @@ def made_faces(count: int, seed: int = 0, copies: float = 0.0, missing: float = 
 
 
 def strata(faces: pd.DataFrame) -> "pd.Series[str]":
-    bands = pd.cut(faces["age"].astype("Float64"), [*AGE_BANDS, 200], right=False).astype(str)
+    bands = pd.cut(faces["age"].astype("Float64"), [*STRATA_AGE_EDGES, 200], right=False).astype(str)
     return faces["gender"].astype(str) + "/" + faces["race"].astype(str) + "/" + bands
 
 
@@ -194,3 +195,20 @@ def test_leaks_counts_the_faces_whose_image_is_in_two_parts() -> None:
     assert leaks(faces, split) == 3
     assert leaks(faces, pd.Series(["train"] * 8)) == 0
     assert SPLITS == ("train", "val", "test")
+
+
+def test_further_labels_are_divided_evenly_and_a_range_counts_by_its_first_year() -> None:
+    faces, rng = made_faces(4000), np.random.default_rng(1)
+    tasks = create_tasks({"glasses": {"classes": ["without", "with"]}})
+    faces["glasses"] = pd.array((rng.random(4000) < 0.1).astype(int), "Int16")
+    split = assign_split(faces, val=0.1, test=0.2, seed=0, tasks=tasks)
+    counts = pd.crosstab(strata(faces) + "/" + faces["glasses"].astype(str), split)
+    for part, share in (("val", 0.1), ("test", 0.2)):
+        assert (counts[part] - share * counts.sum(axis=1)).abs().max() < 2
+
+    ranged = faces.assign(age_from=faces["age"] // 10 * 10, age_to=faces["age"] // 10 * 10 + 9)
+    ranged["age"] = ranged["age"].mask(ranged["age"] >= 20)
+    split = assign_split(ranged, val=0.1, test=0.2, seed=0, tasks=tasks)
+    bands = strata(faces)[faces["age"] >= 20]
+    counts = pd.crosstab(bands, split[bands.index])
+    assert (counts["test"] - 0.2 * counts.sum(axis=1)).abs().max() < 3

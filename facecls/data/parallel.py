@@ -1,4 +1,4 @@
-"""One function on many items, in threads."""
+"""Applies a function to many items in threads."""
 
 import os
 from collections import deque
@@ -11,18 +11,19 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 WORKERS = min(8, os.cpu_count() or 1)
-"""Threads; what hands them their items is one thread and feeds no more."""
+"""Threads; a single producer thread cannot feed more."""
 _CHUNK = 8
-"""Items that a thread takes at a time, so that handing over costs little."""
+"""Items per submitted task, which keeps the overhead of submitting small."""
 
 
 def in_order(function: Callable[[_T], _R], items: Iterator[_T], ahead: int = 4 * WORKERS * _CHUNK) -> Iterator[_R]:
-    """What a function makes of each item, in the order of the items, worked out beforehand in threads.
+    """Maps a function over items in threads, ahead of the consumer; results come in the order of the items.
 
     Args:
-        function: Called from several threads; those profit that release Python's lock, as OpenCV and hashlib do.
-        items: Taken from the caller's thread alone.
-        ahead: How many items at most are taken that have not been given back yet, but for a chunk of 8.
+        function: Called from several threads; only functions that release the GIL, such as OpenCV's and hashlib's, gain
+            from it.
+        items: Iterated in the caller's thread alone.
+        ahead: How many items are taken, at most, before their results are consumed (give or take a chunk of 8).
 
     Yields:
         One result for each item.

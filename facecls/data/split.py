@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from facecls.data.columns import read_columns
-from facecls.data.tasks import MISSING, Classification, Task, Tasks
+from facecls.data.tasks import MISSING, UTKFACE, Classification, Task, Tasks
 from facecls.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -21,7 +21,7 @@ _TRAIN, _VAL, _TEST = range(3)  # indices into SPLITS
 _Ints = npt.NDArray[np.int64]
 
 
-def assign_split(faces: pd.DataFrame, val: float, test: float, seed: int, tasks: Tasks) -> "pd.Series[str]":
+def assign_split(faces: pd.DataFrame, val: float, test: float, seed: int, tasks: Tasks = UTKFACE) -> "pd.Series[str]":
     """Splits faces into train, val and test, each with the same mixture of labels.
 
     The same faces and seed give the same split in whatever order the rows come. Byte-identical images always stay

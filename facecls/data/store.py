@@ -1,4 +1,4 @@
-"""The encoded images of a table, held once in memory, and what makes bytes an image."""
+"""The encoded images of a table, held once in memory, and how they are decoded."""
 
 import io
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ _START_OF_SCAN = 0xDA
 _END_OF_IMAGE = b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FOR_PILLOW = ((0, b"II*\0"), (0, b"MM\0*"), (0, b"GIF8"), (4, b"ftypavif"))
-"""Where TIFF, GIF and AVIF say what they are. OpenCV 5.0 blends what is transparent in TIFF and GIF onto a background
-and leaves AVIF lying on its side; OpenCV 4.11 reads neither GIF nor AVIF."""
+"""Offset and magic bytes of TIFF, GIF and AVIF. OpenCV 5.0 blends transparent pixels of TIFF and GIF onto a background
+and ignores the orientation of AVIF; OpenCV 4.11 reads neither GIF nor AVIF."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageStore:
-    """Encoded images end to end in one tensor, so that all workers of a loader share one copy.
+    """Encoded images, concatenated in one tensor so that all workers of a loader share one copy.
 
-    Forked workers share its pages, which no reference count ever touches. Spawned ones get it through torch's shared
-    memory, as any tensor that ``torch.multiprocessing`` pickles.
+    Forked workers share its pages, which no reference count ever touches. Spawned workers receive it through torch's
+    shared memory, as any tensor that ``torch.multiprocessing`` pickles.
 
     Attributes:
         data: The bytes of all images, uint8 ``(B,)``.
@@ -64,11 +64,11 @@ class ImageStore:
 
 
 def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Turns an encoded image into pixels.
+    """Decodes an image.
 
-    Grey and palettes become RGB, and so does CMYK, by the plain formula and not by a colour profile. Of 16 bits the
-    upper 8 are taken. Transparency is dropped: what lies under it is shown as it is stored. EXIF's orientation is
-    applied. Of several frames the first is taken.
+    Grey, palette and CMYK images become RGB, the latter by the plain formula without a colour profile. The upper 8
+    of 16 bits are kept. Transparency is dropped, leaving the colour that is stored beneath it. The EXIF orientation
+    is applied. Of several frames the first is taken.
 
     Args:
         encoded: uint8 ``(b,)``, any format that OpenCV reads, GIF or AVIF.
@@ -77,7 +77,7 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         RGB, uint8 ``(H, W, 3)``, 0..255.
 
     Raises:
-        ValueError: If these bytes are no image, or one of more than 2^30 pixels (OpenCV's own limit).
+        ValueError: If the bytes are not an image, or one of more than 2^30 pixels (OpenCV's own limit).
     """
     image: Any = None
     try:
@@ -87,7 +87,7 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
                 image = pillow_pixels(opened)
         else:
             image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-    except Exception:  # what Pillow raises for damaged files is anything from SyntaxError to struct.error
+    except Exception:  # for damaged files Pillow raises anything from SyntaxError to struct.error
         image = None
     if image is None:
         raise ValueError("not an image")
@@ -96,31 +96,31 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def pillow_pixels(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
-    """Turns Pillow's image into pixels, as ``decode`` turns its file.
+    """Converts a Pillow image to pixels, as ``decode`` does with its file.
 
     Args:
-        image: Of any mode.
+        image: A Pillow image of any mode.
 
     Returns:
         RGB, uint8 ``(H, W, 3)``, 0..255.
 
     Raises:
-        OSError: If it is read from a damaged file.
+        OSError: If its file, which Pillow reads late, is damaged.
     """
     upright = PIL.ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+    if upright.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         grey = (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.stack([grey] * 3, axis=2)
     if "transparency" in upright.info:
-        upright = upright.convert("RGBA")  # Pillow warns of a palette's transparency on the way to RGB
+        upright = upright.convert("RGBA")  # without this step Pillow warns about transparent palettes
     return np.asarray(upright.convert("RGB"))
 
 
 def read_image(encoded: bytes) -> npt.NDArray[np.uint8]:
-    """Decodes an image file that is whole.
+    """Decodes a complete image file.
 
-    The end is looked for before decoding, since OpenCV before 5 decodes a cut JPEG without a word and fills the rest
-    of the picture with grey or with the picture before it (https://github.com/opencv/opencv/issues/26488).
+    The end marker is checked before decoding, since OpenCV before 5 decodes a truncated JPEG silently and fills the
+    rest of the picture with grey or with the previous picture (https://github.com/opencv/opencv/issues/26488).
 
     Args:
         encoded: The whole file.
@@ -129,7 +129,7 @@ def read_image(encoded: bytes) -> npt.NDArray[np.uint8]:
         RGB, uint8 ``(H, W, 3)``, as ``decode`` gives it.
 
     Raises:
-        ValueError: ``"truncated"`` for a JPEG or PNG without its end, ``"not an image"`` for what doesn't decode.
+        ValueError: ``"truncated"`` for a JPEG or PNG without its end, ``"not an image"`` if it does not decode.
     """
     if encoded.startswith(_JPEG) and not _jpeg_ends(encoded):
         raise ValueError("truncated")
@@ -157,11 +157,11 @@ def why_unusable(encoded: bytes) -> str | None:
 def _jpeg_ends(encoded: bytes) -> bool:
     """Whether a JPEG has an end-of-image marker of its own, whatever follows it.
 
-    Segments before the scan are stepped over, because a thumbnail in one of them has such a marker too. Inside a scan
-    the two bytes can't occur (ITU-T T.81, F.1.2.3: 0xFF is followed by a stuffed zero).
+    Segments before the scan are skipped, because a thumbnail in one of them has such a marker too. Inside a scan the
+    two bytes can't occur (ITU-T T.81, F.1.2.3: 0xFF is followed by a stuffed zero).
     """
     at = 2
-    while 0 <= (at := encoded.find(b"\xff", at)) < len(encoded) - 3:  # decoders pass over bytes that are no marker
+    while 0 <= (at := encoded.find(b"\xff", at)) < len(encoded) - 3:  # decoders skip bytes that are not a marker
         if encoded[at + 1] == _START_OF_SCAN:
             return encoded.find(_END_OF_IMAGE, at) >= 0
         if encoded[at + 1] == 0xFF:  # markers may be preceded by any number of fill bytes (T.81, B.1.1.2)

@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 
 class TrainTransform(A.Compose):  # type: ignore[misc]
-    """What training does to a face: flip, small affine, crop, colour, noise and dropout of patches.
+    """Training augmentation: flip, small affine transforms, crop, colour, noise and dropout of patches.
 
     Args:
         size: Side of the result in pixels.
-        affine: Share of faces that are turned, scaled and moved a little.
+        affine: Share of faces that are rotated, scaled and shifted a little.
         crop: Smallest share of the area that a crop keeps, 0..1; 1 for no crop.
         colour: Strength of the changes of brightness, contrast, saturation and hue; 0 for none.
-        noise: Share of faces that are blurred, made noisy or compressed.
+        noise: Share of faces that are blurred, noised or compressed.
         dropout: Share of faces that lose patches.
     """
 
@@ -35,7 +35,7 @@ class TrainTransform(A.Compose):  # type: ignore[misc]
             scale=(0.9, 1.1),
             translate_percent=(-0.05, 0.05),
             rotate=(-12, 12),
-            border_mode=cv2.BORDER_REFLECT_101,  # a black border would tell that the face was turned
+            border_mode=cv2.BORDER_REFLECT_101,  # a black border would give the rotation away
             p=affine,
         )
         resize = (
@@ -50,7 +50,7 @@ class TrainTransform(A.Compose):  # type: ignore[misc]
             hue=(-colour / 10, colour / 10),
             p=0.8 if colour else 0.0,
         )
-        spoil = A.OneOf(
+        degrade = A.OneOf(
             [
                 A.GaussianBlur(blur_limit=(3, 5)),
                 A.GaussNoise(std_range=(0.02, 0.08)),
@@ -61,13 +61,13 @@ class TrainTransform(A.Compose):  # type: ignore[misc]
         patches = A.CoarseDropout(
             num_holes_range=(1, 3), hole_height_range=(0.1, 0.25), hole_width_range=(0.1, 0.25), p=dropout
         )
-        super().__init__([A.HorizontalFlip(p=0.5), shake, resize, jitter, A.ToGray(p=0.03), spoil, patches])
+        super().__init__([A.HorizontalFlip(p=0.5), shake, resize, jitter, A.ToGray(p=0.03), degrade, patches])
 
 
 class EvalTransform:
-    """What evaluation does to a face: the whole of it at the wanted size.
+    """Evaluation: the whole face, resized.
 
-    No ``Compose``, whose checks take a tenth of the time that decoding and resizing take.
+    Not a ``Compose``, whose checks take a tenth of the time of decoding and resizing.
 
     Args:
         size: Side of the result in pixels.
@@ -77,11 +77,11 @@ class EvalTransform:
         self.size = size
 
     def __repr__(self) -> str:
-        """All that the result follows from."""
+        """Everything that the result depends on."""
         return f"EvalTransform({self.size})"
 
     def set_random_seed(self, seed: int) -> None:
-        """Nothing; nothing is drawn."""
+        """No-op: nothing is random."""
 
     def __call__(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.uint8]]:
         """Resizes a face.
@@ -96,4 +96,4 @@ class EvalTransform:
 
 
 Transform = A.Compose | EvalTransform
-"""What may stand in for a pipeline: any Compose, the classes above included."""
+"""A pipeline: any ``Compose``, or one of the classes above."""

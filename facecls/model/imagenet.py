@@ -44,7 +44,7 @@ _ENDS = {
     "_fc": "classifier",
 }
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-"""The first block does not expand, and timm names such a block's layers differently."""
+"""The first block does not expand, and timm names the layers of such a block differently."""
 _BLOCK = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -56,7 +56,7 @@ _BLOCK = {
 
 
 def layer_names() -> dict[str, str]:
-    """Gives every layer's name in the file -> its name in timm, such as ``_blocks.2._bn0`` -> ``blocks.1.1.bn1``."""
+    """Maps every layer's name in the file to its name in timm, such as ``_blocks.2._bn0`` -> ``blocks.1.1.bn1``."""
     names = dict(_ENDS)
     places = [(stage, block) for stage, count in enumerate(_BLOCKS) for block in range(count)]
     for number, (stage, block) in enumerate(places):
@@ -66,7 +66,7 @@ def layer_names() -> dict[str, str]:
 
 
 def rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Gives the tensors timm's names.
+    """Renames tensors to timm's names.
 
     Args:
         state: Tensors under the file's names, ``LAYER.TENSOR``.
@@ -88,7 +88,7 @@ def rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, T
 
 
 def find_weights() -> Path:
-    """Gives the .pth inside the installed package.
+    """Finds the .pth inside the installed package.
 
     Raises:
         UserError: If the package is not installed.
@@ -103,11 +103,11 @@ def find_weights() -> Path:
 
 
 def read_imagenet(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads the .pth and turns it into what ``save_trunk`` writes, once it was verified.
+    """Reads the .pth, verifies it and returns what ``save_trunk`` writes.
 
-    Verified is that the file is the published one, that every tensor of the file has a place in timm's model and the
-    other way round, with the same shape, and that timm's model gives the features of a plain restatement of the
-    network, which reads the file's own tensors under the file's own names.
+    Verified: the file is the published one; its tensors and those of timm's model match one to one, shapes included;
+    and timm's model computes the features of an independent implementation of the network, which reads the file's own
+    tensors under their own names.
 
     Args:
         path: The .pth, as ``find_weights`` gives it.
@@ -116,7 +116,7 @@ def read_imagenet(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The tensors of ``tf_efficientnet_lite0`` without its classifier, under timm's names; the metadata.
 
     Raises:
-        UserError: If the file is missing or another one, or something was verified and is wrong.
+        UserError: If the file is missing, another one or fails a check.
     """
     source = _read(path)
     trunk = create_trunk(ARCHITECTURE).eval()
@@ -144,7 +144,7 @@ def read_imagenet(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def reference_features(state: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Computes the features from the file's own tensors, without timm: the network written down once more.
+    """Computes the features from the file's own tensors: the network written once more, without timm.
 
     Args:
         state: Tensors under the file's names.
@@ -157,14 +157,14 @@ def reference_features(state: Mapping[str, Tensor], images: Tensor) -> Tensor:
     number = 0
     for count, first_stride in zip(_BLOCKS, _STRIDES, strict=True):
         for block in range(count):
-            x = _invert(state, f"_blocks.{number}", x, first_stride if block == 0 else 1)
+            x = _inverted_residual(state, f"_blocks.{number}", x, first_stride if block == 0 else 1)
             number += 1
     x = F.relu6(_normalise(state, "_bn1", _convolve(state, "_conv_head", x)))
     return x.mean(dim=(2, 3))
 
 
-def _invert(state: Mapping[str, Tensor], block: str, x: Tensor, stride: int) -> Tensor:
-    """One inverted residual block (MobileNetV2): expand, convolve each channel by itself, project."""
+def _inverted_residual(state: Mapping[str, Tensor], block: str, x: Tensor, stride: int) -> Tensor:
+    """One inverted residual block (MobileNetV2): expand, depthwise convolution, project."""
     y = x
     if f"{block}._expand_conv.weight" in state:
         y = F.relu6(_normalise(state, f"{block}._bn0", _convolve(state, f"{block}._expand_conv", y)))
@@ -174,7 +174,7 @@ def _invert(state: Mapping[str, Tensor], block: str, x: Tensor, stride: int) -> 
 
 
 def _convolve(state: Mapping[str, Tensor], layer: str, x: Tensor, stride: int = 1) -> Tensor:
-    """Pads as TensorFlow's "same" does, the odd row and column at the end."""
+    """A convolution padded as TensorFlow's "same": the odd row and column go to the end."""
     weight = state[f"{layer}.weight"]
     kernel = weight.shape[-1]
     pads = []
@@ -214,9 +214,9 @@ def _check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
 
 
 def _verify(trunk: Trunk, source: Mapping[str, Tensor]) -> float:
-    """Gives the largest difference between trunk and reference as a share of the largest feature."""
+    """The largest difference between trunk and reference, as a share of the largest feature."""
     noise = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    images = 255 * F.interpolate(noise, size=SIZE, mode="bilinear")  # blotches: nearer to a photograph than noise is
+    images = 255 * F.interpolate(noise, size=SIZE, mode="bilinear")  # blotches, closer to a photograph than noise
     with torch.inference_mode():
         expected = reference_features(source, (images - trunk.mean) / trunk.std)
         difference = float((trunk(images) - expected).abs().max() / expected.abs().max())

@@ -1,7 +1,7 @@
 """What trains when, and how fast: pure functions of epoch and step.
 
-Every parameter is in the optimizer from the start, and what is frozen is looked up anew each epoch, so that a run that
-is resumed past an unfreezing goes on as if it had never stopped.
+Every parameter is in the optimizer from the start, and what is frozen is computed afresh each epoch, so that a run that
+is resumed after an unfreezing continues as if it had never stopped.
 """
 
 import math
@@ -26,13 +26,13 @@ class Schedule:
     """What trains when, and how fast.
 
     Attributes:
-        frozen: How many layers of the trunk, counted from the input, are frozen from which epoch on; -1 for all. A
-            layer is timm's: the stem, then each block. ``{0: -1, 2: 12, 5: 0}`` trains the heads alone for two epochs,
-            then all but the first 12 layers, and everything from epoch 5 on.
+        frozen: By epoch, how many layers of the trunk, counted from the input, are frozen from then on; -1 for all.
+            Layers are timm's: the stem, then each block. ``{0: -1, 2: 12, 5: 0}`` trains the heads alone for two
+            epochs, then all but the first 12 layers, and everything from epoch 5 on.
         batchnorm: BatchNorm statistics of the trunk: ``train`` updates them in the layers that train and keeps them in
             frozen layers; ``frozen`` keeps all of them as loaded.
         layer_decay: Factor of the learning rate from a layer to the one before it (BEiT, Bao et al. 2021); 1 for none.
-        warmup: Share of all steps in which the learning rate climbs from 0, 0..1.
+        warmup: Share of all steps over which the learning rate rises from 0, 0..1.
         decay: After that it stays ``constant`` or falls to 0 along a ``cosine``.
         lr_milestones: Factor on the learning rate from an epoch on, such as ``{10: 0.1}``.
     """
@@ -63,7 +63,7 @@ class Schedule:
 
 
 def at_epoch(changes: Mapping[int, T], epoch: int, before: T) -> T:
-    """The value of the last change up to an epoch; ``before`` if there is none yet."""
+    """The value of the last change up to and including an epoch; ``before`` if there is none yet."""
     past = [start for start in changes if start <= epoch]
     return changes[max(past)] if past else before
 
@@ -81,12 +81,12 @@ def learning_rate_factor(schedule: Schedule, step: int, steps: int, epoch: int) 
         0..1 times the factor of the last milestone.
     """
     factor = at_epoch(schedule.lr_milestones, epoch, 1.0)
-    climb = schedule.warmup * steps
-    if step < climb:
-        return factor * (step + 1) / (climb + 1)
+    warmup = schedule.warmup * steps
+    if step < warmup:
+        return factor * (step + 1) / (warmup + 1)
     if schedule.decay == "constant":
         return factor
-    progress = min(1.0, (step - climb) / max(1.0, steps - climb))
+    progress = min(1.0, (step - warmup) / max(1.0, steps - warmup))
     return factor * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -105,7 +105,7 @@ def freeze(net: nn.Module, schedule: Schedule, epoch: int) -> list[nn.Module]:
         epoch: From 0.
 
     Returns:
-        The BatchNorms whose statistics must not change in this epoch: they are to run in evaluation mode.
+        The BatchNorms whose statistics must not change in this epoch, which have to run in evaluation mode.
     """
     layers = layer_of(net)
     count = at_epoch(schedule.frozen, epoch, 0)
@@ -120,11 +120,11 @@ def freeze(net: nn.Module, schedule: Schedule, epoch: int) -> list[nn.Module]:
 
 
 def parameter_groups(trunk: nn.Module, rest: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
-    """Groups of parameters for the optimizer, each with the factor of its learning rate.
+    """Parameter groups for the optimizer, each with the factor on its learning rate.
 
     Args:
         trunk: The timm model; its groups follow timm's layers.
-        rest: Everything else that trains; its learning rate has the factor 1.
+        rest: Everything else that trains, at a factor of 1.
         layer_decay: Factor from a layer to the one before it.
 
     Returns:

@@ -1,7 +1,7 @@
-"""The trunk: RGB faces 0..255 in, features out; the VGGFace2 ResNet-50 and any other timm model.
+"""The trunk: RGB faces 0..255 in, features out; the VGGFace2 ResNet-50 or any other timm model.
 
-The weights lie in a *trunk file*: safetensors with the tensors of the timm model and one metadata key, ``facecls``,
-whose value is a JSON object that says what they are. One key, because safetensors writes several in random order.
+Its weights come from a *trunk file*: safetensors with the tensors of the timm model and one metadata key, ``facecls``,
+whose value is a JSON object that describes them. One key, because safetensors writes several in random order.
 """
 
 import difflib
@@ -27,7 +27,7 @@ VGGFACE2 = "vggface2_resnet50"
 VGGFACE2_MEAN = (131.0912, 103.8827, 91.4953)
 """RGB, 0..255: what keras-vggface subtracts for its version 2 models (github.com/rcmalli/keras-vggface, utils.py)."""
 MIN_SIZE = 64
-"""Pixels; below it the last stage of a ResNet-50 sees less than 2x2 places."""
+"""Pixels; below it the last feature map of a ResNet-50 is smaller than 2x2."""
 _METADATA_KEY = "facecls"
 
 
@@ -41,7 +41,7 @@ class _StrideFirstBottleneck(Bottleneck):  # type: ignore[misc]
 
 @register_model  # type: ignore[untyped-decorator]
 def vggface2_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """The ResNet-50 of VGGFace2 (Cao et al. 2018) with the geometry of keras-vggface's port, to be made by timm.
+    """The ResNet-50 of VGGFace2 (Cao et al. 2018) with the geometry of keras-vggface's port, registered with timm.
 
     It differs from timm's ``resnet50`` in four ways: the first convolution pads as TensorFlow's "same" does (2 before
     and 3 after at even sizes), max pooling does not pad, the stride of a stage sits in its first 1x1 convolution, and
@@ -101,7 +101,7 @@ class Trunk(nn.Module):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turns faces into features.
+        """Computes features.
 
         Args:
             images: (N, 3, H, W) RGB, 0..255, uint8 or float, H and W at least 64.
@@ -110,10 +110,10 @@ class Trunk(nn.Module):
             (N, D) float features after global pooling.
 
         Raises:
-            ValueError: If the shape or the range is another one.
+            ValueError: If shape or range are wrong.
         """
         _check(images)
-        x = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W), the mean before any zero padding
+        x = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W); before any zero padding
         features: Tensor = self.net(x)
         return features  # (N, D)
 
@@ -123,7 +123,7 @@ def _check(images: Tensor) -> None:
         raise ValueError(
             f"Expected images of shape (N, 3, H, W) with H and W at least {MIN_SIZE}, but got {tuple(images.shape)}."
         )
-    # uint8 is the way batches come, and costs no look at the values, which would make a GPU wait
+    # batches come as uint8, whose range needs no check; reading values back would make a GPU wait
     if images.is_floating_point() and not torch.compiler.is_compiling():
         top = images.max().item() if images.numel() else 255.0
         if top <= 1:
@@ -134,17 +134,17 @@ def _check(images: Tensor) -> None:
 
 
 def create_trunk(name: str, weights: str | Path | None = None) -> Trunk:
-    """Makes the trunk of a timm name.
+    """Creates a trunk.
 
     Args:
-        name: A timm name; ``vggface2_resnet50`` is ours.
-        weights: A trunk file to load strictly, or ``None`` for random weights.
+        name: Name of a timm model; ``vggface2_resnet50`` is ours.
+        weights: Trunk file to load; ``None`` for random weights.
 
     Returns:
         The trunk, in training mode.
 
     Raises:
-        UserError: If timm does not know the name, or the file is missing, not a trunk file or of another architecture.
+        UserError: If timm does not know the name, or the file is missing, not a trunk file or for another architecture.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -219,12 +219,12 @@ def save_trunk(dest: Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
     """Writes a trunk file, reads it back and compares it bit for bit before it takes its name.
 
     Args:
-        dest: The safetensors file to be made or replaced.
+        dest: The safetensors file to create or replace.
         state: Tensors by name.
-        metadata: What they are; ``architecture`` at the least. The same arguments give the same bytes.
+        metadata: Describes them; at least ``architecture``. The same arguments give the same bytes.
 
     Raises:
-        UserError: If it can't be written, or what was read back differs.
+        UserError: If it can't be written, or reading it back gives something else.
     """
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     with replacing(dest) as part:

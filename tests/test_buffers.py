@@ -2,13 +2,14 @@
 
 import gc
 import os
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
-from facecls.data.buffers import Slots
+from facecls.data.buffers import SharedBuffers
 from facecls.data.datamodule import FacesDataModule
 
 
@@ -18,26 +19,30 @@ def _module(faces: Path, workers: int) -> FacesDataModule:
     return data
 
 
-def _free(slots: Slots) -> int:
-    free = []
-    while (slot := slots.lend()) is not None:
-        free.append(slot)
-    for slot in free:
-        slots.tensor(slot, (1,))  # is dropped at once
-    return len(free)
+def _in_a_fork(does: Callable[[], bool]) -> bool:
+    """What a function says in a child of this process."""
+    if not (child := os.fork()):
+        os._exit(does())
+    return bool(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
-def test_a_slot_is_free_again_when_nothing_refers_to_its_tensor() -> None:
-    slots = Slots(3, 12)
-    assert sorted(slots.lend() for _ in range(3)) == [0, 1, 2]
-    assert slots.lend() is None
-    slots.array(1, (2, 2, 3))[:] = 7
-    part = slots.tensor(1, (2, 2, 3)).permute(2, 0, 1)[0]
+def test_a_buffer_is_free_again_when_nothing_refers_to_its_tensor() -> None:
+    buffers = SharedBuffers(2, 3, 12)
+
+    def fill() -> bool:
+        claimed = [buffers.claim(1) for _ in range(4)]
+        buffers.array(4, (2, 2, 3))[:] = 7
+        return claimed == [3, 4, 5, None] and buffers.claim(0) == 0
+
+    assert _in_a_fork(fill)
+    assert buffers.free() == 2
+    part = buffers.tensor(4, (2, 2, 3)).permute(2, 0, 1)[0]
     gc.collect()
-    assert slots.lend() is None
+    assert buffers.free() == 2
     assert part.tolist() == [[7, 7], [7, 7]]
     del part
-    assert slots.lend() == 1
+    assert buffers.free() == 3
+    assert _in_a_fork(lambda: buffers.claim(1) == 4)
 
 
 def test_batches_that_are_kept_stay_as_they_are_while_others_come(faces: Path) -> None:
@@ -47,27 +52,26 @@ def test_batches_that_are_kept_stay_as_they_are_while_others_come(faces: Path) -
         assert all(torch.equal(batch[name], wanted[number][name]) for name in batch)
 
 
-def test_all_slots_come_back_after_whole_and_after_broken_off_epochs(faces: Path) -> None:
+def test_all_buffers_come_back_after_whole_and_after_broken_off_epochs(faces: Path) -> None:
     data = _module(faces, 2)
     loader = data.train_dataloader()
-    slots = loader.sampler.slots
-    count = _free(slots)
+    buffers = loader.dataset.buffers
+    count = buffers.free()
     wanted = list(_module(faces, 0).train_dataloader())
     for length in (16, 1, 16, 5, 16):
         for batch, other in zip(islice(loader, length), wanted, strict=False):
             assert torch.equal(batch["image"], other["image"])
     del batch
-    assert _free(slots) == count
+    assert buffers.free() == count
     next(iter(loader))
-    assert _free(slots) <= count - 4  # as many as two workers make ahead are lent
+    assert buffers.free() < count  # the workers have made others ahead
 
 
-def test_another_process_does_not_lend_them() -> None:
-    slots = Slots(2, 4)
-    if not (child := os.fork()):
-        os._exit(slots.lend() is None)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-    assert slots.lend() is not None
+def test_only_workers_of_the_process_that_made_them_claim_buffers() -> None:
+    buffers = SharedBuffers(1, 2, 4)
+    assert buffers.claim(0) is None  # this process is no worker
+    assert _in_a_fork(lambda: _in_a_fork(lambda: buffers.claim(0) is None))
+    assert buffers.free() == 2
 
 
 def test_a_process_that_is_not_forked_does_without(faces: Path) -> None:
