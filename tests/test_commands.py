@@ -38,6 +38,13 @@ def test_each_command_explains_itself(script: Path, name: str) -> None:
     assert ended.stdout.startswith(f"usage: facecls {name} ")
 
 
+@pytest.mark.parametrize("name", ["predict", "convert"])
+def test_usage_names_the_way_a_command_was_started(name: str) -> None:
+    module, _ = COMMANDS[name]
+    assert _run("-m", module, "--help").stdout.startswith(f"usage: python -m {module} ")
+    assert _run("-m", "facecls", name, "--help").stdout.startswith(f"usage: facecls {name} ")
+
+
 def test_all_commands_are_there() -> None:
     commands = {path.stem for path in (ROOT / "facecls").glob("*.py") if '__name__ == "__main__"' in path.read_text()}
     commands |= {path.parent.name for path in ROOT.glob("*/*/__main__.py")} | {"convert"}
