@@ -6,11 +6,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from facecls.data.tasks import UTKFACE
 from facecls.model.module import FaceModule
 
 SIZE = 64
 """Side of its faces in pixels."""
 TEMPERATURES = (1.5, 0.7, 1.3)
+"""Of gender, race and age."""
+GLASSES = {"glasses": {"classes": ["without", "with"]}}
+"""A task beside those of UTKFace, as ``task_options``."""
 
 
 def save_checkpoint(path: Path, **options: Any) -> Path:
@@ -18,8 +22,9 @@ def save_checkpoint(path: Path, **options: Any) -> Path:
     torch.manual_seed(0)
     module = FaceModule(trunk="test_resnet", image_size=SIZE, **options)
     for head in module.model.heads.values():
-        head[-1].weight.data *= 50  # type: ignore[index, operator, union-attr]
-    module.model.temperatures[:] = torch.tensor(TEMPERATURES)
+        head.layers[-1].weight.data *= 50  # type: ignore[operator, union-attr]
+        if head.has_distribution:
+            head.temperature.fill_(dict(zip(UTKFACE, TEMPERATURES, strict=True)).get(head.name, 2.0))
     for name in ("optimizer", "schedule"):
         module.hparams.pop(name)  # not to be pickled; the command line keeps them in another form
     trainer = pl.Trainer(

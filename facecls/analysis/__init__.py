@@ -1,1 +1,1 @@
-"""What is said about predictions."""
+"""Analysis of predictions: scores, groups, calibration, comparisons, suspect labels, explanations."""

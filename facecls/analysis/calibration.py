@@ -1,38 +1,43 @@
-"""Whether probabilities mean what they say: temperatures, reliability, calibration error, coverage of age intervals."""
+"""Calibration: fitting temperatures, reliability, calibration error, and the coverage of age intervals."""
 
+from functools import singledispatch
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from facecls.analysis.scores import Numbers, task_labels
-from facecls.data.tasks import CLASSES, MISSING, Task
+from facecls.analysis.labels import Numbers, column_values
+from facecls.data.tasks import MISSING, Age, Classification, Task, Tasks
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
 BINS = 15
-"""Of confidence, of equal width, as in Guo et al. 2017."""
+"""Number of equal-width confidence bins, as in Guo et al. 2017."""
 TEMPERATURES = (0.05, 20.0)
-"""Between these a temperature is looked for; Guo et al. 2017 report 0.6 to 3 for networks of all kinds."""
+"""Range searched for a temperature; Guo et al. 2017 report 0.6 to 3 across architectures."""
 _HALVINGS = 40
-"""Of the interval in which the temperature lies: to 1e-11 of its logarithm."""
+"""Bisection steps, which determine the logarithm of the temperature to 1e-11."""
 
 
 def fit_temperature(logits: Floats, labels: Integers) -> float:
-    """The temperature T that makes softmax(logits / T) most likely (Guo et al. 2017, arXiv:1706.04599, section 4.2).
+    """Fits the temperature T that minimises the negative log likelihood of softmax(logits / T).
 
-    The negative log likelihood is convex in 1 / T, so halving an interval by the sign of its slope finds the minimum.
-    Classes of age are its years.
+    See Guo et al. 2017 (arXiv:1706.04599), section 4.2. The loss is convex in 1 / T, so bisection on the sign of its
+    slope finds the minimum.
 
     Args:
         logits: (N, C).
-        labels: (N,) codes 0..C-1; faces with ``MISSING`` count for nothing.
+        labels: (N,) codes 0..C-1, or years of an age; ``MISSING`` where a face has none.
 
     Returns:
-        Within ``TEMPERATURES``. 1 where there is no minimum: without a label, and when no face has a logit above that
-        of its label, since then any lower temperature would be likelier still.
+        A value within ``TEMPERATURES``. 1 where there is no minimum: without labels, and when no face has a logit above
+        that of its label, so that lower temperatures are always more likely.
+
+    Examples:
+        >>> fit_temperature(np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0]]), np.array([0, 0, 1])).__round__(2)
+        5.77
     """
     known = labels != MISSING
     values = np.asarray(logits[known], np.float64)
@@ -50,14 +55,14 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
 
 
 def uncalibrated(p: Floats, temperature: float) -> Numbers:
-    """The probabilities before temperature scaling, from those after it: softmax(z) from softmax(z / T).
+    """Undoes temperature scaling: softmax(z) from softmax(z / T).
 
     Args:
-        p: (N, C) probabilities.
+        p: (N, C) probabilities after scaling.
         temperature: T.
 
     Returns:
-        (N, C) float64 probabilities.
+        (N, C) float64 probabilities before scaling.
     """
     logs = temperature * np.log(_positive(p))
     shares = np.exp(logs - logs.max(1, keepdims=True))
@@ -65,15 +70,15 @@ def uncalibrated(p: Floats, temperature: float) -> Numbers:
 
 
 def reliability(confidence: Floats, right: Floats, bins: int = BINS) -> pd.DataFrame:
-    """How often predictions of each confidence are right.
+    """Accuracy by confidence.
 
     Args:
         confidence: (N,) probability of the predicted class, 0..1.
         right: (N,) 1 or True where the prediction is right, else 0.
-        bins: How many, of equal width; a bin has its upper edge, not its lower one, and the first has 0.
+        bins: Number of equal-width bins. A bin includes its upper edge but not its lower one; the first includes 0.
 
     Returns:
-        A row per bin: its edges ``low`` and ``high``, how many ``faces``, and their mean ``confidence`` and
+        A row per bin: its edges ``low`` and ``high``, number of ``faces``, and their mean ``confidence`` and
         ``accuracy``, NaN for a bin without faces.
     """
     edges = np.linspace(0, 1, bins + 1)
@@ -87,7 +92,7 @@ def reliability(confidence: Floats, right: Floats, bins: int = BINS) -> pd.DataF
 
 
 def expected_calibration_error(confidence: Floats, right: Floats, bins: int = BINS) -> float:
-    """The mean distance of accuracy from confidence over the bins, weighted by their faces (Guo et al. 2017, eq. 3).
+    """The mean distance between accuracy and confidence over bins, weighted by faces (ECE, Guo et al. 2017, eq. 3).
 
     Args:
         confidence: (N,) probability of the predicted class, 0..1.
@@ -111,74 +116,82 @@ def negative_log_likelihood(p: Floats, labels: Integers) -> float:
         labels: (N,) codes 0..C-1.
 
     Returns:
-        0 and more; NaN without faces.
+        0 or above; NaN without faces.
     """
     if not len(labels):
         return float("nan")
     return float(-np.log(_positive(p[np.arange(len(labels)), labels])).mean())
 
 
-def class_probabilities(table: pd.DataFrame, task: Task) -> tuple[Numbers, npt.NDArray[np.int64]]:
-    """The calibrated probabilities and labels of the faces that have a label.
+def class_probabilities(table: pd.DataFrame, task: Classification) -> tuple[Numbers, npt.NDArray[np.int64]]:
+    """Probabilities, after temperature scaling, and labels of the faces that have a label.
 
     Args:
-        table: Predictions, of gender or race.
-        task: ``gender`` or ``race``.
+        table: Predictions of the task.
+        task: The task.
 
     Returns:
         (N, C) probabilities, (N,) codes.
     """
-    labels = task_labels(table, task)
+    labels = column_values(table, task.name)
     known = ~np.isnan(labels)
-    p = table.loc[known, [f"p_{name}" for name in CLASSES[task]]].to_numpy(np.float64)
+    p = table.loc[known, list(task.probabilities)].to_numpy(np.float64)
     return p, labels[known].astype(np.int64)
 
 
-def calibration_table(table: pd.DataFrame) -> pd.DataFrame:
+def calibration_table(table: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
     """Calibration before and after temperature scaling.
 
     Args:
         table: Predictions.
+        tasks: The tasks.
 
     Returns:
-        Two rows per task that has probabilities and a labelled face: ``task``, ``stage`` (``before``, ``after``),
-        ``faces`` (with a label), ``temperature`` (1 before); ``ece`` and ``nll`` for gender and race; ``coverage``
-        (share of the ages within the 90 % interval, its ends included) and ``width`` (its mean, years) for age; NaN
-        for what a task does not have.
+        Two rows per task that has a temperature and a labelled face: ``task`` (its name), ``stage`` (``before``,
+        ``after``), ``faces`` (with a label), ``temperature`` (1 before); ``ece`` and ``nll`` for classifications;
+        ``coverage`` (share of the ages within the 90 % interval, ends included) and ``width`` (its mean, in years) for
+        ages; NaN where a column does not apply.
     """
     rows: list[dict[str, Any]] = []
-    for task in CLASSES:
-        if f"temperature_{task}" in table and table[task].notna().any():
-            p, labels = class_probabilities(table, task)
-            temperature = float(table[f"temperature_{task}"].iloc[0])
-            rows.append(_of_classes(uncalibrated(p, temperature), labels) | _stage(task, "before", 1.0))
-            rows.append(_of_classes(p, labels) | _stage(task, "after", temperature))
-    if "temperature_age" in table and table["age"].notna().any():
-        temperature = float(table["temperature_age"].iloc[0])
-        rows.append(_of_ages(table, "_raw") | _stage("age", "before", 1.0))
-        rows.append(_of_ages(table, "") | _stage("age", "after", temperature))
+    for name, task in tasks.items():
+        if f"temperature_{name}" in table and table[name].notna().any():
+            temperature = float(table[f"temperature_{name}"].iloc[0])
+            before, after = _calibration(task, table, temperature)
+            rows.append({"task": name, "stage": "before", "temperature": 1.0} | before)
+            rows.append({"task": name, "stage": "after", "temperature": temperature} | after)
     columns = ["task", "stage", "faces", "temperature", "ece", "nll", "coverage", "width"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _stage(task: Task, stage: str, temperature: float) -> dict[str, Any]:
-    return {"task": task, "stage": stage, "temperature": temperature}
+@singledispatch
+def _calibration(task: Task, table: pd.DataFrame, temperature: float) -> list[dict[str, Any]]:
+    """The measures of a task before and after scaling."""
+    raise NotImplementedError(type(task))
 
 
-def _of_classes(p: Numbers, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
-    return {
-        "faces": len(labels),
-        "ece": expected_calibration_error(p.max(1), (p.argmax(1) == labels).astype(np.float64)),
-        "nll": negative_log_likelihood(p, labels),
-    }
+@_calibration.register
+def _class_calibration(task: Classification, table: pd.DataFrame, temperature: float) -> list[dict[str, Any]]:
+    after, labels = class_probabilities(table, task)
+    return [
+        {
+            "faces": len(labels),
+            "ece": expected_calibration_error(p.max(1), (p.argmax(1) == labels).astype(np.float64)),
+            "nll": negative_log_likelihood(p, labels),
+        }
+        for p in (uncalibrated(after, temperature), after)
+    ]
 
 
-def _of_ages(table: pd.DataFrame, ending: str) -> dict[str, Any]:
-    ages = task_labels(table, "age")
+@_calibration.register
+def _age_calibration(task: Age, table: pd.DataFrame, temperature: float) -> list[dict[str, Any]]:
+    ages = column_values(table, task.name)
     known = ~np.isnan(ages)
-    low, high = (table[f"age_{end}{ending}"].to_numpy(np.float64)[known] for end in ("low", "high"))
-    inside = (low <= ages[known]) & (ages[known] <= high)
-    return {"faces": int(known.sum()), "coverage": float(inside.mean()), "width": float((high - low).mean())}
+    found = []
+    for ending in ("_raw", ""):
+        low, high = (column_values(table, f"{task.name}_{end}{ending}")[known] for end in ("low", "high"))
+        inside = (low <= ages[known]) & (ages[known] <= high)
+        found.append({"faces": int(known.sum()), "coverage": float(inside.mean()), "width": float((high - low).mean())})
+    return found
 
 
 def _positive(p: Floats) -> Numbers:

@@ -1,4 +1,4 @@
-"""Where in a face a head finds what it says: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) by captum."""
+"""Where in a face a prediction comes from: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391), computed by captum."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,35 +10,35 @@ import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
-from facecls.data.tasks import CLASSES, Task
-from facecls.model.heads import FaceModel
+from facecls.data.tasks import Classification, Task
+from facecls.model.network import FaceModel
 
 _COLOURS = "viridis"
-"""Perceptually uniform, and of other hues than skin."""
+"""Perceptually uniform, and without the hues of skin."""
 _OPACITY = 0.6
-"""Of the colours where the map is 1; the face shows through."""
+"""Opacity of the colours where the map is 1, so that the face stays visible."""
 
 
 def grad_cam(model: FaceModel, image: Tensor, task: Task, target: int | None = None) -> npt.NDArray[np.float32]:
-    """Maps how much each place of a face speaks for what a head says.
+    """Maps how much each location of a face contributes to what a head predicts.
 
-    The places are those of the trunk's last features, which timm's ``forward_features`` gives. Of transformers whose
-    head reads a class token alone they are those of the last layer that the token reads them from. The model is left as
-    it was, whatever its mode and whatever is frozen.
+    Locations are those of the trunk's last feature map, as timm's ``forward_features`` returns it. For transformers
+    whose head reads only a class token, they are those of the last layer from which that token reads the patches. The
+    model is left unchanged, including training mode and frozen parameters.
 
     Args:
-        model: Of a timm trunk whose last features are one map or one row of tokens.
+        model: With a timm trunk whose last features are a single map or a single sequence of tokens.
         image: (3, H, W) uint8 RGB, of a size that the trunk takes.
-        task: One of the model's.
-        target: The class whose logit is explained, ``None`` for the predicted one. ``None`` for age, whose map shows
-            what makes the estimated age higher.
+        task: One of the model's tasks.
+        target: The class whose logit is explained, ``None`` for the predicted one. ``None`` for an age, whose map shows
+            what raises the predicted age.
 
     Returns:
-        (H, W) float, 1 where the face speaks for the target most, 0 where it does not or against it; 0 everywhere if
-        nothing speaks for it.
+        (H, W) float32: 1 where the face contributes most to the target, 0 where it does not or speaks against it; 0
+        everywhere if nothing contributes to it.
 
     Raises:
-        ValueError: If an argument is another one, or the trunk's features have no places.
+        ValueError: If an argument is not as described, or the trunk's features have no locations.
     """
     _check(model, image, task, target)
     size = (image.shape[1], image.shape[2])
@@ -53,11 +53,11 @@ def grad_cam(model: FaceModel, image: Tensor, task: Task, target: int | None = N
 
 
 def overlay(image: Tensor, cam: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Lays a map over its face: the more a place counts, the more it is coloured.
+    """Colours a face by its map: the higher the map, the stronger the colour.
 
     Args:
         image: (3, H, W) uint8 RGB.
-        cam: (H, W) 0..1, as ``grad_cam`` gives it.
+        cam: (H, W) 0..1, as ``grad_cam`` returns it.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -72,17 +72,17 @@ def overlay(image: Tensor, cam: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8
 def _check(model: FaceModel, image: Tensor, task: Task, target: int | None) -> None:
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         raise ValueError(f"Expected an image (3, H, W) of uint8, but got {tuple(image.shape)} of {image.dtype}.")
-    if task not in model.heads:
-        raise ValueError(f"Expected one of the model's tasks {', '.join(model.heads)}, but got {task}.")
-    classes = len(CLASSES.get(task, ()))
+    if task.name not in model.heads:
+        raise ValueError(f"Expected one of the model's tasks {', '.join(model.heads)}, but got {task.name}.")
+    classes = len(task.classes) if isinstance(task, Classification) else 0
     if target is not None and not 0 <= target < classes:
         allowed = f"a class from 0 to {classes - 1} or None" if classes else "None"
-        raise ValueError(f"Expected {allowed} as target of {task}, but got {target}.")
+        raise ValueError(f"Expected {allowed} as target of {task.name}, but got {target}.")
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each module is back in its own, which may differ from its parent's."""
+    """Evaluation mode; restores the mode of each module afterwards, which may differ from that of its parent."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -93,7 +93,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Places(nn.Module):
-    """Gives features back as they came, and passes those that have a place through ``maps`` as (N, C, h, w).
+    """Returns features unchanged, and passes those with a location through ``maps`` as (N, C, h, w).
 
     Args:
         net: The timm model whose features they are.
@@ -120,20 +120,20 @@ class _Places(nn.Module):
         raise ValueError(f"Expected features (N, C, h, w), (N, h, w, C) or (N, h * w, C), but the trunk gives {got}.")
 
     def _height(self, patches: int) -> int:
-        """Rows of patches, which have the shape of the image; 0 if they don't fill it."""
+        """Number of rows of patches, in the aspect ratio of the image; 0 if they do not fill it."""
         height = round((patches * self.size[0] / self.size[1]) ** 0.5)
         return height if height and patches % height == 0 else 0
 
 
 class _Score(nn.Module):
-    """Faces to the one number (N,) that is explained.
+    """Faces -> the number (N,) that is explained.
 
     Args:
         model: Trunk and heads.
-        task: Which head.
+        task: The task whose head is explained.
         target: As in ``grad_cam``.
         size: (H, W) of the images.
-        layer: The layer of the trunk whose output has the places; ``None`` for the trunk's last features.
+        layer: The layer of the trunk whose output has the locations; ``None`` for the trunk's last features.
     """
 
     def __init__(
@@ -157,23 +157,21 @@ class _Score(nn.Module):
                 features = trunk.net.forward_features(inputs)  # type: ignore[operator]
             finally:
                 hook.remove()
-        logits = self.model.heads[self.task](trunk.net.forward_head(features))  # type: ignore[operator]
-        if self.task == "age":
-            return self.model.estimate({"age": logits})["age"]
-        return logits.max(1).values if self.target is None else logits[:, self.target]  # type: ignore[no-any-return]
+        head = self.model.heads[self.task.name]
+        return head.score(head(trunk.net.forward_head(features)), self.target)  # type: ignore[operator]
 
 
 def _relevance(score: _Score, images: Tensor) -> Tensor:
-    """Grad-CAM before its ReLU, (1, 1, h, w)."""
+    """Grad-CAM before the ReLU, (1, 1, h, w)."""
     relevance: Tensor = LayerGradCam(score, score.places.maps).attribute(images).detach()
     return relevance
 
 
 def _last_layer_read(score: _Score, images: Tensor) -> nn.Module | None:
-    """The last layer whose patches move the score, if the trunk's features are tokens.
+    """The last layer whose patches affect the score, if the trunk's features are tokens.
 
-    Where only the class token is pooled, the patches of the last features move nothing: the last layer that they are
-    read from is the norm before the last attention.
+    Where only the class token is pooled, the patches of the last features have no effect; the last layer from which it
+    reads them is the norm before the last attention.
     """
     outputs: list[tuple[nn.Module, Tensor]] = []
 

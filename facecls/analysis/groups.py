@@ -1,57 +1,80 @@
-"""For whom a model works: the scores by gender, race and age band, and the largest gaps between groups."""
+"""Fairness: scores by group, such as each race and age band, and the largest gaps between groups."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, singledispatch
 from itertools import product
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from facecls.analysis.scores import CONFIDENCE, SCORES, Numbers, intervals, resampled_sums, score_parts, task_labels
-from facecls.data.tasks import CLASSES, MAX_AGE
+from facecls.analysis.labels import Numbers, column_values, label_ends
+from facecls.analysis.scores import (
+    CONFIDENCE,
+    Score,
+    intervals,
+    main_scores,
+    resampled_sums,
+    score_parts,
+    scores_of,
+)
+from facecls.data.tasks import Age, Classification, Task, Tasks
 
-Axis = Literal["gender", "race", "age_band"]
-"""What faces are grouped by."""
+Codes = npt.NDArray[np.int64]
 
-AGE_BANDS: dict[str, tuple[int, int]] = {
-    "0-9": (0, 9),
-    "10-19": (10, 19),
-    "20-29": (20, 29),
-    "30-39": (30, 39),
-    "40-59": (40, 59),
-    "60+": (60, MAX_AGE),
-}
-"""First and last age of each band, in years, both included."""
-AXES: dict[Axis, tuple[str, ...]] = {
-    "gender": CLASSES["gender"],
-    "race": CLASSES["race"],
-    "age_band": tuple(AGE_BANDS),
-}
-"""Names of the groups on each axis, by code."""
-ALL = "all"
+REPORT_AGE_BANDS = (0, 10, 20, 30, 40, 60)
+"""First age of each band in years; the last band is open."""
+ANY_GROUP = "all"
 """Stands on an axis by which a group is not split."""
+COMBINATION = "combination"
+"""``Gap.by`` for groups that are split by several axes."""
+COMBINED_AXES = 3
+"""Combinations are formed over the first axes only. Their number multiplies with each axis (60 for the three of UTKFace),
+so that with more of them most would have fewer than ``MIN_FACES`` faces. Further axes get their single groups."""
 MIN_FACES = 20
-"""A score over fewer labelled faces is not given."""
+"""Scores on fewer labelled faces are not reported."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A way to group faces by a label.
+
+    Attributes:
+        name: Column of a group table, such as ``race`` or ``age_band``.
+        groups: Names of the groups by code.
+        codes: Table of N faces -> (N,) code of each face's group, ``len(groups)`` for a face in none.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    codes: Callable[[pd.DataFrame], Codes]
+
+    @property
+    def title(self) -> str:
+        """The name in words, such as ``age band``."""
+        return self.name.replace("_", " ")
 
 
 class Gap(NamedTuple):
     """The largest difference between two groups in one score.
 
     Attributes:
-        score: Name in ``SCORES``.
-        by: The axis on which the groups differ; ``group`` for groups by all axes at once.
+        score: Name in ``scores_of``.
+        by: Name of the axis on which the groups differ, or ``COMBINATION``.
         better: Name of the group with the best value.
         worse: Name of the group with the worst value.
-        better_value: Its score.
-        worse_value: Its score.
-        difference: By how much ``worse`` is worse, never negative; a share or years.
-        low: Lower end of the interval on ``difference``; above 0, the gap is more than chance.
+        better_value: Score of that group.
+        worse_value: Score of that group.
+        difference: By how much ``worse`` is worse, 0 or above; a share or years.
+        low: Lower end of the interval of ``difference``; above 0, the gap is more than chance.
         high: Upper end.
     """
 
     score: str
-    by: Literal["gender", "race", "age_band", "group"]
+    by: str
     better: str
     worse: str
     better_value: float
@@ -61,10 +84,37 @@ class Gap(NamedTuple):
     high: float
 
 
-class _Grouped(NamedTuple):
-    """names: gender, race, age_band, faces of G groups; by score: values (G,), replicates (R, G), labelled faces (G,).
+class WorstGroup(NamedTuple):
+    """The group on which a task's main score is worst.
 
-    A group's value is shown where ``shown`` (G,) is true.
+    Attributes:
+        score: Name in ``scores_of``.
+        axis: Name of the axis that the group is on.
+        group: Name of the group.
+        value: Its score.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        faces: Number of faces in the group.
+    """
+
+    score: str
+    axis: str
+    group: str
+    value: float
+    low: float
+    high: float
+    faces: int
+
+
+class _Grouped(NamedTuple):
+    """G groups.
+
+    Attributes:
+        names: Name on each axis, and number of faces.
+        values: (G,) by score.
+        replicates: (R, G) by score.
+        faces: (G,) number of labelled faces by score.
+        shown: (G,) by score: whether it is reported.
     """
 
     names: pd.DataFrame
@@ -74,145 +124,245 @@ class _Grouped(NamedTuple):
     shown: dict[str, npt.NDArray[np.bool_]]
 
 
-def age_bands(ages: Numbers) -> npt.NDArray[np.int64]:
-    """The code of each age's band: (N,) years -> (N,) 0..5, 6 for NaN."""
-    starts = [first for first, _ in AGE_BANDS.values()]
-    return np.where(np.isnan(ages), len(starts), np.digitize(ages, starts) - 1)
+def report_bands(task: Age) -> dict[str, tuple[int, int]]:
+    """The bands of ages in reports.
+
+    Args:
+        task: The age.
+
+    Returns:
+        First and last age by name, both included; the last band ends at the task's highest age.
+
+    Examples:
+        >>> report_bands(Age("age", highest=50))
+        {'0-9': (0, 9), '10-19': (10, 19), '20-29': (20, 29), '30-39': (30, 39), '40+': (40, 50)}
+    """
+    firsts = [first for first in REPORT_AGE_BANDS if first <= task.highest]
+    lasts = [first - 1 for first in firsts[1:]]
+    bands = {f"{first}-{last}": (first, last) for first, last in zip(firsts, lasts, strict=False)}
+    return bands | {f"{firsts[-1]}+": (firsts[-1], task.highest)}
 
 
-def group_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def axes_of(table: pd.DataFrame, tasks: Tasks) -> dict[str, Axis]:
+    """The axes that faces can be grouped by: the classes of each classification, the report bands of each age.
+
+    Args:
+        table: Faces with labels.
+        tasks: The tasks.
+
+    Returns:
+        By name, in the order of the tasks; only axes on which some face is in a group. A face whose age is a range is
+        in a band if all of the range is.
+    """
+    axes = [_axis(task) for task in tasks.values()]
+    return {axis.name: axis for axis in axes if (axis.codes(table) < len(axis.groups)).any()}
+
+
+@singledispatch
+def _axis(task: Task) -> Axis:
+    raise NotImplementedError(type(task))
+
+
+@_axis.register
+def _class_axis(task: Classification) -> Axis:
+    return Axis(task.name, task.classes, partial(_class_codes, task))
+
+
+@_axis.register
+def _age_axis(task: Age) -> Axis:
+    return Axis(f"{task.name}_band", tuple(report_bands(task)), partial(_band_codes, task))
+
+
+def _class_codes(task: Classification, table: pd.DataFrame) -> Codes:
+    return np.nan_to_num(column_values(table, task.name), nan=len(task.classes)).astype(np.int64)
+
+
+def _band_codes(task: Age, table: pd.DataFrame) -> Codes:
+    firsts = [first for first, _ in report_bands(task).values()]
+    low, high = (np.where(np.isnan(ends), np.nan, np.digitize(ends, firsts) - 1) for ends in label_ends(table, task))
+    return np.where(low == high, low, len(firsts)).astype(np.int64)
+
+
+def axis_columns(groups: pd.DataFrame) -> list[str]:
+    """The columns of a group table that name the group: one per axis."""
+    return list(groups.columns[: groups.columns.get_loc("faces")])
+
+
+def group_table(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> pd.DataFrame:
     """Every score of every group.
 
-    Groups are by the labels, not by what was predicted; a face without a label is in no group by that label. Macro F1
-    is not given for groups of one class of its task, where it is no more than a rescaled accuracy.
+    Groups are defined by labels, not by predictions; a face without a label is in no group of that axis. Macro F1 is
+    not reported for groups of one class of its task, where it is a rescaled accuracy.
 
     Args:
         table: Predictions.
+        tasks: The tasks.
         seed: Of the bootstrap.
 
     Returns:
-        ``gender``, ``race``, ``age_band`` (names, ``all`` where the group is not split by it) and ``faces``; then for
-        each score NAME that the table has: NAME, NAME_low and NAME_high (95 %, see ``scores.intervals``; not corrected
-        for the number of groups), NaN for fewer than ``MIN_FACES`` labelled faces. Rows: all faces, then each gender,
-        race and age band, then each combination, empty ones too. Axes of which no face has a label are left out.
+        A column per axis of ``axes_of`` (names of groups, ``ANY_GROUP`` where the group is not split by it) and
+        ``faces``; then for each score NAME that the table has: NAME, NAME_low and NAME_high (95 %, see
+        ``scores.intervals``; not corrected for the number of groups), NaN for fewer than ``MIN_FACES`` labelled faces.
+        Rows: all faces, then each group of each axis, then each combination over the first ``COMBINED_AXES`` axes,
+        also those without faces.
     """
-    grouped = _group(table, seed)
+    grouped, scores = _group(table, tasks, seed), scores_of(tasks)
     columns: dict[str, Numbers] = {}
     for name, values in grouped.values.items():
         shown = grouped.shown[name]
         ends = np.full((3, len(values)), np.nan)
-        if shown.any():  # NumPy has no quantiles of no columns
+        if shown.any():  # np.nanquantile fails on zero columns
             of_shown = values[shown], grouped.replicates[name][:, shown], grouped.faces[name][shown]
-            ends[:, shown] = values[shown], *intervals(name, *of_shown)
+            ends[:, shown] = values[shown], *intervals(scores[name], *of_shown)
         columns |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
     return grouped.names.assign(**columns)
 
 
-def gaps(table: pd.DataFrame, seed: int = 0) -> list[Gap]:
-    """The largest gap per score and axis, with an interval that allows for having searched for it.
+def worst_groups(groups: pd.DataFrame, tasks: Tasks) -> dict[str, WorstGroup]:
+    """The group on which the main score of each task is worst.
 
-    All pairs of groups on an axis get an interval at the level 1 - 0.05 / pairs (Bonferroni), so with 95 % all of them
-    cover their true differences at once, the largest one too. A group's own interval is Wilson's (1927) for shares of
-    faces, which keeps its level near 0 and 1 and in small groups, and the normal one with the bootstrap's standard
-    error for macro F1 and errors in years; both are joined to that of a difference as in Newcombe 1998
-    (doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I) and Zou & Donner 2008
-    (doi:10.1002/sim.3095). Percentiles of 1,000 replicates do not reach so far out.
+    Args:
+        groups: As ``group_table`` returns them.
+        tasks: The tasks.
+
+    Returns:
+        By task. Combinations are left out, and so are axes on which only one group has a score, and tasks without any.
+    """
+    scores, axes = scores_of(tasks), axis_columns(groups)
+    is_single = _axes_split(groups) == 1
+    found: dict[str, WorstGroup] = {}
+    for task, name in main_scores(groups.columns, tasks).items():
+        by_axis = {axis: groups[is_single & (groups[axis] != ANY_GROUP) & groups[name].notna()] for axis in axes}
+        rows = [(axis, row) for axis, some in by_axis.items() if len(some) > 1 for row in some.to_dict("records")]
+        if not rows:
+            continue
+        sign = 1 if scores[name].higher_is_better else -1
+        axis, row = min(rows, key=lambda each: sign * each[1][name])
+        found[task] = WorstGroup(
+            name, axis, row[axis], row[name], row[f"{name}_low"], row[f"{name}_high"], row["faces"]
+        )
+    return found
+
+
+def gaps(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> list[Gap]:
+    """The largest gap per score and axis, with an interval that is corrected for the search.
+
+    All pairs of groups on an axis get an interval at the level 1 - 0.05 / pairs (Bonferroni), so that with 95 %
+    confidence all of them cover their true differences at once, including the largest. A group's own interval is
+    Wilson's (1927) for shares of faces, which keeps its level near 0 and 1 and in small groups, and the normal one with
+    the bootstrap's standard error for macro F1 and errors in years. Two of them are combined into the interval of a
+    difference as in Newcombe 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<873::AID-SIM779>3.0.CO;2-I) and Zou &
+    Donner 2008 (doi:10.1002/sim.3095). Percentiles of 1,000 replicates do not reach that far into the tails.
 
     Args:
         table: Predictions.
+        tasks: The tasks.
         seed: Of the bootstrap.
 
     Returns:
-        In the order of ``SCORES``, by gender, race, age band, and all at once; no gap where fewer than two groups have
+        By score in the order of ``scores_of``, then by axis, combinations last. No gap where fewer than two groups have
         ``MIN_FACES`` labelled faces.
     """
-    grouped = _group(table, seed)
-    split = {axis: grouped.names[axis].ne(ALL).to_numpy() for axis in AXES}
-    number = sum(split.values())
-    rows = {axis: split[axis] & (number == 1) for axis in AXES} | {"group": number > 1}
+    grouped, scores = _group(table, tasks, seed), scores_of(tasks)
+    names, split = grouped.names, _axes_split(grouped.names)
+    rows = {axis: (split == 1) & names[axis].ne(ANY_GROUP).to_numpy() for axis in axis_columns(names)}
+    rows[COMBINATION] = split > 1
     found: list[Gap] = []
     for name in grouped.values:
         for by, chosen in rows.items():
             among = np.flatnonzero(chosen & grouped.shown[name])
             if len(among) > 1:
-                found.append(_largest(grouped, name, by, among))  # type: ignore[arg-type]
+                found.append(_largest(grouped, name, scores[name], by, among))
     return found
 
 
-def describe(gap: Gap) -> str:
-    """A gap in a sentence, with the interval, and whether it may be chance."""
-    share = SCORES[gap.score].unit == "share"
-    scale, unit, of_gap = (100, "%", "points") if share else (1, "years", "years")
+def describe(gap: Gap, tasks: Tasks) -> str:
+    """A gap in a sentence, with its interval, and whether it may be due to chance."""
+    score = scores_of(tasks)[gap.score]
+    scale, unit, of_gap = (100, "%", "points") if score.unit == "share" else (1, "years", "years")
     best, worst, difference, low, high = (f"{scale * value:.1f}" for value in gap[4:])
-    by = "combination" if gap.by == "group" else gap.by.replace("_", " ")
     verdict = "" if gap.low > 0 else "; the interval includes 0, so the gap may be chance"
     return (
-        f"{SCORES[gap.score].title} by {by}: worst for {gap.worse} ({worst} {unit}), best for {gap.better} "
+        f"{score.title} by {gap.by.replace('_', ' ')}: worst for {gap.worse} ({worst} {unit}), best for {gap.better} "
         f"({best} {unit}), a gap of {difference} {of_gap} (95 % interval {low} to {high}){verdict}."
     )
 
 
-def _group(table: pd.DataFrame, seed: int) -> _Grouped:
-    codes = {
-        "gender": np.nan_to_num(task_labels(table, "gender"), nan=len(AXES["gender"])).astype(np.int64),
-        "race": np.nan_to_num(task_labels(table, "race"), nan=len(AXES["race"])).astype(np.int64),
-        "age_band": age_bands(task_labels(table, "age")),
-    }
-    shape = [len(names) + 1 for names in AXES.values()]  # one more for faces without the label
-    cells = np.ravel_multi_index(list(codes.values()), shape)
-    groups = _groups([axis for axis in AXES if (codes[axis] < len(AXES[axis])).any()])
-    members = _members(groups)  # (G, cells)
+def _group(table: pd.DataFrame, tasks: Tasks, seed: int) -> _Grouped:
+    axes, scores, parts = list(axes_of(table, tasks).values()), scores_of(tasks), score_parts(table, tasks)
+    blocks = [(axes[:COMBINED_AXES], _group_names(axes[:COMBINED_AXES]))]
+    blocks += [([axis], [(name,) for name in axis.groups]) for axis in axes[COMBINED_AXES:]]
+    sums: dict[str, list[Numbers]] = {name: [] for name in parts}
+    tables = []
+    for block, groups in blocks:  # each with cells of its own, which would multiply; the same seed draws the same faces
+        cells, members = _cells(block, table), _members(block, groups)
+        each_face = members.T[cells]  # (N, G)
+        drawn = resampled_sums(parts, cells, members.shape[1], seed)
+        for name, columns in parts.items():
+            sums[name].append(np.concatenate([(each_face.T @ columns)[None], members @ drawn[name]]))  # (1 + R, G, K)
+        named = pd.DataFrame(groups, range(len(groups)), [axis.name for axis in block])
+        tables.append(named.assign(faces=each_face.sum(0).astype(np.int64)))
 
-    parts = score_parts(table)
-    each_face = members.T[cells]  # (N, G)
-    drawn = resampled_sums(parts, cells, members.shape[1], seed)
-    sums = {name: each_face.T @ columns for name, columns in parts.items()}  # (G, K)
-    faces = {name: values[:, 0] for name, values in sums.items()}
-    whole = pd.DataFrame(groups, columns=list(AXES))
+    names = pd.concat(tables, ignore_index=True).reindex(columns=[*(axis.name for axis in axes), "faces"])
+    names = names.fillna(ANY_GROUP)
+    order = np.argsort(_axes_split(names).clip(max=2), kind="stable")  # combinations last
+    names = names.iloc[order].reset_index(drop=True)
+    joined = {name: np.concatenate(each, 1)[:, order] for name, each in sums.items()}
+    values = {name: scores[name].value(each) for name, each in joined.items()}  # (1 + R, G)
+    faces = {name: each[0, :, 0] for name, each in joined.items()}
     return _Grouped(
-        names=whole.assign(faces=each_face.sum(0).astype(np.int64)),
-        values={name: SCORES[name].value(values) for name, values in sums.items()},
-        replicates={name: SCORES[name].value(members @ values) for name, values in drawn.items()},
+        names=names,
+        values={name: each[0] for name, each in values.items()},
+        replicates={name: each[1:] for name, each in values.items()},
         faces=faces,
-        shown={name: (faces[name] >= MIN_FACES) & ~_of_one_class(whole, name) for name in parts},
+        shown={name: (faces[name] >= MIN_FACES) & ~_is_one_class(names, scores[name]) for name in parts},
     )
 
 
-def _groups(axes: list[Axis]) -> list[tuple[str, ...]]:
-    """Names on all three axes of: all faces, each group by one of ``axes``, each by all of them."""
-    found: list[tuple[str, ...]] = [(ALL, ALL, ALL)]
-    found += [tuple(name if axis == by else ALL for axis in AXES) for by in axes for name in AXES[by]]
+def _axes_split(groups: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """By how many axes each group is split: 0 for all faces."""
+    return (groups[axis_columns(groups)] != ANY_GROUP).sum(axis=1).to_numpy(np.int64)
+
+
+def _group_names(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
+    """All faces, each group of each axis, each combination: names on all axes."""
+    names = [(ANY_GROUP,) * len(axes)]
+    names += [tuple(name if axis is by else ANY_GROUP for axis in axes) for by in axes for name in by.groups]
     if len(axes) > 1:
-        found += product(*(AXES[axis] if axis in axes else (ALL,) for axis in AXES))
-    return found
+        names += product(*(axis.groups for axis in axes))
+    return names
 
 
-def _members(groups: list[tuple[str, ...]]) -> Numbers:
-    """(G, cells): 1 where a cell of gender x race x age band, each with one more for no label, is in the group."""
+def _cells(axes: Sequence[Axis], table: pd.DataFrame) -> Codes:
+    """(N,) one code per combination of groups; an axis has one more group for faces without the label."""
+    cells = np.zeros(len(table), np.int64)
+    for axis in axes:
+        cells = cells * (len(axis.groups) + 1) + axis.codes(table)
+    return cells
+
+
+def _members(axes: Sequence[Axis], groups: Sequence[tuple[str, ...]]) -> Numbers:
+    """(G, cells): 1 where a cell belongs to the group."""
     rows = []
     for group in groups:
         cell: Numbers = np.ones(1)
-        for name, names in zip(group, AXES.values(), strict=True):
-            inside = np.array([name in (ALL, other) for other in (*names, None)], np.float64)
+        for name, axis in zip(group, axes, strict=True):
+            inside = np.array([name in (ANY_GROUP, other) for other in (*axis.groups, None)], np.float64)
             cell = np.outer(cell, inside).ravel()
         rows.append(cell)
     return np.stack(rows)
 
 
-def _of_one_class(groups: pd.DataFrame, name: str) -> npt.NDArray[np.bool_]:
-    score = SCORES[name]
+def _is_one_class(groups: pd.DataFrame, score: Score) -> npt.NDArray[np.bool_]:
     if score.over_classes:
-        return groups[score.task].ne(ALL).to_numpy()
+        return groups[score.task.name].ne(ANY_GROUP).to_numpy()
     return np.zeros(len(groups), np.bool_)
 
 
-def _largest(
-    grouped: _Grouped, name: str, by: Literal["gender", "race", "age_band", "group"], among: npt.NDArray[np.intp]
-) -> Gap:
-    """The gap between the best and the worst of the groups ``among`` (row numbers, at least two)."""
-    score = SCORES[name]
+def _largest(grouped: _Grouped, name: str, score: Score, by: str, among: npt.NDArray[np.intp]) -> Gap:
+    """The gap between the best and the worst of at least two groups, given by their row numbers."""
     ranked = among[np.argsort(grouped.values[name][among], kind="stable")]
-    ends = ranked[[0, -1]]  # the lower and the higher value
+    ends = ranked[[0, -1]]  # the lowest and the highest value
     pairs = len(among) * (len(among) - 1) / 2
     z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / (2 * pairs))
     values = grouped.values[name][ends]
@@ -223,8 +373,8 @@ def _largest(
         low, high = values - margin, values + margin
     difference = values[1] - values[0]
     named = [
-        ", ".join(part for part in group if part != ALL)
-        for group in grouped.names[list(AXES)].iloc[ends].itertuples(index=False)
+        ", ".join(part for part in group if part != ANY_GROUP)
+        for group in grouped.names[axis_columns(grouped.names)].iloc[ends].itertuples(index=False)
     ]
     worse, better = (0, 1) if score.higher_is_better else (1, 0)
     return Gap(

@@ -1,30 +1,33 @@
-"""How good predictions are, in numbers with the interval that chance leaves, and what a trivial guess would reach."""
+"""How good predictions are: scores with bootstrap intervals, and how they compare with a constant guess."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping
+from functools import singledispatch
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from facecls.data.tasks import CLASSES, TASKS, Task
+from facecls.analysis.labels import Numbers, column_values
+from facecls.data.tasks import Age, Classification, Task, Tasks
 
-Numbers = npt.NDArray[np.float64]
-"""Any array of float64."""
 Key = TypeVar("Key", bound=Hashable)
 
 CONFIDENCE = 0.95
-"""Of all intervals of a study."""
+"""Level of all intervals."""
 REPLICATES = 1000
-"""Resampled sets of faces; Efron & Tibshirani 1993, "An Introduction to the Bootstrap", advise 1,000 for intervals."""
+"""Bootstrap replicates; Efron & Tibshirani 1993, "An Introduction to the Bootstrap", recommend 1,000 for intervals."""
 YEARS = 5
-"""How far off an age may be to count as right, as in papers on UTKFace."""
+"""Largest error of an age that counts as right in ``cs5``, as in papers on UTKFace."""
 _AT_ONCE = 100
-"""Replicates held at the same time: 20 MB for 24,000 faces."""
+"""Replicates held in memory at the same time: 20 MB for 24,000 faces."""
+_FEWEST = 6
+"""Faces needed to call a model better than a guess: if it is better on all of them, the two-sided p-value of a sign
+test is 2 / 2**6 = 0.03; for five faces it is 0.06."""
 
 
 class Interval(NamedTuple):
-    """A score, the 95 % interval around it, and how many labelled faces it was taken over."""
+    """A score, its 95 % interval, and the number of labelled faces it was computed on."""
 
     value: float
     low: float
@@ -33,17 +36,17 @@ class Interval(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One number about one task, as a function of sums over faces; so a resampled set only needs weighted sums.
+    """One score of one task, as a function of sums over faces, so that a bootstrap replicate is a weighted sum.
 
     Attributes:
-        task: What is judged.
+        task: The task that is scored.
         title: For headings.
-        unit: ``share`` for 0..1, ``years`` for 0 and more.
+        unit: ``share`` for 0..1, ``years`` for 0 and above.
         higher_is_better: False for errors.
-        over_classes: True for a mean over classes, which says nothing about faces that are all of one class.
-        parts: Labels (N,), NaN without one, and predictions (N,) -> (N, K), of which the first column is 1 for labelled
-            faces, and all are 0 for others.
-        value: Sums of the parts (..., K) -> scores (...); NaN where no face has a label.
+        over_classes: True for a mean over classes, which is meaningless on faces of a single class.
+        parts: Table of N predictions -> (N, K). The first column is 1 for faces that have the label, and rows of other
+            faces are 0.
+        value: Sums of the parts (..., K) -> scores (...), NaN where no face has a label.
     """
 
     task: Task
@@ -51,19 +54,99 @@ class Score(NamedTuple):
     unit: Literal["share", "years"]
     higher_is_better: bool
     over_classes: bool
-    parts: Callable[[Numbers, Numbers], Numbers]
+    parts: Callable[[pd.DataFrame], Numbers]
     value: Callable[[Numbers], Numbers]
 
     @property
     def heading(self) -> str:
-        """The title, with years where values are in them."""
+        """The title, with the unit if it is years."""
         return f"{self.title} (years)" if self.unit == "years" else self.title
 
 
-def _mean_of(of_error: Callable[[Numbers], Numbers]) -> Callable[[Numbers, Numbers], Numbers]:
-    def parts(labels: Numbers, predicted: Numbers) -> Numbers:
+def scores_of(tasks: Tasks) -> dict[str, Score]:
+    """The scores of each task, its main one first.
+
+    Args:
+        tasks: The tasks.
+
+    Returns:
+        By log key without its stage. ``accuracy`` is the share of faces that are right, ``f1_macro`` the plain mean
+        over the classes that occur among labels or predictions, as in scikit-learn and torchmetrics. ``mae_years`` is
+        the mean absolute error, ``cs5`` the share of faces whose age is at most five years off; both are over labels
+        in years. ``band_accuracy`` is over labels that are ranges: the share of faces whose predicted age, rounded to
+        whole years, lies in the range.
+
+    Examples:
+        >>> from facecls.data.tasks import UTKFACE
+        >>> list(scores_of({"age": UTKFACE["age"]}))
+        ['age/mae_years', 'age/cs5', 'age/band_accuracy']
+    """
+    return {f"{task.name}/{name}": score for task in tasks.values() for name, score in _scores(task).items()}
+
+
+def main_scores(names: Container[str], tasks: Tasks) -> dict[str, str]:
+    """The score that stands for each task where there is room for one.
+
+    Args:
+        names: The scores that there are, such as the keys of ``score`` or the columns of a group table.
+        tasks: The tasks.
+
+    Returns:
+        Names of scores by task: the first of ``scores_of`` that there is. Tasks without any are left out.
+    """
+    found: dict[str, str] = {}
+    for name, score in scores_of(tasks).items():
+        if name in names:
+            found.setdefault(score.task.name, name)
+    return found
+
+
+@singledispatch
+def _scores(task: Task) -> dict[str, Score]:
+    """Scores by the second part of their name."""
+    raise NotImplementedError(type(task))
+
+
+@_scores.register
+def _classification_scores(task: Classification) -> dict[str, Score]:
+    title = _title(task)
+    right = _error_parts(task, lambda error: (error == 0).astype(np.float64))
+    return {
+        "accuracy": Score(task, f"{title} accuracy", "share", True, False, right, _mean),
+        "f1_macro": Score(task, f"{title} macro F1", "share", True, True, _confusion_parts(task), _macro_f1),
+    }
+
+
+@_scores.register
+def _age_scores(task: Age) -> dict[str, Score]:
+    title = _title(task)
+    within = _error_parts(task, lambda error: (np.abs(error) <= YEARS).astype(np.float64))
+    mae_title = f"Mean absolute error of {title.lower()}"
+    return {
+        "mae_years": Score(task, mae_title, "years", False, False, _error_parts(task, np.abs), _mean),
+        "cs5": Score(task, f"{title} within five years", "share", True, False, within, _mean),
+        "band_accuracy": Score(task, f"{title} within its range", "share", True, False, _range_parts(task), _mean),
+    }
+
+
+def _title(task: Task) -> str:
+    return task.name.replace("_", " ").capitalize()
+
+
+def _error_parts(task: Task, of_error: Callable[[Numbers], Numbers]) -> Callable[[pd.DataFrame], Numbers]:
+    def parts(table: pd.DataFrame) -> Numbers:
+        labels, predicted = column_values(table, task.name), column_values(table, f"{task.name}_predicted")
         known = ~np.isnan(labels)
         return np.stack([known, np.where(known, of_error(predicted - labels), 0)], 1)  # (N, 2)
+
+    return parts
+
+
+def _range_parts(task: Age) -> Callable[[pd.DataFrame], Numbers]:
+    def parts(table: pd.DataFrame) -> Numbers:
+        first, last = (column_values(table, column) for column in task.range)
+        years = np.round(column_values(table, f"{task.name}_predicted"))
+        return np.stack([~np.isnan(first), (first <= years) & (years <= last)], 1).astype(np.float64)  # (N, 2)
 
     return parts
 
@@ -73,126 +156,157 @@ def _mean(sums: Numbers) -> Numbers:
         return np.asarray(sums[..., 1] / sums[..., 0])
 
 
-def _confusion_of(classes: int) -> Callable[[Numbers, Numbers], Numbers]:
-    def parts(labels: Numbers, predicted: Numbers) -> Numbers:
-        codes = np.arange(classes)
+def _confusion_parts(task: Classification) -> Callable[[pd.DataFrame], Numbers]:
+    codes = np.arange(len(task.classes))
+
+    def parts(table: pd.DataFrame) -> Numbers:
+        labels, predicted = column_values(table, task.name), column_values(table, f"{task.name}_predicted")
         known = ~np.isnan(labels)[:, None]
-        true = labels[:, None] == codes  # (N, classes)
+        true = labels[:, None] == codes  # (N, C)
         guessed = (predicted[:, None] == codes) & known
-        return np.concatenate([known, true & guessed, guessed, true], 1).astype(np.float64)  # (N, 1 + 3 * classes)
+        return np.concatenate([known, true & guessed, guessed, true], 1).astype(np.float64)  # (N, 1 + 3 * C)
 
     return parts
 
 
 def _macro_f1(sums: Numbers) -> Numbers:
-    hits, guessed, true = np.split(sums[..., 1:], 3, axis=-1)  # (..., classes)
+    hits, guessed, true = np.split(sums[..., 1:], 3, axis=-1)  # (..., C)
     seen = guessed + true > 0
     each = 2 * hits / np.where(seen, guessed + true, 1)
     with np.errstate(invalid="ignore"):
         return np.asarray(each.sum(-1) / seen.sum(-1))
 
 
-def _accuracy(task: Task) -> Score:
-    parts = _mean_of(lambda error: (error == 0).astype(np.float64))
-    return Score(task, f"{task.capitalize()} accuracy", "share", True, False, parts, _mean)
-
-
-def _f1_macro(task: Task) -> Score:
-    parts = _confusion_of(len(CLASSES[task]))
-    return Score(task, f"{task.capitalize()} macro F1", "share", True, True, parts, _macro_f1)
-
-
-def _within(error: Numbers) -> Numbers:
-    return (np.abs(error) <= YEARS).astype(np.float64)
-
-
-SCORES: dict[str, Score] = {
-    "gender/accuracy": _accuracy("gender"),
-    "gender/f1_macro": _f1_macro("gender"),
-    "race/accuracy": _accuracy("race"),
-    "race/f1_macro": _f1_macro("race"),
-    "age/mae_years": Score("age", "Mean absolute error of age", "years", False, False, _mean_of(np.abs), _mean),
-    "age/cs5": Score("age", "Ages within five years", "share", True, False, _mean_of(_within), _mean),
-}
-"""By log key, without its stage. Accuracy is the share of faces that are right; macro F1 is the plain mean over the
-classes that occur among labels or predictions, as in scikit-learn and torchmetrics; ``cs5`` is the share of faces whose
-age is at most five years off."""
-
-
-def task_labels(table: pd.DataFrame, task: Task) -> Numbers:
-    """The labels of a task: (N,) float64, NaN where a face has none."""
-    return table[task].to_numpy(np.float64, na_value=np.nan)
-
-
-def score_parts(table: pd.DataFrame) -> dict[str, Numbers]:
-    """The parts of each score that the table has, as ``Score.parts`` gives them.
+def score_parts(table: pd.DataFrame, tasks: Tasks) -> dict[str, Numbers]:
+    """The parts of each score, see ``Score.parts``.
 
     Args:
         table: N predictions.
+        tasks: The tasks.
 
     Returns:
-        (N, K) by name; only tasks that were predicted and of which at least one face has a label.
+        (N, K) by name; only scores for which there are predictions and at least one labelled face.
     """
     found: dict[str, Numbers] = {}
-    for name, score in SCORES.items():
-        if f"{score.task}_predicted" in table and table[score.task].notna().any():
-            predicted = table[f"{score.task}_predicted"].to_numpy(np.float64)
-            found[name] = score.parts(task_labels(table, score.task), predicted)
+    for name, score in scores_of(tasks).items():
+        if f"{score.task.name}_predicted" in table and (parts := score.parts(table))[:, 0].any():
+            found[name] = parts
     return found
 
 
-def score(table: pd.DataFrame, seed: int = 0) -> dict[str, Interval]:
+def score(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> dict[str, Interval]:
     """The scores of predictions, each with a 95 % bootstrap interval over faces.
 
     Args:
         table: Predictions of N >= 0 faces.
-        seed: Of the resampling.
+        tasks: The tasks.
+        seed: Of the bootstrap.
 
     Returns:
-        By the names of ``SCORES``, those that the table has; see ``intervals`` for the method.
+        By the names of ``scores_of``, those for which there are predictions and labels; see ``intervals`` for the
+        method.
     """
-    parts = score_parts(table)
-    one = np.zeros(len(table), np.int64)
-    replicates = resampled_sums(parts, one, 1, seed)
+    scores, parts = scores_of(tasks), score_parts(table, tasks)
+    replicates = resampled_sums(parts, np.zeros(len(table), np.int64), 1, seed)
     found: dict[str, Interval] = {}
     for name, columns in parts.items():
         sums = columns.sum(0, keepdims=True)  # (1, K)
-        value, faces = SCORES[name].value(sums), sums[:, 0]
-        low, high = intervals(name, value, SCORES[name].value(replicates[name]), faces)
+        value, faces = scores[name].value(sums), sums[:, 0]
+        low, high = intervals(scores[name], value, scores[name].value(replicates[name]), faces)
         found[name] = Interval(float(value[0]), float(low[0]), float(high[0]), int(faces[0]))
     return found
 
 
-def trivial(table: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float]:
-    """What always guessing the same would reach: the commonest class, and the median age.
+def trivial(table: pd.DataFrame, reference: pd.DataFrame, tasks: Tasks) -> dict[str, float]:
+    """The scores of a constant guess: the most common class, and the median age.
 
     Args:
-        table: Predictions; only their labels are looked at.
-        reference: Faces with labels that the guess is learned from, such as the training split.
+        table: Predictions; only their labels are used.
+        reference: Labelled faces from which the guess is taken, such as the training split. Where ages are only known
+            as ranges, the guess is the middle of the most common range.
+        tasks: The tasks.
 
     Returns:
-        Scores by the names of ``SCORES``, those that the table has, without tasks of which the reference has no label.
+        Scores by the names of ``scores_of``, as ``score``, without tasks for which the reference has no label.
     """
-    guesses = table[list(TASKS)].copy()
-    for task in TASKS:
-        known = reference[task].dropna()
-        if f"{task}_predicted" in table and len(known):
-            guesses[f"{task}_predicted"] = float(known.median() if task == "age" else known.mode().iloc[0])
-    return {name: float(SCORES[name].value(parts.sum(0))) for name, parts in score_parts(guesses).items()}
+    scores = scores_of(tasks)
+    parts = score_parts(_guessed(table, reference, tasks), tasks)
+    return {name: float(scores[name].value(columns.sum(0))) for name, columns in parts.items()}
+
+
+def better_than_guessing(table: pd.DataFrame, tasks: Tasks, reference: pd.DataFrame, seed: int = 0) -> dict[str, bool]:
+    """Whether a model is better than a constant guess, beyond what chance explains.
+
+    Args:
+        table: Predictions.
+        tasks: The tasks.
+        reference: As for ``trivial``.
+        seed: Of the bootstrap.
+
+    Returns:
+        By task: whether the 95 % interval of the difference in the main score, paired over the same faces, lies above
+        0 in favour of the model. Tasks without a score or a guess are left out.
+    """
+    model, guess = score_parts(table, tasks), score_parts(_guessed(table, reference, tasks), tasks)
+    main = main_scores(guess, tasks)
+    both = {(name, who): parts[name] for name in main.values() for who, parts in enumerate((guess, model))}
+    replicates = resampled_sums(both, np.zeros(len(table), np.int64), 1, seed)
+    found: dict[str, bool] = {}
+    for task, name in main.items():
+        score = scores_of(tasks)[name]
+        low, high = difference_interval(score, replicates[name, 0], replicates[name, 1])
+        is_better = low > 0 if score.higher_is_better else high < 0
+        found[task] = bool(is_better and model[name][:, 0].sum() >= _FEWEST)
+    return found
+
+
+def _guessed(table: pd.DataFrame, reference: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
+    """The labels of a table with constant guesses in place of its predictions."""
+    guessed = table[[column for task in tasks.values() for column in task.columns if column in table]].copy()
+    for name, task in tasks.items():
+        guess = _guess(task, reference)
+        if f"{name}_predicted" in table and not np.isnan(guess):
+            guessed[f"{name}_predicted"] = guess
+    return guessed
+
+
+@singledispatch
+def _guess(task: Task, reference: pd.DataFrame) -> float:
+    """The constant that fits the labels best, NaN without labels."""
+    raise NotImplementedError(type(task))
+
+
+@_guess.register
+def _guess_class(task: Classification, reference: pd.DataFrame) -> float:
+    return _most_common(column_values(reference, task.name))
+
+
+@_guess.register
+def _guess_age(task: Age, reference: pd.DataFrame) -> float:
+    ages = column_values(reference, task.name)
+    if not np.isnan(ages).all():
+        return float(np.nanmedian(ages))
+    first, last = (column_values(reference, column) for column in task.range)
+    return _most_common((first + last) / 2)
+
+
+def _most_common(values: Numbers) -> float:
+    different, counts = np.unique(values[~np.isnan(values)], return_counts=True)
+    return float(different[counts.argmax()]) if len(different) else float("nan")
 
 
 def resampled_sums(
     parts: Mapping[Key, Numbers], cells: npt.NDArray[np.int64], number: int, seed: int
 ) -> dict[Key, Numbers]:
-    """Sums over ``REPLICATES`` sets of faces, each drawn with replacement from all faces.
+    """Sums over ``REPLICATES`` bootstrap samples of the faces, drawn with replacement.
 
-    All parts share the draws, so differences between their scores are paired.
+    All parts share the samples, so differences between their scores are paired.
 
     Args:
         parts: (N, K) arrays by any key.
-        cells: (N,) which cell each face is summed into.
-        number: How many cells there are.
-        seed: Of the draws.
+        cells: (N,) the cell that each face is summed into.
+        number: Number of cells.
+        seed: Of the samples; they do not depend on the cells.
 
     Returns:
         (REPLICATES, number, K) by the same keys.
@@ -200,11 +314,11 @@ def resampled_sums(
     if not parts:
         return {}
     order = np.argsort(cells, kind="stable")
-    columns = np.concatenate(list(parts.values()), 1)[order]  # (N, all K), the faces of a cell side by side
+    columns = np.concatenate(list(parts.values()), 1)[order]  # (N, sum of K), the faces of a cell side by side
     edges = np.searchsorted(cells[order], np.arange(number + 1))
     sums = np.zeros((REPLICATES, number, columns.shape[1]))
-    for done, drawn in enumerate(_draws(len(order), seed)):
-        weights = drawn[:, order]  # a face is drawn as often whatever the cells are
+    for done, counts in enumerate(_bootstrap_counts(len(order), seed)):
+        weights = counts[:, order]
         rows = slice(done * _AT_ONCE, (done + 1) * _AT_ONCE)
         for cell in np.flatnonzero(np.diff(edges)):
             faces = slice(edges[cell], edges[cell + 1])
@@ -213,8 +327,8 @@ def resampled_sums(
     return dict(zip(parts, np.split(sums, ends, axis=2), strict=True))
 
 
-def _draws(faces: int, seed: int) -> Iterator[Numbers]:
-    """How often each face is drawn: arrays (_AT_ONCE, faces), REPLICATES rows together."""
+def _bootstrap_counts(faces: int, seed: int) -> Iterator[Numbers]:
+    """How often each face is drawn: arrays (_AT_ONCE, faces), REPLICATES rows in total."""
     rng = np.random.default_rng(seed)
     firsts = np.arange(_AT_ONCE)[:, None] * faces
     for _ in range(REPLICATES // _AT_ONCE):
@@ -223,28 +337,44 @@ def _draws(faces: int, seed: int) -> Iterator[Numbers]:
         yield counts.reshape(_AT_ONCE, faces).astype(np.float64)
 
 
-def intervals(name: str, values: Numbers, replicates: Numbers, faces: Numbers) -> tuple[Numbers, Numbers]:
+def intervals(score: Score, values: Numbers, replicates: Numbers, faces: Numbers) -> tuple[Numbers, Numbers]:
     """95 % intervals by the percentile bootstrap (Efron & Tibshirani 1993, chapter 13).
 
-    Where every face is right, or every face wrong, all replicates are equal and would claim certainty. There the exact
-    bound of Clopper & Pearson 1934 (doi:10.1093/biomet/26.4.404) stands in. An error in years over one face has no
+    Where all faces are right, or all wrong, the replicates are all equal and would claim certainty; the exact bound of
+    Clopper & Pearson 1934 (doi:10.1093/biomet/26.4.404) replaces theirs. An error in years on a single face has no
     interval: NaN.
 
     Args:
-        name: Of the score.
-        values: (G,) scores.
-        replicates: (R, G) the same of resampled faces; NaN where none with a label was drawn.
-        faces: (G,) how many labelled faces each score is over; at least 1.
+        score: The score.
+        values: (G,) its values.
+        replicates: (R, G) its values on the bootstrap samples, NaN where no labelled face was drawn.
+        faces: (G,) number of labelled faces of each value, at least 1.
 
     Returns:
         (G,) lower and (G,) upper ends.
     """
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
-    if SCORES[name].unit == "share":
+    if score.unit == "share":
         exact = tail ** (1 / faces)
         low = np.where(values == 1, exact, low)
         high = np.where(values == 0, 1 - exact, high)
     else:
         low, high = (np.where(faces > 1, end, np.nan) for end in (low, high))
     return low, high
+
+
+def difference_interval(score: Score, first: Numbers, second: Numbers) -> tuple[float, float]:
+    """95 % interval of a difference between two scores on the same faces (percentile bootstrap over pairs).
+
+    Args:
+        score: The score.
+        first: (R, 1, K) sums of the parts on the bootstrap samples, as ``resampled_sums`` returns them.
+        second: The same of what is compared with it.
+
+    Returns:
+        Lower and upper end of second minus first.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(score.value(second) - score.value(first), [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,194 +1,256 @@
-"""Labels worth a second look: those that a model contradicts, and those of equal pictures that differ."""
+"""Labels worth checking: those that a model contradicts, and copies of pictures, above all with different labels."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from functools import singledispatch
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from facecls.analysis.duplicates import Pixels, near_identical
+from facecls.analysis.duplicates import ImageLoader, near_identical
+from facecls.analysis.labels import Numbers, column_values, label_ends, label_texts, prediction_texts
 from facecls.analysis.predictions import INTERVAL
-from facecls.data.tasks import CLASSES, TASKS, Task
+from facecls.data.tasks import Age, Classification, Task, Tasks
 
-COLUMNS = ("path", "split", "task", "label", "predicted", "score", "reason", "other", "seen_in_training")
-"""Of what ``suspects`` gives."""
+MODEL, COPIES_DISAGREE, COPY = KINDS = ("model", "copies_disagree", "copy")
+"""Kinds of suspects: labels that the model contradicts, labels that a copy of the picture contradicts, plain copies."""
+COLUMNS = ("path", "split", "task", "label", "predicted", "score", "reason", "other", "seen_in_training", "kind")
+"""Columns of ``suspects``."""
 OUTSIDE = 0.25
-"""By what share of the width of its interval an age lies outside where doubt is one half.
+"""Distance of an age from its interval, as a share of the interval's width, at which doubt is one half.
 
 If errors were normal, 1.4 % of the ages would lie further outside a 90 % interval; of 1,902 faces of UTKFace 0.8 % do.
 """
 
 
 class _Suspect(NamedTuple):
-    """A label that looks wrong: of which row and task, how wrong, why, and the row of its twin."""
+    """A suspect: its row, how suspect it is, why, the task whose label it is about, and the row of its copy."""
 
+    kind: str
     row: int
-    task: Task
     score: float
     reason: str
+    task: Task | None = None
     other: int | None = None
 
 
-def suspects(table: pd.DataFrame, pixels: Pixels | None = None) -> pd.DataFrame:
-    """Lists the labels that look wrong.
+class _Link(NamedTuple):
+    """Rows whose pictures are the same as those of other rows, how similar they are (0..1), and in words."""
 
-    A label is listed when (1) the model contradicts it. For gender and race, the predicted class is another one and its
-    probability is at least one half and at least that class's threshold, the mean probability that the model gives it
-    where it is the label (confident learning, Northcutt et al. 2021, doi:10.1613/jair.1.12125). For age, the doubt is
-    above one half. (2) Another face has the same bytes and another label. (3) Another face is nearly the same picture,
-    upright or mirrored, and has another label. (2) and (3) list a label once, with its nearest twin.
+    first: list[int]
+    second: list[int]
+    score: float
+    reason: str
+
+
+def suspects(
+    table: pd.DataFrame,
+    tasks: Tasks,
+    pixels: ImageLoader | None = None,
+    trusted: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Lists labels that look wrong, and copies.
+
+    ``model``: the model contradicts the label. For a classification, another class is predicted, with a probability of
+    at least one half and at least the mean probability that faces labelled with that class get for it (confident
+    learning, Northcutt et al. 2021, doi:10.1613/jair.1.12125). For an age, the doubt is above one half.
+    ``copies_disagree``: a picture with the same bytes, or nearly the same picture, upright or mirrored, has a label
+    that contradicts this one. ``copy``: the picture is the same as an earlier one, or nearly, and is not listed with
+    another label.
 
     Args:
         table: Predictions; or any faces with ``path``, ``sha1``, ``split`` and labels, whose predictions may be NA or
-            absent, for (2) and (3) among all faces of the data.
-        pixels: The faces by row number; without it (3) is left out.
+            absent, for copies among all faces of the data.
+        tasks: The tasks.
+        pixels: The faces by row number; without it, near-identical pictures are not searched for.
+        trusted: Tasks whose predictions may contradict labels, by name, such as those on which the model is
+            ``better_than_guessing``; ``None`` for all.
 
     Returns:
-        ``COLUMNS``, one row a suspect, most suspect first and where equal the one that the model doubts more: ``label``
-        and ``predicted`` are class names or whole years as text, ``predicted`` NA without a prediction; ``score`` is
-        0..1, for (1) the doubt, for (2) 1, for (3) the correlation; ``reason`` is text; ``other`` is the twin's path,
-        NA for (1); ``seen_in_training`` tells that the model was trained with this label and contradicts it too seldom.
+        ``COLUMNS``: by ``kind`` in the order of ``KINDS``, then most suspect first, among equals the one that the model
+        doubts most. ``label`` and ``predicted`` are text, ``predicted`` is NA without a prediction; ``score`` is 0..1:
+        the doubt, 1 for the same bytes, or the correlation of the pictures; ``reason`` is text; ``other`` is the path
+        of the copy, NA for ``model``. ``seen_in_training`` marks labels that the model was trained with, which it
+        contradicts less often than it should. ``task``, ``label`` and ``predicted`` of a plain copy are NA.
     """
-    doubt = label_doubt(table)
-    labels = {task: _values(table, task) for task in TASKS}
-    predictions = {task: _values(table, f"{task}_predicted") for task in TASKS}
-    paths, splits = table["path"].tolist(), table["split"].tolist()
-    found = [*_contradicted(table, doubt), *_twins(table, pixels)]
-    found.sort(key=lambda one: (-one.score, -np.nan_to_num(doubt[one.task].iloc[one.row]), paths[one.row]))
-    rows = [
-        (
-            paths[row],
-            splits[row],
-            task,
-            _named(task, labels[task][row]),
-            _named(task, predictions[task][row]),
-            score,
-            reason,
-            None if other is None else paths[other],
-            splits[row] == "train",
-        )
-        for row, task, score, reason, other in found
+    doubt = label_doubt(table, tasks)
+    links = list(_links(table, pixels))
+    disagreeing = list(_disagreeing_copies(table, tasks, links))
+    listed = [
+        *_contradicted(table, tasks.values() if trusted is None else [tasks[name] for name in trusted], doubt),
+        *disagreeing,
+        *_plain_copies(links, {suspect.row for suspect in disagreeing}),
     ]
-    text = dict.fromkeys(("path", "split", "task", "label", "predicted", "reason", "other"), "str")
-    return pd.DataFrame(rows, columns=COLUMNS).astype({**text, "score": float, "seen_in_training": bool})
+    paths = table["path"].tolist()
+
+    def rank(suspect: _Suspect) -> tuple[int, float, float, str]:
+        doubted = 0.0 if suspect.task is None else float(np.nan_to_num(doubt[suspect.task.name].iloc[suspect.row]))
+        return KINDS.index(suspect.kind), -suspect.score, -doubted, paths[suspect.row]
+
+    return _to_table(table, tasks, sorted(listed, key=rank))
 
 
-def label_doubt(table: pd.DataFrame) -> pd.DataFrame:
-    """How much the model contradicts each label; above one half it does.
+def label_doubt(table: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
+    """How strongly the model contradicts each label; above one half it prefers another.
 
-    For gender and race it is half of one plus the margin between the most probable other class and the label (the
-    normalised margin of Northcutt et al. 2021). For age it is d / (d + w / 4), where d is by how many years the label
-    lies outside the interval and w is the interval's width. Where the table has no intervals, they are drawn around
-    the predictions from the errors of all its faces.
+    For a classification, one half plus half the margin between the most probable other class and the label (the
+    normalised margin of Northcutt et al. 2021). For an age, d / (d + w / 4), where d is the distance of the label from
+    the predicted interval in years and w the width of the interval. Where a table has no intervals, they are drawn
+    around the predictions from the errors of all its faces.
 
     Args:
         table: Predictions; they may be NA or absent.
+        tasks: The tasks.
 
     Returns:
-        Aligned with the table: ``gender``, ``race`` and ``age``, float 0..1, NaN without a label or a prediction.
+        Aligned with the table, by task, 0..1; NaN without a label or a prediction.
     """
-    return pd.DataFrame(
-        {"gender": _class_doubt(table, "gender"), "race": _class_doubt(table, "race"), "age": _age_doubt(table)},
-        index=table.index,
-    )
+    return pd.DataFrame({name: _doubt(task, table) for name, task in tasks.items()}, index=table.index)
 
 
-def _values(table: pd.DataFrame, column: str) -> npt.NDArray[np.float64]:
-    """A column as floats, NaN where it is NA or absent."""
-    if column not in table:
-        return np.full(len(table), np.nan)
-    return np.asarray(table[column].astype("Float64").to_numpy(na_value=np.nan), np.float64)
+@singledispatch
+def _doubt(task: Task, table: pd.DataFrame) -> Numbers:
+    """(N,) how strongly the model contradicts each label."""
+    raise NotImplementedError(type(task))
 
 
-def _probabilities(table: pd.DataFrame, task: Task) -> npt.NDArray[np.float64]:
-    return np.stack([_values(table, f"p_{name}") for name in CLASSES[task]], 1)  # (N, classes)
-
-
-def _named(task: Task, value: float) -> str | None:
-    if np.isnan(value):
-        return None
-    return CLASSES[task][int(value)] if task in CLASSES else f"{value:.0f}"
-
-
-def _class_doubt(table: pd.DataFrame, task: Task) -> npt.NDArray[np.float64]:
-    labels, probabilities = _values(table, task), _probabilities(table, task)
-    names = np.arange(probabilities.shape[1])
-    is_label = names == labels[:, None]
+@_doubt.register
+def _class_doubt(task: Classification, table: pd.DataFrame) -> Numbers:
+    labels, probabilities = column_values(table, task.name), _probabilities(table, task)
+    is_label = np.arange(len(task.classes)) == labels[:, None]
     own = np.where(is_label, probabilities, 0).sum(1)
     best_other = np.where(is_label, 0, probabilities).max(1)
     return np.where(np.isnan(labels), np.nan, (1 + best_other - own) / 2)
 
 
-def _age_doubt(table: pd.DataFrame) -> npt.NDArray[np.float64]:
-    age = _values(table, "age")
-    low, high = _age_bounds(table)
-    outside = np.clip(np.maximum(low - age, age - high), 0, None)
+@_doubt.register
+def _age_doubt(task: Age, table: pd.DataFrame) -> Numbers:
+    first, last = label_ends(table, task)
+    low, high = _age_bounds(table, task)
+    outside = np.clip(np.maximum(low - last, first - high), 0, None)
     return outside / (outside + OUTSIDE * (high - low + 1))
 
 
-def _age_bounds(table: pd.DataFrame) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _probabilities(table: pd.DataFrame, task: Classification) -> Numbers:
+    return np.stack([column_values(table, column) for column in task.probabilities], 1)  # (N, C)
+
+
+def _age_bounds(table: pd.DataFrame, task: Age) -> tuple[Numbers, Numbers]:
     """The interval of each age, both ends included."""
-    if "age_low" in table:
-        return _values(table, "age_low"), _values(table, "age_high")
-    predicted = _values(table, "age_predicted")
-    errors = _values(table, "age") - predicted
+    if f"{task.name}_low" in table:
+        return column_values(table, f"{task.name}_low"), column_values(table, f"{task.name}_high")
+    predicted = column_values(table, f"{task.name}_predicted")
+    errors = column_values(table, task.name) - predicted
     errors = errors[~np.isnan(errors)]
     below, above = np.quantile(errors, INTERVAL) if len(errors) else (np.nan, np.nan)
     return predicted + below, predicted + above
 
 
-def _contradicted(table: pd.DataFrame, doubt: pd.DataFrame) -> Iterator[_Suspect]:
-    for task, names in CLASSES.items():
-        labels, probabilities = _values(table, task), _probabilities(table, task)
-        thresholds = [_threshold(probabilities[labels == code, code]) for code in range(len(names))]
-        other = np.arange(len(names)) != labels[:, None]
-        confident = other & (probabilities >= thresholds) & (doubt[[task]] > 0.5).to_numpy()
-        for row, code in np.argwhere(confident).tolist():
-            reason = f"predicted {names[code]} with {probabilities[row, code]:.0%}"
-            yield _Suspect(row, task, doubt[task].iloc[row], reason)
-    low, high = _age_bounds(table)
-    for row in np.flatnonzero(doubt["age"] > 0.5).tolist():
-        yield _Suspect(row, "age", doubt["age"].iloc[row], f"outside the interval {low[row]:.0f} to {high[row]:.0f}")
+def _contradicted(table: pd.DataFrame, tasks: Iterable[Task], doubt: pd.DataFrame) -> Iterator[_Suspect]:
+    for task in tasks:
+        of_task = doubt[task.name].to_numpy(np.float64)
+        for row, reason in _contradictions(task, table, of_task > 0.5):
+            yield _Suspect(MODEL, row, float(of_task[row]), reason, task)
 
 
-def _threshold(given: npt.NDArray[np.float64]) -> float:
-    """From which probability on a class is predicted with confidence, by the probabilities of those labelled with it.
+@singledispatch
+def _contradictions(task: Task, table: pd.DataFrame, doubted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
+    """Rows whose label the model contradicts with confidence, and why; among the doubted (N,) ones."""
+    raise NotImplementedError(type(task))
 
-    Never below one half, since a class that the model hardly knows would contradict all others otherwise.
+
+@_contradictions.register
+def _class_contradictions(
+    task: Classification, table: pd.DataFrame, doubted: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, str]]:
+    labels, probabilities = column_values(table, task.name), _probabilities(table, task)
+    codes = np.arange(len(task.classes))
+    thresholds = [_threshold(probabilities[labels == code, code]) for code in codes]
+    confident = (codes != labels[:, None]) & (probabilities >= thresholds) & doubted[:, None]
+    for row, code in np.argwhere(confident).tolist():
+        yield row, f"predicted {task.classes[code]} with {probabilities[row, code]:.0%}"
+
+
+@_contradictions.register
+def _age_contradictions(task: Age, table: pd.DataFrame, doubted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
+    low, high = _age_bounds(table, task)
+    for row in np.flatnonzero(doubted).tolist():
+        yield row, f"outside the interval {low[row]:.0f} to {high[row]:.0f}"
+
+
+def _threshold(own: Numbers) -> float:
+    """The probability from which a class counts as confidently predicted, given that of faces labelled with it.
+
+    At least one half, since a class that the model hardly knows would otherwise contradict all others.
     """
-    given = given[~np.isnan(given)]
-    return max(0.5, given.mean()) if len(given) else 0.5
+    own = own[~np.isnan(own)]
+    return max(0.5, own.mean()) if len(own) else 0.5
 
 
-def _twins(table: pd.DataFrame, pixels: Pixels | None) -> Iterator[_Suspect]:
-    """Equal pictures with different labels; each label once, with its nearest twin."""
-    links = list(_links(table, pixels))
-    for task in TASKS:
-        labels = _values(table, task).tolist()
+def _disagreeing_copies(table: pd.DataFrame, tasks: Tasks, links: Iterable[_Link]) -> Iterator[_Suspect]:
+    """Labels that the label of a copy contradicts; each once, with the most similar copy."""
+    for task in tasks.values():
+        labels = list(zip(*(ends.tolist() for ends in label_ends(table, task)), strict=True))
+        texts = label_texts(table, task)
         listed = set[int]()
-        for faces, others, score, what in links:
-            # one face for each label is enough, and a file may have thousands of copies
-            shown = {labels[other]: other for other in reversed(others) if not np.isnan(labels[other])}
-            for face in faces:
-                if face in listed or np.isnan(labels[face]):
-                    continue
-                twin = next((other for label, other in shown.items() if label != labels[face]), None)
-                if twin is not None:
-                    listed.add(face)
-                    yield _Suspect(face, task, score, f"{what}, labelled {_named(task, labels[twin])}", twin)
+        for link in links:
+            for faces, others in ((link.first, link.second), (link.second, link.first)):
+                # one face for each label is enough, since a file may have thousands of copies
+                shown = {labels[other]: other for other in reversed(others) if texts[other] is not None}
+                for face in faces:
+                    if face in listed or texts[face] is None:
+                        continue
+                    low, high = labels[face]
+                    twin = next((other for (first, last), other in shown.items() if last < low or high < first), None)
+                    if twin is not None:
+                        listed.add(face)
+                        reason = f"{link.reason}, labelled {texts[twin]}"
+                        yield _Suspect(COPIES_DISAGREE, face, link.score, reason, task, twin)
 
 
-def _links(table: pd.DataFrame, pixels: Pixels | None) -> Iterator[tuple[list[int], list[int], float, str]]:
-    """Rows whose pictures equal those of other rows, how much and in words; nearest first, both ways round."""
+def _plain_copies(links: Iterable[_Link], excluded: Collection[int]) -> Iterator[_Suspect]:
+    """Copies of earlier pictures; each once, with the most similar one."""
+    listed = set(excluded)
+    for link in links:
+        for face in link.second:
+            if face not in listed and face != link.first[0]:
+                listed.add(face)
+                yield _Suspect(COPY, face, link.score, link.reason, other=link.first[0])
+
+
+def _links(table: pd.DataFrame, pixels: ImageLoader | None) -> Iterator[_Link]:
+    """Copies, the most similar first."""
     copies = [np.asarray(rows).tolist() for rows in table.groupby("sha1", sort=False).indices.values()]
     for rows in copies:
         if len(rows) > 1:
-            yield rows, rows, 1.0, "same file"
+            yield _Link(rows, rows, 1.0, "same file")
     if pixels is None:
         return
     of_first = {rows[0]: rows for rows in copies}
     for first, second, correlation, mirrored in near_identical(pixels, of_first).itertuples(index=False):
-        what = f"nearly the same picture{' mirrored' if mirrored else ''} (correlation {correlation:.2f})"
-        yield of_first[first], of_first[second], correlation, what
-        yield of_first[second], of_first[first], correlation, what
+        reason = f"nearly the same picture{' mirrored' if mirrored else ''} (correlation {correlation:.2f})"
+        yield _Link(of_first[first], of_first[second], correlation, reason)
+
+
+def _to_table(table: pd.DataFrame, tasks: Tasks, listed: Iterable[_Suspect]) -> pd.DataFrame:
+    labels = {name: label_texts(table, task) for name, task in tasks.items()}
+    predictions = {name: prediction_texts(table, task) for name, task in tasks.items()}
+    paths, splits = table["path"].tolist(), table["split"].tolist()
+    rows = [
+        (
+            paths[row],
+            splits[row],
+            None if task is None else task.name,
+            None if task is None else labels[task.name][row],
+            None if task is None else predictions[task.name][row],
+            score,
+            reason,
+            None if other is None else paths[other],
+            splits[row] == "train",
+            kind,
+        )
+        for kind, row, score, reason, task, other in listed
+    ]
+    types = dict.fromkeys(COLUMNS, "str") | {"score": "float64", "seen_in_training": "bool"}
+    return pd.DataFrame(rows, columns=COLUMNS).astype(types)

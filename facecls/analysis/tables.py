@@ -6,19 +6,20 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
+from torchmetrics.functional.classification import binary_roc, multiclass_confusion_matrix
 
-from facecls.analysis.groups import AGE_BANDS
+from facecls.analysis.groups import report_bands
+from facecls.analysis.labels import label_ends
 from facecls.analysis.scores import YEARS
-from facecls.data.tasks import CLASSES, TASKS, Task
+from facecls.data.tasks import Age, Classification, Task, Tasks
 
 _Floats = npt.NDArray[np.float64]
 
 CUMULATIVE_YEARS = 15
-"""How far the cumulative score goes, as in papers on age (Geng et al. 2007, doi:10.1109/TPAMI.2007.70733)."""
-AGE_WRONG = 6
-"""Years; an age further off counts as a mistake in the gallery, as in the picture grid of the seed."""
+"""Largest error on the cumulative score curve, as in papers on age (Geng et al. 2007, doi:10.1109/TPAMI.2007.70733)."""
 AGE_BIN = 5
-"""Years that a point of the error by true age stands for."""
+"""Width in years of the bins of true age in ``age_by_years``."""
 
 
 class Roc(NamedTuple):
@@ -27,7 +28,7 @@ class Roc(NamedTuple):
     Attributes:
         false_positive: (P,) ascending, 0..1.
         true_positive: (P,) ascending, 0..1.
-        area: Below the curve, 0..1.
+        area: Area under the curve, 0..1.
     """
 
     false_positive: _Floats
@@ -36,35 +37,36 @@ class Roc(NamedTuple):
 
 
 def labelled(table: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The faces that have a label and a prediction of a task; none if the table has no such prediction."""
-    if f"{task}_predicted" not in table:
+    """The faces that have a prediction and a label of a task, other than a range of ages."""
+    if f"{task.name}_predicted" not in table:
         return table.iloc[:0]
-    return table[table[task].notna() & table[f"{task}_predicted"].notna()]
+    return table[table[task.name].notna() & table[f"{task.name}_predicted"].notna()]
 
 
-def confusion(table: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """Counts faces by label (rows) and prediction (columns), both named.
+def confusion(table: pd.DataFrame, task: Classification) -> pd.DataFrame:
+    """Counts faces by label (rows) and prediction (columns).
 
     Args:
         table: Predictions.
-        task: gender or race.
+        task: The task.
 
     Returns:
-        (C, C) int, every class of the task in the order of its codes.
+        (C, C) int, by names of classes in the order of their codes.
     """
-    known = labelled(table, task)
-    names = CLASSES[task]
-    counts = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(counts, (known[task].to_numpy(int), known[f"{task}_predicted"].to_numpy(int)), 1)
-    return pd.DataFrame(counts, index=list(names), columns=list(names))
+    known, classes = labelled(table, task), list(task.classes)
+    labels, predicted = (
+        torch.from_numpy(known[column].to_numpy(np.int64)) for column in (task.name, f"{task.name}_predicted")
+    )
+    counts = multiclass_confusion_matrix(predicted, labels, len(classes))
+    return pd.DataFrame(counts.numpy(), index=classes, columns=classes)
 
 
-def class_scores(table: pd.DataFrame, task: Task) -> pd.DataFrame:
+def class_scores(table: pd.DataFrame, task: Classification) -> pd.DataFrame:
     """Precision, recall and F1 of each class.
 
     Args:
         table: Predictions.
-        task: gender or race.
+        task: The task.
 
     Returns:
         By class name: ``faces`` (with this label), ``precision``, ``recall``, ``f1`` (0..1; precision is NaN for a
@@ -79,65 +81,67 @@ def class_scores(table: pd.DataFrame, task: Task) -> pd.DataFrame:
             "recall": right / labels,
             "f1": 2 * right / (labels + predictions),
         }
-    return pd.DataFrame(columns, index=list(CLASSES[task]))
+    return pd.DataFrame(columns, index=list(task.classes))
 
 
-def roc(table: pd.DataFrame) -> Roc | None:
-    """How well the probability of "female" tells women from men at every threshold.
+def roc(table: pd.DataFrame, task: Classification) -> Roc | None:
+    """How well the probability of the second class separates two classes, at every threshold.
 
     Args:
         table: Predictions.
+        task: The task.
 
     Returns:
-        The curve, from (0, 0) to (1, 1); ``None`` unless there are faces of both.
+        The curve, from (0, 0) to (1, 1); ``None`` unless there are two classes, with faces of both.
     """
-    known = labelled(table, "gender")
-    female = known["gender"].to_numpy(int) == 1
-    if not female.any() or female.all():
+    known = labelled(table, task)
+    labels = known[task.name].to_numpy(np.int64)
+    if len(task.classes) != 2 or len(set(labels.tolist())) < 2:
         return None
-    score = known["p_female"].to_numpy(np.float64)
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # equal scores make one point
-    true, false = (np.concatenate([[0.0], np.cumsum(which[order])[last] / which.sum()]) for which in (female, ~female))
+    scores = torch.from_numpy(known[task.probabilities[1]].to_numpy(np.float64))
+    false, true, _ = (values.numpy().astype(np.float64) for values in binary_roc(scores, torch.from_numpy(labels)))
     return Roc(false, true, float(np.trapezoid(true, false)))
 
 
-def age_errors(table: pd.DataFrame) -> pd.DataFrame:
-    """Faces with a label and a prediction of age.
+def age_errors(table: pd.DataFrame, task: Age) -> pd.DataFrame:
+    """Errors of the faces with a prediction and an age in years.
 
     Args:
         table: Predictions.
+        task: The task.
 
     Returns:
         ``age``, ``predicted`` and ``error`` (predicted - age), years; with an age distribution also ``covered`` (the
         age lies in the 90 % interval) and ``width`` of that interval in years.
     """
-    known = labelled(table, "age")
-    columns = {"age": known["age"].to_numpy(np.float64), "predicted": known["age_predicted"].to_numpy(np.float64)}
+    known, name = labelled(table, task), task.name
+    columns = {"age": known[name].to_numpy(np.float64), "predicted": known[f"{name}_predicted"].to_numpy(np.float64)}
     columns["error"] = columns["predicted"] - columns["age"]
-    if "age_low" in known:
-        low, high = known["age_low"].to_numpy(np.float64), known["age_high"].to_numpy(np.float64)
+    if f"{name}_low" in known:
+        low, high = (known[f"{name}_{end}"].to_numpy(np.float64) for end in ("low", "high"))
         columns["covered"] = ((low <= columns["age"]) & (columns["age"] <= high)).astype(np.float64)
         columns["width"] = high - low
     return pd.DataFrame(columns, index=known.index)
 
 
-def age_by_band(table: pd.DataFrame) -> pd.DataFrame:
-    """The age scores of each age band.
+def age_by_band(table: pd.DataFrame, task: Age) -> pd.DataFrame:
+    """The age scores of each report band.
 
     Args:
         table: Predictions.
+        task: The task.
 
     Returns:
         By band name: ``faces``, ``mae_years``, ``bias_years`` (mean of predicted - true), ``cs5`` (share within five
         years), and with an age distribution ``coverage`` (share inside the 90 % interval) and ``width_years`` (mean).
     """
-    return _age_summary(age_errors(table), list(AGE_BANDS), [first for first, _ in AGE_BANDS.values()])
+    bands = report_bands(task)
+    return _age_summary(age_errors(table, task), list(bands), [first for first, _ in bands.values()])
 
 
-def age_by_years(table: pd.DataFrame) -> pd.DataFrame:
-    """The same for every ``AGE_BIN`` years of true age; the index is the middle of each."""
-    errors = age_errors(table)
+def age_by_years(table: pd.DataFrame, task: Age) -> pd.DataFrame:
+    """The same as ``age_by_band`` for every ``AGE_BIN`` years of true age, by the middle of each bin."""
+    errors = age_errors(table, task)
     firsts = list(range(0, int(errors["age"].max()) + 1, AGE_BIN)) if len(errors) else [0]
     return _age_summary(errors, [first + (AGE_BIN - 1) / 2 for first in firsts], firsts)
 
@@ -156,18 +160,19 @@ def _age_summary(errors: pd.DataFrame, names: Sequence[str] | Sequence[float], f
     return summary.set_axis(pd.Index(names))
 
 
-def cumulative_score(table: pd.DataFrame) -> pd.Series:
+def cumulative_score(table: pd.DataFrame, task: Age) -> pd.Series:
     """The share of faces whose age is at most 0, 1, ... ``CUMULATIVE_YEARS`` years off, by those years."""
-    off = age_errors(table)["error"].abs().to_numpy()
+    off = age_errors(table, task)["error"].abs().to_numpy()
     years = np.arange(CUMULATIVE_YEARS + 1)
     return pd.Series((off[:, None] <= years).sum(0) / max(1, len(off)), index=years)
 
 
-def duplicates(faces: pd.DataFrame) -> dict[str, int]:
+def duplicates(faces: pd.DataFrame, tasks: Tasks) -> dict[str, int]:
     """Counts byte-identical faces.
 
     Args:
-        faces: With ``sha1`` and the labels; ``split`` if it has one.
+        faces: With ``sha1``, ``split`` and labels.
+        tasks: The tasks.
 
     Returns:
         ``copies`` (faces that are byte-identical to another), ``groups`` of them, groups ``disagreeing`` about a label,
@@ -175,29 +180,35 @@ def duplicates(faces: pd.DataFrame) -> dict[str, int]:
     """
     copies = faces[faces["sha1"].duplicated(keep=False)]
     groups = copies.groupby("sha1")
-    disagreeing = (groups[["gender", "race", "age"]].nunique() > 1).any(axis=1)
-    crossing = groups["split"].nunique() > 1
+    disagrees = np.zeros(groups.ngroups, np.bool_)
+    for task in tasks.values():
+        low, high = (pd.Series(ends, copies.index).groupby(copies["sha1"]) for ends in label_ends(copies, task))
+        disagrees |= (low.max() > high.min()).to_numpy()  # ranges that overlap do not contradict each other
     return {
         "copies": len(copies),
         "groups": int(groups.ngroups),
-        "disagreeing": int(disagreeing.sum()),
-        "crossing": int(crossing.sum()),
+        "disagreeing": int(disagrees.sum()),
+        "crossing": int((groups["split"].nunique() > 1).sum()),
     }
 
 
-def tested_tasks(table: pd.DataFrame) -> list[Task]:
-    """The tasks that have predictions and labels to compare them with."""
-    return [task for task in TASKS if len(labelled(table, task))]
+def tested_tasks(table: pd.DataFrame, tasks: Tasks) -> list[Task]:
+    """The tasks that have predictions and labels, ranges of ages included."""
+    return [
+        task
+        for name, task in tasks.items()
+        if f"{name}_predicted" in table and not np.isnan(label_ends(table, task)[0]).all()
+    ]
 
 
 def why_untested(table: pd.DataFrame, task: Task) -> str:
-    """Why there are no numbers about a task."""
-    if f"{task}_predicted" not in table:
-        return f"The model was not trained for {task}, so there is nothing to say about it."
-    return f"None of the tested faces has a label of {task}, so there is nothing to compare the predictions with."
+    """Why there are no numbers about a task, in a sentence."""
+    if f"{task.name}_predicted" not in table:
+        return f"The model was not trained for {task.name}, so there are no results."
+    return f"None of the tested faces has a label of {task.name}, so the predictions cannot be scored."
 
 
 def parts(faces: pd.DataFrame) -> dict[str, int]:
-    """How many faces each part of the split has, those that it has, training first."""
+    """Number of faces in each part of the split, without empty parts, training first."""
     counts = faces["split"].value_counts()
     return {name: int(counts[name]) for name in ("train", "val", "test", "holdout") if name in counts}

@@ -1,4 +1,4 @@
-"""Writes the page about a run again, or puts runs side by side.
+"""Writes the report of a run again, or compares several runs.
 
 ``python -m facecls.report RUN_DIR [RUN_B ...] [--data.root WHERE] [--out FILE]``
 """
@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from facecls.analysis.duplicates import Pixels
+from facecls.analysis.duplicates import ImageLoader
 from facecls.console import console
 from facecls.data.store import decode
-from facecls.data.table import ACCEPTED, read_table
+from facecls.data.sources import ACCEPTED
+from facecls.data.table import read_table
 from facecls.errors import UserError, command
-from facecls.model.heads import FaceModel
-from facecls.model.module import load_module
-from facecls.report.page import COMPARISON, write_comparison, write_report
-from facecls.run import Run, read_run
+from facecls.model.checkpoint import read_checkpoint
+from facecls.model.network import FaceModel
+from facecls.report.page import write_comparison, write_report
+from facecls.run import BEST_CHECKPOINT, COMPARISON, REPORT, SUSPECTS, Run, read_run
 
-_ABOUT = (
-    "Writes report.html and suspects.csv into the folder of a run, from its predictions and the faces alone; of "
-    "several runs compare.html, on the faces that they share."
+_DESCRIPTION = (
+    f"Writes {REPORT} and {SUSPECTS} into the folder of a run, from its predictions and the faces; for several runs "
+    f"{COMPARISON}, on the faces they have in common."
 )
 
 
@@ -30,25 +31,23 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     """Runs the command.
 
     Args:
-        arguments: As on the command line; ``None`` takes those.
+        arguments: Command line; ``None`` for that of the process.
 
     Returns:
-        Where the page lies.
+        Path of the page.
 
     Raises:
         UserError: For a mistake in the options or in a run's folder.
     """
-    parser = argparse.ArgumentParser(prog="python -m facecls.report", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog="python -m facecls.report", description=_DESCRIPTION)
     parser.add_argument("runs", type=Path, metavar="RUN_DIR", nargs="+", help="such as runs/faces/version_0")
     parser.add_argument("--data.root", dest="root", help=f"where the faces are now: {ACCEPTED}")
-    parser.add_argument(
-        "--out", type=Path, help=f"where {COMPARISON} is written (default: into the first run's folder)"
-    )
+    parser.add_argument("--out", type=Path, help=f"file of the comparison (default: {COMPARISON} in the first run)")
     options = parser.parse_args(arguments)
     if options.out is not None and len(options.runs) == 1:
-        raise UserError("Expected --out with several runs only; the page of one run lies in its folder.")
+        raise UserError("Expected --out with several runs only; the report of one run is written into its folder.")
     first = read_run(options.runs[0])
-    image = find_pictures(first, options.root)
+    image = find_images(first, options.root)
     if len(options.runs) > 1:
         page = write_comparison(options.runs, image, options.out or first.folder / COMPARISON)
     else:
@@ -57,39 +56,40 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     return page
 
 
-def find_pictures(run: Run, root: str | None) -> Pixels | None:
-    """Reads the tested faces back, by the SHA-1 of their bytes.
+def find_images(run: Run, root: str | None) -> ImageLoader | None:
+    """Finds the tested faces by the SHA-1 of their files.
 
     Args:
-        run: With its predictions.
-        root: Where to look; ``None`` for where the run had them.
+        run: The run.
+        root: Where to look; ``None`` for where the run read them.
 
     Returns:
-        Row number of the predictions -> the face; ``None``, after saying why, if they are not where the run had them.
+        Row number of the predictions -> the face; ``None``, after printing why, if ``root`` is ``None`` and they are
+        not found.
 
     Raises:
-        UserError: If they are not at ``root``, when that is given.
+        UserError: If they are not at ``root``.
     """
     try:
-        return _pictures(run, root)
+        return _open_images(run, root)
     except UserError as error:
         if root is not None:
             raise
-        console().print(f"without pictures: {error}")
+        console().print(f"without images: {error}")
         return None
 
 
-def _pictures(run: Run, root: str | None) -> Pixels:
+def _open_images(run: Run, root: str | None) -> ImageLoader:
     where = root or run.data.get("root")
     if not where:
         raise UserError(f"Expected to know where the faces are, but {run.folder} does not say; add --data.root WHERE.")
-    table = read_table(where, int(run.data.get("seed", run.config.get("seed_everything", 0))))
+    table = read_table(where, int(run.data.get("seed", run.config.get("seed_everything", 0))), run.tasks)
     places = {sha1: place for place, sha1 in enumerate(table.faces["sha1"])}
     found = [places.get(sha1, -1) for sha1 in run.predictions["sha1"]]
     if missing := found.count(-1):
         raise UserError(
-            f"Expected all {len(found)} tested faces in {where}, but {missing} are not there or changed; name the "
-            "right place with --data.root, or evaluate again."
+            f"Expected all {len(found)} tested faces in {where}, but {missing} are missing or changed; give the right "
+            "place with --data.root, or evaluate again."
         )
 
     def image(row: int) -> npt.NDArray[np.uint8]:
@@ -99,19 +99,19 @@ def _pictures(run: Run, root: str | None) -> Pixels:
 
 
 def find_model(run: Run) -> FaceModel | None:
-    """The model that made the predictions.
+    """Loads the model that made the predictions.
 
     Args:
-        run: Its own best checkpoint is taken, or else the one that it names.
+        run: The run. Its own best checkpoint is taken or, without one, the checkpoint that it evaluated.
 
     Returns:
-        The model on the CPU; ``None``, after saying why, if there is none that can be loaded.
+        The model on the CPU; ``None``, after printing why, if it cannot be loaded.
     """
-    own = run.folder / "checkpoints" / "best.ckpt"
+    own = run.folder / BEST_CHECKPOINT
     try:
-        return load_module(own if own.is_file() else str(run.metrics.get("checkpoint", own))).model
+        return read_checkpoint(own if own.is_file() else str(run.metrics.get("checkpoint", own))).module.model
     except UserError as error:
-        console().print(f"without what the heads looked at: {error}")
+        console().print(f"without what the heads look at: {error}")
         return None
 
 

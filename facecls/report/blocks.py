@@ -1,24 +1,26 @@
-"""What a page is made of; the template knows how each looks."""
+"""The parts of a page; the template defines how each one looks."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from markupsafe import Markup
 from matplotlib.figure import Figure as MplFigure
 
-from facecls.analysis.scores import SCORES
 from facecls.report.style import to_svg
+
+NONE = "\N{EN DASH}"
+"""Stands where there is no value."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number on the page, which can be found again by its name.
+    """A number on the page, marked up so that programs can find it.
 
     Attributes:
-        name: Such as ``score/gender/accuracy``; not twice on a page with different values.
-        value: As computed.
+        name: Key, such as ``score/gender/accuracy``. A name has the same value wherever it stands on a page.
+        value: At full precision.
         text: As shown.
     """
 
@@ -31,13 +33,18 @@ class Number:
         return Markup('<data data-name="{}" value="{!r}">{}</data>').format(self.name, float(self.value), self.text)
 
 
+Content = str | Number
+"""What stands in a cell or a line; ``Markup`` is a ``str`` that is not escaped again."""
+Unit = Literal["share", "years"]
+
+
 def share(name: str, value: float, digits: int = 1) -> Number:
     """A share 0..1, shown in per cent."""
     return Number(name, value, NONE if math.isnan(value) else f"{100 * value:.{digits}f} %")
 
 
 def years(name: str, value: float, sign: bool = False) -> Number:
-    """Years, shown with two digits."""
+    """Years, shown with two decimals."""
     return Number(name, value, NONE if math.isnan(value) else f"{value:{'+' if sign else ''}.2f}")
 
 
@@ -46,15 +53,44 @@ def count(name: str, value: int) -> Number:
     return Number(name, value, f"{value:,}")
 
 
-def words(text: str, *values: Number | str) -> Markup:
+def score(name: str, value: float, unit: Unit) -> Number:
+    """A score in its unit."""
+    return years(name, value) if unit == "years" else share(name, value)
+
+
+def score_interval(name: str, value: float, low: float, high: float, unit: Unit) -> Markup:
+    """A score with its interval, if it has one."""
+    if math.isnan(low):
+        return words("{}", score(name, value, unit))
+    ends = [score(f"{name}/{end}", number, unit) for end, number in (("low", low), ("high", high))]
+    short = [Number(end.name, end.value, end.text.removesuffix(" %")) for end in ends]  # the unit stands once
+    return words('{} <span class="range">({} to {})</span>', score(name, value, unit), *short)
+
+
+def words(text: str, *values: Content) -> Markup:
     """A sentence in which each ``{}`` is replaced by a number or an escaped text."""
     return Markup(text).format(*values)
 
 
-NONE = "\N{EN DASH}"
-"""Stands where there is no value."""
-Content = str | Number
-"""What stands in a cell or a line; ``Markup`` is a ``str`` that is not escaped again."""
+def listed(items: Sequence[Content], conjunction: str = "and") -> Markup:
+    """Joins items as a sentence does.
+
+    Examples:
+        >>> str(listed(["gender", "race", "age"])), str(listed(["gender"]))
+        ('gender, race and age', 'gender')
+    """
+    *first, last = [words("{}", item) for item in items]
+    return words("{} {} {}", Markup(", ").join(first), conjunction, last) if first else last
+
+
+def heading(name: str) -> str:
+    """The name of a task or an axis at the start of a line.
+
+    Examples:
+        >>> heading("age_band")
+        'Age band'
+    """
+    return name.replace("_", " ").capitalize()
 
 
 @dataclass(frozen=True)
@@ -67,7 +103,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Missing:
-    """A sentence that stands where something can't be shown, and says why."""
+    """A sentence that explains why something is not shown."""
 
     kind: ClassVar = "missing"
     text: str
@@ -75,7 +111,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list; ``fold`` is what it is hidden behind."""
+    """A list; if ``fold`` is given, collapsed behind that line."""
 
     kind: ClassVar = "bullets"
     items: Sequence[Content]
@@ -87,11 +123,11 @@ class Table:
     """A table whose first column names the rows.
 
     Attributes:
-        caption: Above it.
-        head: Names of the columns; none for a table that needs no names.
-        rows: As many cells each.
-        fold: Hidden behind its caption until asked for.
-        words: Long texts, which are broken, not numbers.
+        caption: Title.
+        head: Column names; empty for a table without a header.
+        rows: Rows of equal length.
+        fold: Whether it is collapsed behind its caption.
+        words: Whether the cells are long texts, which may wrap, rather than numbers.
     """
 
     kind: ClassVar = "table"
@@ -104,7 +140,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its content in words and numbers."""
+    """A figure; its caption gives the main numbers in words."""
 
     name: str
     title: str
@@ -125,9 +161,9 @@ class Tile:
     """A face.
 
     Attributes:
-        images: Data URIs with what each shows.
-        lines: What stands above it.
-        notes: What stands below it.
+        images: Data URIs, each with its alternative text.
+        lines: Lines above the images.
+        notes: Lines below the images.
     """
 
     images: Sequence[tuple[str, str]]
@@ -146,7 +182,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Fold:
-    """A long text, hidden until asked for."""
+    """A long text, collapsed behind a line."""
 
     kind: ClassVar = "fold"
     summary: str
@@ -158,34 +194,24 @@ Block = Text | Missing | Bullets | Table | Figures | Tiles | Fold
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with a heading."""
+    """A part of the page with a heading.
 
+    Attributes:
+        id: Target of links to it.
+        title: Heading.
+        blocks: Contents.
+    """
+
+    id: str
     title: str
     blocks: Sequence[Block] = field(default_factory=list)
 
-    @property
-    def id(self) -> str:
-        """What a link to it says."""
-        return self.title.lower().replace(" ", "-")
+
+def subheading(text: str) -> Text:
+    """A heading within a section."""
+    return Text(words("<strong>{}</strong>", text))
 
 
-def score(name: str, value: float) -> Number:
-    """A score in its unit; ``name`` ends with its name in ``SCORES``, and maybe ``/low`` or ``/high``."""
-    parts = name.removesuffix("/low").removesuffix("/high").split("/")
-    if SCORES["/".join(parts[-2:])].unit == "years":
-        return years(name, value)
-    return share(name, value)
-
-
-def score_interval(name: str, value: float, low: float, high: float) -> Markup:
-    """A score with its interval."""
-    if math.isnan(low):
-        return words("{}", score(name, value))
-    ends = [score(f"{name}/{end}", number) for end, number in (("low", low), ("high", high))]
-    short = [Number(end.name, end.value, end.text.removesuffix(" %")) for end in ends]  # the unit stands once
-    return words('{} <span class="range">({} to {})</span>', score(name, value), *short)
-
-
-def drawn(figure: MplFigure, name: str, title: str, caption: Content) -> Figure:
-    """A figure of the page from one of matplotlib's."""
-    return Figure(name, title, caption, Markup(to_svg(figure, name, title)))
+def figure(drawing: MplFigure, name: str, title: str, caption: Content) -> Figure:
+    """A figure of the page from a matplotlib figure."""
+    return Figure(name, title, caption, Markup(to_svg(drawing, name, title)))

@@ -1,4 +1,4 @@
-"""Figures and tables -> one self-contained page."""
+"""Writes the report of a run, and the comparison of several, each as one self-contained HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,17 +6,18 @@ from pathlib import Path
 import jinja2
 
 from facecls.analysis.compare import paired
-from facecls.analysis.duplicates import Pixels
+from facecls.analysis.duplicates import ImageLoader
 from facecls.analysis.groups import gaps, group_table
-from facecls.analysis.scores import score
+from facecls.analysis.scores import better_than_guessing, score, trivial
+from facecls.data.tasks import Tasks, ages, classifications
 from facecls.errors import UserError
 from facecls.files import replacing
-from facecls.model.heads import FaceModel
+from facecls.model.network import FaceModel
 from facecls.report.blocks import Section
 from facecls.report.sections import comparison
 from facecls.report.sections.age import age
 from facecls.report.sections.calibration import calibration
-from facecls.report.sections.classes import gender_and_race
+from facecls.report.sections.classes import classes
 from facecls.report.sections.curves import curves
 from facecls.report.sections.data import data
 from facecls.report.sections.gallery import gallery
@@ -24,54 +25,56 @@ from facecls.report.sections.groups import groups
 from facecls.report.sections.limits import limits
 from facecls.report.sections.summary import summary
 from facecls.report.sections.suspects import find_suspects, suspects_section
-from facecls.run import read_run
+from facecls.report.sections.verdict import verdict
+from facecls.run import REPORT, Run, read_run, write_suspects
 
-REPORT, SUSPECTS, COMPARISON = "report.html", "suspects.csv", "compare.html"
 
-
-def write_report(run_dir: Path, image: Pixels | None, model: FaceModel | None, seed: int = 0) -> Path:
-    """Writes ``report.html`` and ``suspects.csv`` of a run, from its predictions and whatever else it left.
+def write_report(run_dir: Path, image: ImageLoader | None, model: FaceModel | None, seed: int = 0) -> Path:
+    """Writes ``report.html`` and ``suspects.csv`` of a run.
 
     Args:
-        run_dir: Folder with ``predictions.parquet``.
-        image: Row number of the predictions -> the face, RGB (H, W, 3) uint8; ``None`` for a page without pictures.
-        model: Shows what its heads looked at in their mistakes; ``None`` for a page without that.
-        seed: Of the bootstrap, and of the faces that are drawn for the gallery.
+        run_dir: Folder with at least ``predictions.parquet``.
+        image: Row number of the predictions -> the face, RGB (H, W, 3) uint8; ``None`` for a page without images.
+        model: For heat maps of what its heads look at; ``None`` for none.
+        seed: Of the bootstrap and of the random faces.
 
     Returns:
-        Where the page lies.
+        Path of the page.
 
     Raises:
-        UserError: If there are no predictions, a file in the folder can't be read, or it can't be written to.
+        UserError: If there are no predictions, or a file in the folder cannot be read or written.
     """
     run = read_run(run_dir)
-    table = run.predictions
-    by_group, found_gaps = group_table(table, seed), gaps(table, seed)
-    found = find_suspects(run, image)
+    table, tasks = run.predictions, run.tasks
+    scores, guesses = score(table, tasks, seed), trivial(table, run.reference, tasks)
+    better = better_than_guessing(table, tasks, run.reference, seed)
+    by_group, found_gaps = group_table(table, tasks, seed), gaps(table, tasks, seed)
+    # a model that guesses has no say about labels
+    found = find_suspects(run, image, [task for task, is_better in better.items() if is_better])
+    labelled_classes = classifications(tasks.values())
     sections = [
-        summary(run, score(table, seed)),
+        summary(run, verdict(run, scores, guesses, better, by_group), scores, guesses),
         data(run),
         curves(run),
-        gender_and_race(table),
-        age(table),
-        groups(by_group, found_gaps),
-        calibration(table),
+        *([classes(table, labelled_classes)] if labelled_classes else []),
+        *(age(table, task) for task in ages(tasks.values())),
+        groups(by_group, found_gaps, tasks),
+        calibration(table, tasks),
         gallery(run, image, model, seed),
-        suspects_section(run, found, image),
+        suspects_section(run, found, image, [task for task, is_better in better.items() if not is_better]),
         limits(run, by_group, found_gaps),
     ]
-    with replacing(run_dir / SUSPECTS) as part:
-        found.to_csv(part, index=False)
-    return write_page(run_dir / REPORT, f"Report on {run.name}", sections)
+    write_suspects(run_dir, found)
+    return write_page(run_dir / REPORT, f"Report on {run.name}{_about_faces([run])}", sections)
 
 
 def write_page(dest: Path, title: str, sections: Sequence[Section]) -> Path:
     """Writes a page.
 
     Args:
-        dest: The file.
-        title: Its heading.
-        sections: What is on it.
+        dest: Path of the file.
+        title: Title and main heading.
+        sections: Contents.
 
     Returns:
         ``dest``.
@@ -89,35 +92,46 @@ def write_page(dest: Path, title: str, sections: Sequence[Section]) -> Path:
     return dest
 
 
-def write_comparison(run_dirs: Sequence[Path], image: Pixels | None, dest: Path, seed: int = 0) -> Path:
-    """Writes the page that puts runs side by side, on the faces that they share.
+def write_comparison(run_dirs: Sequence[Path], image: ImageLoader | None, dest: Path, seed: int = 0) -> Path:
+    """Writes the page that compares runs on the faces they have in common.
 
     Args:
-        run_dirs: Folders with ``predictions.parquet``, two or more.
-        image: Row number of the first run's predictions -> the face; ``None`` for a page without pictures.
-        dest: The file.
+        run_dirs: Folders with at least ``predictions.parquet``, two or more.
+        image: Row number of the first run's predictions -> the face; ``None`` for a page without images.
+        dest: Path of the page.
         seed: Of the bootstrap.
 
     Returns:
         ``dest``.
 
     Raises:
-        UserError: If a folder can't be read, the runs share no face, or the page can't be written.
+        UserError: If a folder cannot be read, the runs have no face in common, or the page cannot be written.
     """
     runs = [read_run(folder) for folder in run_dirs]
     names = _short_names([run.folder.resolve() for run in runs])
     named = dict(zip(names, runs, strict=True))
-    found = paired({name: run.predictions for name, run in named.items()}, seed)
+    tasks = _common_tasks(runs)
+    found = paired({name: run.predictions for name, run in named.items()}, tasks, seed)
     sections = [
         comparison.summary(named, found),
-        comparison.differences(found),
-        comparison.disagreements(names, found, runs[0].predictions, image),
+        comparison.differences(found, tasks),
+        comparison.disagreements(names, found, tasks, runs[0].predictions, image),
     ]
-    return write_page(dest, f"Comparison of {' and '.join(names)}", sections)
+    return write_page(dest, f"Comparison of {' and '.join(names)}{_about_faces(runs)}", sections)
+
+
+def _about_faces(runs: Sequence[Run]) -> str:
+    return " (drawn faces)" if all(run.is_drawn for run in runs) else ""
+
+
+def _common_tasks(runs: Sequence[Run]) -> Tasks:
+    """The tasks that all runs have, with the same classes."""
+    first, *others = (run.tasks for run in runs)
+    return {name: task for name, task in first.items() if all(tasks.get(name) == task for tasks in others)}
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The ends of the paths, as long as they must be to be different."""
+    """The last parts of the paths, as many as are needed to tell them apart."""
     if len(set(folders)) < len(folders):
         raise UserError(f"Expected different runs to compare, but got {folders[0]} twice; name another one.")
     length = 1

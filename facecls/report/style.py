@@ -1,4 +1,4 @@
-"""How figures look, and how they become SVG that follows the colours of the page around them."""
+"""The look of figures, and their conversion to SVG in the colours of the page."""
 
 import io
 import re
@@ -17,22 +17,22 @@ from matplotlib.ticker import PercentFormatter
 P = ParamSpec("P")
 
 INK = "#010203"
-"""Text and axes; becomes ``currentColor`` in a page, and is near black elsewhere."""
+"""Text and axes: near black in TensorBoard, ``currentColor`` on a page."""
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#3a7fc4", "#d97708", "#0d9a78", "#b0609f", "#7d8590"
-"""Each at least 3:1 against white and against a dark page, as WCAG 2.2 (1.4.11) asks of graphics, and told apart by
-people with any of the three kinds of colour blindness when taken in this order; lines differ in shape as well."""
+"""Contrast of at least 3:1 with both the light and the dark page, as WCAG 2.2 (1.4.11) requires of graphics, and
+distinguishable under all three kinds of colour blindness; lines differ in shape as well."""
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE)
 DENSITY = LinearSegmentedColormap.from_list("density", [(*to_rgb(BLUE), 0.12), (*to_rgb(BLUE), 0.95)])
-"""For counts: more of one colour, over whatever the background is."""
+"""For counts: opacity of one colour over any background."""
 SHADE = LinearSegmentedColormap.from_list("shade", [(*to_rgb(BLUE), 0.0), (*to_rgb(BLUE), 0.6)])
-"""For cells with text on them."""
+"""For cells that have text on them, which must stay readable."""
 WIDTH = 4.5
-"""Inches; a phone shows this at nearly its own size, so that text stays readable."""
+"""Inches; a phone shows this at almost full size, so text stays readable."""
 
 _STYLE: Any = {
     "font.size": 10.0,
     "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so that figures are the same everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so layouts are the same everywhere
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -53,7 +53,7 @@ _STYLE: Any = {
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Makes a function draw in this file's style."""
+    """Decorator: applies the style of this module while a function draws."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -64,14 +64,14 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(height: float, rows: int = 1) -> tuple[Figure, Sequence[Axes]]:
-    """An empty figure on white.
+    """Creates an empty figure on white.
 
     Args:
         height: Inches.
-        rows: Axes below each other, with the same x axis.
+        rows: Number of axes, stacked vertically, with a common x axis.
 
     Returns:
-        The figure and its axes, from the top.
+        The figure and its axes from top to bottom.
     """
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
@@ -79,49 +79,44 @@ def new_figure(height: float, rows: int = 1) -> tuple[Figure, Sequence[Axes]]:
 
 
 def legend_above(axes: Axes, columns: int = 3) -> None:
-    """Puts the legend where it hides nothing: above the axes."""
+    """Places the legend above the axes, where it covers no data."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=columns, handlelength=1.8)
 
 
-def in_per_cent(axes: Axes, which: str) -> None:
-    """Shows shares 0..1 on these axes, such as ``xy``, in per cent."""
+def format_percent(axes: Axes, which: str) -> None:
+    """Labels axes of shares 0..1 in per cent.
+
+    Args:
+        axes: The axes.
+        which: ``x``, ``y`` or ``xy``.
+    """
     for name in which:
         getattr(axes, f"{name}axis").set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Turns a figure into an ``<svg>`` to stand in a page.
+    """Converts a figure to an ``<svg>`` element for a page.
 
-    It has no background, its text and axes have the colour of the text around them, its font is the page's, and the
-    same figure always gives the same characters.
+    The background is transparent, text and axes have the colour of the surrounding text, and the font is the page's.
+    Equal figures give equal text.
 
     Args:
         figure: From ``new_figure``.
-        name: Different for each figure of a page; becomes part of the ids.
-        label: What it shows, for those who can't see it.
+        name: Unique on the page; makes the ids in the figure unique too.
+        label: Alternative text.
 
     Returns:
-        The element, without declaration, metadata or addresses.
+        The element, without XML declaration, metadata and links.
     """
+    # Inline rather than as the source of an <img>: only so do figures take over the colours of the page (light, dark
+    # and print) and its font, and can their text be selected and searched.
     buffer = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):  # ticks are made when they are drawn
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"font-family: [^;\"]*;?|<style.*?</style>", "", text, flags=re.DOTALL).replace(INK, "currentColor")
-    text = _own_ids(text, name)
-    box = re.search(r'viewBox="[^"]*"', text)
-    assert box is not None  # matplotlib always writes it
-    return re.sub(r"<svg[^>]*>", f'<svg {box.group()} role="img" aria-label="{escape(label)}">', text, count=1).strip()
-
-
-def _own_ids(text: str, name: str) -> str:
-    """Leaves only ids that something refers to, and makes them this figure's own."""
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):  # also here, since ticks are made while saving
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    text = re.sub(r"font-family: [^;\"]*;?|<style.*?</style>", "", buffer.getvalue()).replace(INK, "currentColor")
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
-
-    def renamed(found: re.Match[str]) -> str:
-        return f' id="{name}-{found[1]}"' if found[1] in used else ""
-
-    text = re.sub(r' id="([^"]*)"', renamed, text)
-    return re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", text)
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    opening = re.compile(r"<svg[^>]*(viewBox=\"[^\"]*\")[^>]*>").search(text)
+    assert opening is not None  # matplotlib always writes it
+    return f'<svg {opening[1]} role="img" aria-label="{escape(label)}">{text[opening.end() :]}'.strip()

@@ -1,1 +1,1 @@
-"""What stands on the page, one file a section."""
+"""The sections of the page, one module each."""

@@ -1,10 +1,9 @@
-"""Calibration: whether probabilities mean what they say."""
+"""Section about calibration: whether predicted probabilities match observed frequencies."""
 
 import pandas as pd
 
 from facecls.analysis.calibration import BINS, calibration_table
-from facecls.analysis.tables import tested_tasks
-from facecls.data.tasks import CLASSES, Task
+from facecls.data.tasks import Age, Classification, Tasks, classifications
 from facecls.report import figures
 from facecls.report.blocks import (
     Block,
@@ -17,43 +16,63 @@ from facecls.report.blocks import (
     Table,
     Text,
     count,
-    drawn,
+    figure,
+    heading,
     share,
     words,
 )
 
 
-def calibration(table: pd.DataFrame) -> Section:
-    """Whether probabilities mean what they say."""
-    found = calibration_table(table)
-    missing = [
-        Missing(
-            f"The predictions of {task} were kept without their temperature; evaluate again to see their calibration."
-        )
-        for task in tested_tasks(table)
-        if f"temperature_{task}" not in table and (task != "age" or "age_low" in table)
+def calibration(table: pd.DataFrame, tasks: Tasks) -> Section:
+    """Whether predicted probabilities match observed frequencies.
+
+    Args:
+        table: Predictions.
+        tasks: The tasks of the run.
+    """
+    found = calibration_table(table, tasks)
+    blocks: list[Block] = [
+        Missing(f"The temperature of {name} was not saved; run the evaluation again to see its calibration.")
+        for name, task in tasks.items()
+        if _has_probabilities(table, task) and f"temperature_{name}" not in table and table[name].notna().any()
     ]
     if not len(found):
-        return Section("Calibration", missing or [Missing("There are no probabilities with labels to check them by.")])
-    shown = [_reliability(table, task, found) for task in CLASSES if task in set(found["task"])]
-    classes, ages = found[found["task"] != "age"], found[found["task"] == "age"]
-    blocks: list[Block] = [*missing, *([Figures(shown)] if shown else [])]
-    if len(classes):
-        head = ["task", "temperature", "calibration error (ECE)", "neg. log likelihood (nats)", "faces"]
-        blocks.append(Table("Gender and race: temperature scaling", head, _rows(classes, "ece", "nll")))
-    if len(ages):
-        head = ["task", "temperature", "ages in their 90 % interval", "its width (years)", "faces"]
-        blocks.append(Table("Age: temperature scaling", head, _rows(ages, "coverage", "width")))
+        return Section(
+            "calibration", "Calibration", blocks or [Missing("There are no labelled probabilities to check.")]
+        )
+    if (found["temperature"] == 1).all():
+        blocks.append(Missing("No temperatures were fitted for this model, so before and after are the same."))
+    of_classes = found["task"].isin([task.name for task in classifications(tasks.values())])
+    for some, measures in (
+        (found[of_classes], {"ece": "calibration error (ECE)", "nll": "neg. log likelihood (nats)"}),
+        (found[~of_classes], {"coverage": "ages in their 90 % interval", "width": "interval width (years)"}),
+    ):
+        shown = [
+            _reliability(table, task, some) for task in classifications(tasks.values()) if task.name in {*some["task"]}
+        ]
+        blocks += [Figures(shown)] if shown else []
+        if len(some):
+            names = " and ".join(some["task"].unique())
+            blocks.append(
+                Table(
+                    f"Temperature scaling of {names}",
+                    ["task", "temperature", *measures.values(), "faces"],
+                    _rows(some, *measures),
+                )
+            )
     blocks.append(
         Text(
-            "A temperature divides the logits; it was fitted on validation faces and changes no decision. Above 1 the "
-            f"model was too sure of itself, below 1 not sure enough. ECE is the mean distance between confidence and "
-            f"the share that is right, over {BINS} bins of confidence."
+            "The temperature divides the logits. It was fitted on the validation faces and changes no predicted "
+            "class. Above 1, the model was overconfident; below 1, underconfident. ECE is the mean distance between "
+            f"confidence and accuracy over {BINS} bins of confidence."
         )
-    )  # fmt: skip
-    if (found["temperature"] == 1).all():
-        blocks.insert(0, Missing("No temperatures were fitted for this model, so before and after are the same."))
-    return Section("Calibration", blocks)
+    )
+    return Section("calibration", "Calibration", blocks)
+
+
+def _has_probabilities(table: pd.DataFrame, task: Classification | Age) -> bool:
+    wanted = f"{task.name}_low" if isinstance(task, Age) else f"{task.name}_predicted"
+    return wanted in table
 
 
 def _rows(found: pd.DataFrame, first: str, second: str) -> list[list[Content]]:
@@ -67,14 +86,13 @@ def _rows(found: pd.DataFrame, first: str, second: str) -> list[list[Content]]:
     return rows
 
 
-def _reliability(table: pd.DataFrame, task: Task, found: pd.DataFrame) -> Figure:
-    errors = found[found["task"] == task].set_index("stage")["ece"].to_dict()
-    before, after = (share(f"calibration/{task}/{stage}/ece", errors[stage], 2) for stage in ("before", "after"))
+def _reliability(table: pd.DataFrame, task: Classification, found: pd.DataFrame) -> Figure:
+    errors = found[found["task"] == task.name].set_index("stage")["ece"].to_dict()
+    before, after = (share(f"calibration/{task.name}/{stage}/ece", errors[stage], 2) for stage in ("before", "after"))
     caption = words(
-        "Confidence and the share that is right differ by {} on average before scaling and by {} after. On the dotted "
-        "line they would be equal; below, faces by confidence.",
+        "Confidence and accuracy differ by {} on average before scaling and by {} after. On the dotted line they are "
+        "equal. The lower panel counts faces by confidence.",
         before, after,
     )  # fmt: skip
-    return drawn(
-        figures.reliability_diagram(table, task), f"reliability-{task}", f"{task.capitalize()}: reliability", caption
-    )
+    drawing = figures.reliability_diagram(table, task)
+    return figure(drawing, f"reliability-{task.name}", f"{heading(task.name)}: reliability", caption)

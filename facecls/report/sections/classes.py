@@ -1,11 +1,13 @@
-"""Gender and race: which classes are taken for which."""
+"""Section about the classifications: which classes are confused."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from facecls.analysis import tables
-from facecls.analysis.tables import tested_tasks, why_untested
-from facecls.data.tasks import CLASSES, Task
+from facecls.analysis.tables import labelled, why_untested
+from facecls.data.tasks import Classification
 from facecls.report import figures
 from facecls.report.blocks import (
     Block,
@@ -17,77 +19,87 @@ from facecls.report.blocks import (
     Section,
     Table,
     count,
-    drawn,
+    figure,
+    heading,
+    listed,
     share,
     words,
 )
 
 
-def gender_and_race(table: pd.DataFrame) -> Section:
-    """Which classes are taken for which."""
+def classes(table: pd.DataFrame, tasks: Sequence[Classification]) -> Section:
+    """Which classes are confused.
+
+    Args:
+        table: Predictions.
+        tasks: The classifications of the run, at least one.
+    """
     blocks: list[Block] = []
     shown: list[Figure] = []
-    for task in CLASSES:
-        if task in tested_tasks(table):
-            shown.append(_confusion(table, task))
-            blocks.append(_class_table(table, task))
-            blocks.append(_counts_table(table, task))
-        else:
+    for task in tasks:
+        if not len(labelled(table, task)):
             blocks.append(Missing(why_untested(table, task)))
-    if tables.roc(table) is not None:
-        shown.insert(1, _roc(table))
-    return Section("Gender and race", [Figures(shown), *blocks] if shown else blocks)
+            continue
+        shown.append(_confusion(table, task))
+        if len(task.classes) == 2 and tables.roc(table, task) is not None:
+            shown.append(_roc(table, task))
+        blocks += [_class_table(table, task), _counts_table(table, task)]
+    title = str(listed([task.name.replace("_", " ") for task in tasks])).capitalize()
+    return Section("classes", title, [Figures(shown), *blocks] if shown else blocks)
 
 
-def _confusion(table: pd.DataFrame, task: Task) -> Figure:
-    counts = tables.confusion(table, task)
-    cells = counts.to_numpy()
+def _confusion(table: pd.DataFrame, task: Classification) -> Figure:
+    cells = tables.confusion(table, task).to_numpy()
+    key = f"confusion/{task.name}"
     right, total = int(np.diag(cells).sum()), int(cells.sum())
-    caption = words(
-        "{} of {} faces are right.", count(f"confusion/{task}/right", right), count(f"confusion/{task}/faces", total)
-    )
+    caption = words("{} of {} predictions are right.", count(f"{key}/right", right), count(f"{key}/faces", total))
     wrong = cells - np.diag(np.diag(cells))
     if wrong.any():
         row, column = np.unravel_index(wrong.argmax(), wrong.shape)
-        label, predicted = CLASSES[task][row], CLASSES[task][column]
+        label, predicted = task.classes[row], task.classes[column]
         caption += words(
-            " The commonest mistake is {} taken for {}: {} of {} ({}).",
-            label,
-            predicted,
-            count(f"confusion/{task}/{label}/{predicted}", int(cells[row, column])),
-            count(f"class/{task}/{label}/faces", int(cells[row].sum())),
-            share(f"confusion/{task}/{label}/{predicted}/share", cells[row, column] / cells[row].sum()),
-        )
-    title = f"{task.capitalize()}: labels (rows) and predictions (columns)"
-    return drawn(figures.confusion(table, task), f"confusion-{task}", title, caption)
+            ' The most common mistake is "{}" predicted as "{}": {} of {} ({}).',
+            label, predicted, count(f"{key}/{label}/{predicted}", int(cells[row, column])),
+            count(f"class/{task.name}/{label}/faces", int(cells[row].sum())),
+            share(f"{key}/{label}/{predicted}/share", cells[row, column] / cells[row].sum()),
+        )  # fmt: skip
+    title = f"{heading(task.name)}: labels (rows) and predictions (columns)"
+    return figure(figures.confusion(table, task), f"confusion-{task.name}", title, caption)
 
 
-def _roc(table: pd.DataFrame) -> Figure:
-    curve = tables.roc(table)
+def _roc(table: pd.DataFrame, task: Classification) -> Figure:
+    curve = tables.roc(table, task)
     assert curve is not None
-    recall = tables.class_scores(table, "gender")["recall"]
+    negative, positive = task.classes
+    recall = tables.class_scores(table, task)["recall"]
     caption = words(
-        "Area under the curve {}. As predicted, {} of the women are found and {} of the men are taken for women.",
-        Number("roc/area", curve.area, f"{curve.area:.4f}"),
-        share("class/gender/female/recall", recall["female"]),
-        share("roc/men_taken_for_women", 1 - recall["male"]),
-    )
-    return drawn(figures.roc(table), "roc", "Gender: telling women from men (ROC)", caption)
+        'The area under the curve is {}. At a threshold of one half, {} of "{}" are found, and {} of "{}" are '
+        "mistaken for it.",
+        Number(f"roc/{task.name}/area", curve.area, f"{curve.area:.4f}"),
+        share(f"class/{task.name}/{positive}/recall", recall[positive]), positive,
+        share(f"roc/{task.name}/false_positive_rate", 1 - recall[negative]), negative,
+    )  # fmt: skip
+    title = f"{heading(task.name)}: ROC curve of {positive} against {negative}"
+    return figure(figures.roc(table, task), f"roc-{task.name}", title, caption)
 
 
-def _class_table(table: pd.DataFrame, task: Task) -> Table:
+def _class_table(table: pd.DataFrame, task: Classification) -> Table:
     rows: list[list[Content]] = []
     for name, row in tables.class_scores(table, task).to_dict("index").items():
-        numbers = [share(f"class/{task}/{name}/{column}", row[column]) for column in ("precision", "recall", "f1")]
-        rows.append([str(name), *numbers, count(f"class/{task}/{name}/faces", int(row["faces"]))])
-    return Table(f"{task.capitalize()} by class", ["label", "precision", "recall", "F1", "faces"], rows)
+        key = f"class/{task.name}/{name}"
+        numbers = [share(f"{key}/{column}", row[column]) for column in ("precision", "recall", "f1")]
+        rows.append([str(name), *numbers, count(f"{key}/faces", int(row["faces"]))])
+    return Table(f"{heading(task.name)} by class", ["label", "precision", "recall", "F1", "faces"], rows)
 
 
-def _counts_table(table: pd.DataFrame, task: Task) -> Table:
-    names = CLASSES[task]
+def _counts_table(table: pd.DataFrame, task: Classification) -> Table:
     cells = tables.confusion(table, task).to_numpy()
     rows: list[list[Content]] = [
-        [label, *(count(f"confusion/{task}/{label}/{name}", int(cells[i, j])) for j, name in enumerate(names))]
-        for i, label in enumerate(names)
+        [
+            label,
+            *(count(f"confusion/{task.name}/{label}/{name}", int(cells[i, j])) for j, name in enumerate(task.classes)),
+        ]
+        for i, label in enumerate(task.classes)
     ]
-    return Table(f"{task.capitalize()}: counts", ["label", *(f"as {name}" for name in names)], rows, fold=True)
+    head = ["label", *(f"as {name}" for name in task.classes)]
+    return Table(f"{heading(task.name)}: counts of labels and predictions", head, rows, fold=True)

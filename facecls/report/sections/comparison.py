@@ -1,14 +1,14 @@
-"""The sections of the page that puts runs side by side."""
+"""Sections of the page that compares runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from facecls.analysis.compare import Comparison
-from facecls.analysis.duplicates import Pixels
-from facecls.analysis.scores import SCORES
-from facecls.data.tasks import TASKS
+from facecls.analysis.duplicates import ImageLoader
+from facecls.analysis.scores import YEARS, Score, scores_of
+from facecls.data.tasks import Age, Task, Tasks
 from facecls.report import run_figures
 from facecls.report.blocks import (
     NONE,
@@ -24,7 +24,7 @@ from facecls.report.blocks import (
     Tile,
     Tiles,
     count,
-    drawn,
+    figure,
     score,
     words,
 )
@@ -36,7 +36,7 @@ _LISTED = 100
 
 
 def summary(runs: Mapping[str, Run], found: Comparison) -> Section:
-    """Which runs, on which faces, and in which options they differ."""
+    """Which runs are compared, on which faces, and in which options they differ."""
     rows: list[list[Content]] = [
         [name, count(f"faces/{name}", len(run.predictions)), str(run.data.get("root", "unknown"))]
         for name, run in runs.items()
@@ -44,16 +44,15 @@ def summary(runs: Mapping[str, Run], found: Comparison) -> Section:
     options = {name: dict(_flat(run.config)) for name, run in runs.items()}
     names = sorted({option for flat in options.values() for option in flat})
     differing = [option for option in names if len({flat.get(option) for flat in options.values()}) > 1]
+    sentence = "The runs have {} tested faces in common; everything below is about these."
     blocks: list[Block] = [
-        Text(
-            words("The runs share {} tested faces; all that follows is about them.", count("faces/shared", found.faces))
-        ),
+        Text(words(sentence, count("faces/shared", found.faces))),
         Table("Runs", ["run", "faces tested", "data"], rows, words=True),
     ]
     if differing:
         cells = [[option, *(flat.get(option, NONE) for flat in options.values())] for option in differing]
         blocks.append(Table("Options that differ", ["option", *runs], cells, words=True))
-    return Section("Summary", blocks)
+    return Section("summary", "Summary", blocks)
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -64,112 +63,105 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", str(value)
 
 
-def differences(found: Comparison) -> Section:
-    """By how much the runs differ in each score."""
+def differences(found: Comparison, tasks: Tasks) -> Section:
+    """By how much the runs differ in each score.
+
+    Args:
+        found: As ``analysis.compare.paired`` returns it.
+        tasks: The tasks that all runs have.
+    """
     if not len(found.scores):
-        return Section("Differences", [Missing("The runs have no task with labels in common.")])
-    rows: list[list[Content]] = []
-    for row in found.scores.to_dict("records"):
-        key = f"{row['a']}/{row['b']}"
-        values = [score(f"{row[end]}/{row['score']}", row[f"value_{end}"]) for end in ("a", "b")]
-        unit = "points" if SCORES[row["score"]].unit == "share" else "years"
-        ends = [_difference(row, column) for column in ("difference", "low", "high")]
-        change = words('{} {} <span class="range">({} to {})</span>', ends[0], unit, *ends[1:])
-        better = (row["difference"] > 0) == SCORES[row["score"]].higher_is_better
-        certain = row["low"] > 0 or row["high"] < 0
-        verdict = (row["b"] if better else row["a"]) + " is better" if certain else "may be chance"
-        pair = f"{row['a']} to {row['b']}"
-        rows.append(
-            [
-                SCORES[row["score"]].title,
-                pair,
-                *values,
-                change,
-                verdict,
-                count(f"faces/{key}/{row['score']}", row["faces"]),
-            ]
-        )
+        return Section("differences", "Differences", [Missing("The runs have no task with labels in common.")])
+    scores = scores_of(tasks)
+    records = found.scores.to_dict("records")
+    rows = [_difference_row(row, scores[row["score"]]) for row in records]
     head = ["score", "runs", "first", "second", "difference (95 % interval)", "", "faces"]
     note = (
-        "Intervals are on the difference, over the same faces for both runs (paired bootstrap), not corrected for the "
-        "number of runs."
+        "The intervals are those of the differences, on the same faces for both runs (paired bootstrap); they are not "
+        "corrected for the number of runs."
     )
-    units = [unit for unit in ("share", "years") if any(SCORES[name].unit == unit for name in found.scores["score"])]
-    shown = Figures([_figure(found.scores, unit) for unit in units])
-    return Section("Differences", [shown, Table("Scores of the runs", head, rows), Text(note)])
+    by_unit = {unit: [row for row in records if scores[row["score"]].unit == unit] for unit in ("share", "years")}
+    shown = Figures([_figure(found.scores, some, tasks, unit) for unit, some in by_unit.items() if some])
+    return Section("differences", "Differences", [shown, Table("Scores of the runs", head, rows), Text(note)])
 
 
-def _difference(row: Mapping[Any, Any], column: str) -> Number:
+def _difference_row(row: Mapping[Hashable, Any], of: Score) -> list[Content]:
+    key = f"{row['a']}/{row['b']}"
+    values = [score(f"{row[end]}/{row['score']}", row[f"value_{end}"], of.unit) for end in ("a", "b")]
+    unit = "points" if of.unit == "share" else "years"
+    ends = [_difference(row, of, column) for column in ("difference", "low", "high")]
+    change = words('{} {} <span class="range">({} to {})</span>', ends[0], unit, *ends[1:])
+    better = (row["difference"] > 0) == of.higher_is_better
+    certain = row["low"] > 0 or row["high"] < 0
+    verdict = (row["b"] if better else row["a"]) + " is better" if certain else "may be due to chance"
+    faces = count(f"faces/{key}/{row['score']}", row["faces"])
+    return [of.title, f"{row['a']} to {row['b']}", *values, change, verdict, faces]
+
+
+def _difference(row: Mapping[Hashable, Any], of: Score, column: str) -> Number:
     """One of the numbers about a difference, in points or years."""
-    share = SCORES[row["score"]].unit == "share"
-    text = f"{100 * row[column]:+.1f}" if share else f"{row[column]:+.2f}"
+    text = f"{100 * row[column]:+.1f}" if of.unit == "share" else f"{row[column]:+.2f}"
     return Number(f"{column}/{row['a']}/{row['b']}/{row['score']}", row[column], text)
 
 
-def _figure(scores: pd.DataFrame, unit: str) -> Figure:
-    rows = [row for row in scores.to_dict("records") if SCORES[row["score"]].unit == unit]
+def _figure(scores: pd.DataFrame, rows: Sequence[Mapping[Hashable, Any]], tasks: Tasks, unit: str) -> Figure:
     many = len({(row["a"], row["b"]) for row in rows}) > 1
-    said = [
-        words(
-            "{} {}{}",
-            SCORES[row["score"]].title,
-            f"from {row['a']} to {row['b']} " * many,
-            _difference(row, "difference"),
-        )
-        for row in rows
-    ]
+    said = []
+    for row in rows:
+        of = scores_of(tasks)[row["score"]]
+        pair = f"from {row['a']} to {row['b']} " if many else ""
+        said.append(words("{} {}{}", of.title, pair, _difference(row, of, "difference")))
     caption = words("Second run minus first: {}. Blue is better, orange worse.", words("; ").join(said))
     title = "Differences in points" if unit == "share" else "Differences in years"
-    return drawn(run_figures.differences(scores, unit), f"differences-{unit}", title, caption)
+    return figure(run_figures.differences(scores, tasks, unit), f"differences-{unit}", title, caption)
 
 
-def disagreements(runs: Sequence[str], found: Comparison, table: pd.DataFrame, image: Pixels | None) -> Section:
-    """The faces on which the runs do not say the same.
+def disagreements(
+    runs: Sequence[str], found: Comparison, tasks: Tasks, table: pd.DataFrame, image: ImageLoader | None
+) -> Section:
+    """The faces on which the runs disagree.
 
     Args:
-        runs: Their names.
-        found: What was compared.
-        table: Predictions of the first run, which ``image`` counts.
-        image: Row number -> the face; ``None`` without pictures.
+        runs: Names of the runs.
+        found: As ``analysis.compare.paired`` returns it.
+        tasks: The tasks that all runs have.
+        table: Predictions of the first run.
+        image: Row number of ``table`` -> the face; ``None`` without images.
     """
     blocks: list[Block] = []
     if image is None:
-        blocks.append(
-            Missing("The pictures were not at hand; `python -m facecls.report` shows them with --data.root WHERE.")
-        )
-    places = {key: row for row, key in enumerate(zip(table["path"], table["sha1"], strict=True))}
-    for task in TASKS:
-        some = found.disagreements[found.disagreements["task"] == task]
-        if not len(some):
-            continue
-        sentence = (
-            "{} faces on whose {} the runs disagree"
-            + (" by more than five years" if task == "age" else "")
-            + ", the furthest apart first."
-        )
-        blocks.append(Text(words(sentence, count(f"disagreements/{task}", len(some)), task)))
-        records = some.to_dict("records")
-        if image is not None:
-            tiles = [_tile(face, runs, image(places[face["path"], face["sha1"]])) for face in records[:SHOWN]]
-            blocks.append(Tiles(f"Disagreements about {task}", tiles))
-        rows = [
-            [face["path"], *(_text(face[name]) for name in ("label", *(f"predicted/{run}" for run in runs)))]
-            for face in records[:_LISTED]
-        ]
-        caption = (
-            f"The first {len(rows)} of {len(records):,} disagreements about {task}"
-            if len(records) > len(rows)
-            else f"All disagreements about {task}"
-        )
-        blocks.append(Table(caption, ["face", "label", *runs], rows, fold=True, words=True))
-    return Section("Disagreements", blocks or [Text("There are none.")])
+        blocks.append(Missing("The images were not found; `python -m facecls.report` takes --data.root WHERE."))
+    for task in tasks.values():
+        some = found.disagreements[found.disagreements["task"] == task.name]
+        if len(some):
+            blocks += _disagreements_about(task, some, runs, table, image)
+    return Section("disagreements", "Disagreements", blocks or [Text("There are none.")])
 
 
-def _tile(face: Mapping[Any, Any], runs: Sequence[str], pixels: Any) -> Tile:
+def _disagreements_about(
+    task: Task, some: pd.DataFrame, runs: Sequence[str], table: pd.DataFrame, image: ImageLoader | None
+) -> list[Block]:
+    by = f" by more than {YEARS} years" if isinstance(task, Age) else ""
+    sentence = "The runs disagree{} on the {} of {} faces, listed with the largest difference first."
+    blocks: list[Block] = [Text(words(sentence, by, task.name, count(f"disagreements/{task.name}", len(some))))]
+    faces = some.to_dict("records")
+    if image is not None:
+        rows = {key: row for row, key in enumerate(zip(table["path"], table["sha1"], strict=True))}
+        tiles = [_tile(face, task, runs, image(rows[face["path"], face["sha1"]])) for face in faces[:SHOWN]]
+        blocks.append(Tiles(f"Disagreements about {task.name}", tiles))
+    columns = ("label", *(f"predicted/{run}" for run in runs))
+    cells = [[face["path"], *(_text(face[column]) for column in columns)] for face in faces[:_LISTED]]
+    caption = f"All disagreements about {task.name}"
+    if len(faces) > len(cells):
+        caption = f"The first {len(cells)} of {len(faces):,} disagreements about {task.name}"
+    return [*blocks, Table(caption, ["face", "label", *runs], cells, fold=True, words=True)]
+
+
+def _tile(face: Mapping[Hashable, Any], task: Task, runs: Sequence[str], pixels: Any) -> Tile:
     notes: list[Content] = []
     for run in runs:
         predicted = face[f"predicted/{run}"]
-        wrong = not pd.isna(face["label"]) and predicted != face["label"] and face["task"] != "age"
+        wrong = not pd.isna(face["label"]) and predicted != face["label"] and not isinstance(task, Age)
         notes.append(words("{}: <b>✗ {}</b>" if wrong else "{}: {}", run, _text(predicted)))
     return Tile([(data_uri(pixels), face["path"].rsplit("/", 1)[-1])], [f"label: {_text(face['label'])}"], notes)
 

@@ -1,12 +1,14 @@
-"""Data: what faces there are."""
+"""Section about the data."""
 
 import pandas as pd
 
 from facecls.analysis import tables
-from facecls.data.tasks import CLASSES, TASKS, Task
+from facecls.analysis.labels import label_texts
+from facecls.data.tasks import Age, Classification, Task
 from facecls.report import run_figures
 from facecls.report.blocks import (
     Block,
+    Content,
     Figure,
     Figures,
     Missing,
@@ -15,72 +17,108 @@ from facecls.report.blocks import (
     Table,
     Text,
     count,
-    drawn,
+    figure,
+    heading,
     share,
     words,
 )
-from facecls.run import Run
+from facecls.run import FACES, REJECTS, Run
 
-_MANY_REASONS = 20
-"""Kinds of rejects that are named."""
+_REASONS = 20
+"""Reasons of rejects that are listed."""
+_RANGES = 10
+"""Ranges of ages that are listed in a caption."""
 
 
 def data(run: Run) -> Section:
-    """What faces there are."""
+    """How many faces of which labels each split has, duplicates, and files that are not used."""
     blocks: list[Block] = []
     faces = run.faces
     if faces is None:
         faces = run.predictions
-        blocks.append(
-            Missing("Only the tested faces are described, as there is no faces.parquet with all of them beside them.")
-        )
-    shown = [task for task in TASKS if faces[task].notna().any()]
-    blocks.append(Figures([_distribution(faces, task) for task in shown]))
-    blocks += [Missing(f"No face has a label of {task}.") for task in TASKS if task not in shown]
-    copies = tables.duplicates(faces)
+        blocks.append(Missing(f"Only the tested faces are described, because there is no {FACES} with all of them."))
+    shown = [each for task in run.tasks.values() for each in _distributions(faces, task)]
+    blocks.append(Figures(shown))
+    blocks += [
+        Missing(f"No face has a label of {name}.") for name, task in run.tasks.items() if not _distributed(faces, task)
+    ]
+    copies = tables.duplicates(faces, run.tasks)
     blocks.append(
         Text(
             words(
-                "{} faces are byte-for-byte copies of another, in {} groups; {} of the groups disagree about a label, "
-                "and {} lie in more than one part of the split.",
+                "{} faces are byte-for-byte copies of another one, in {} groups; {} of the groups have contradicting "
+                "labels, and {} lie in more than one split.",
                 *(count(f"duplicates/{name}", number) for name, number in copies.items()),
             )
         )
     )
-    return Section("Data", [*blocks, *_rejects(run)])
+    return Section("data", "Data", [*blocks, *_rejects(run)])
 
 
-def _distribution(faces: pd.DataFrame, task: Task) -> Figure:
-    said = []
-    for split in tables.parts(faces):
-        part = faces.loc[faces["split"] == split, task].dropna()
-        if not len(part):
-            continue
-        if task == "age":
-            low, middle, high = part.astype(float).quantile([0.25, 0.5, 0.75])
-            ends = [
-                Number(f"data/{split}/age/{quantile}", value, f"{value:g}")
-                for quantile, value in (("q25", low), ("q50", middle), ("q75", high))
-            ]
-            said.append(
-                words("{}: half of the ages lie from {} to {}, the median is {}", split, ends[0], ends[2], ends[1])
-            )
-        else:
-            shares = [
-                words("{} {}", name, share(f"data/{split}/{name}", float((part == code).mean())))
-                for code, name in enumerate(CLASSES[task])
-            ]
-            said.append(words("{}: {}", split, words(", ").join(shares)))
-    figure = run_figures.age_distribution(faces) if task == "age" else run_figures.class_distribution(faces, task)
-    return drawn(figure, f"data-{task}", f"{task.capitalize()} in each part", words("{}.", words("; ").join(said)))
+def _distributed(faces: pd.DataFrame, task: Task) -> list[str]:
+    """The label columns that some face has a value in."""
+    return [column for column in task.columns if column in faces and faces[column].notna().any()]
+
+
+def _distributions(faces: pd.DataFrame, task: Task) -> list[Figure]:
+    columns = _distributed(faces, task)
+    if isinstance(task, Classification):
+        return [_of_classes(faces, task)] if columns else []
+    shown = [_of_ages(faces, task)] if task.name in columns else []
+    return [*shown, _of_ranges(faces, task)] if task.range[0] in columns else shown
+
+
+def _of_classes(faces: pd.DataFrame, task: Classification) -> Figure:
+    said: list[Content] = []
+    for split, part in _labels_by_split(faces, task.name):
+        shares = [
+            words("{} {}", name, share(f"data/{split}/{task.name}/{name}", float((part == code).mean())))
+            for code, name in enumerate(task.classes)
+        ]
+        said.append(words("{}: {}", split, words(", ").join(shares)))
+    drawing = run_figures.class_distribution(faces, task)
+    return figure(drawing, f"data-{task.name}", f"{heading(task.name)} by split", words("{}.", words("; ").join(said)))
+
+
+def _of_ages(faces: pd.DataFrame, task: Age) -> Figure:
+    said: list[Content] = []
+    for split, part in _labels_by_split(faces, task.name):
+        low, middle, high = part.astype(float).quantile([0.25, 0.5, 0.75])
+        ends = [
+            Number(f"data/{split}/{task.name}/{quantile}", value, f"{value:g}")
+            for quantile, value in (("q50", middle), ("q25", low), ("q75", high))
+        ]
+        said.append(words("{}: median {}, half of the ages between {} and {}", split, *ends))
+    drawing = run_figures.age_distribution(faces, task)
+    return figure(drawing, f"data-{task.name}", f"{heading(task.name)} by split", words("{}.", words("; ").join(said)))
+
+
+def _of_ranges(faces: pd.DataFrame, task: Age) -> Figure:
+    said: list[Content] = []
+    for split, part in _labels_by_split(faces, task.range[0]):
+        names = pd.Series(label_texts(faces.loc[part.index], task)).value_counts(normalize=True)
+        shares = [
+            words("{} {}", str(name), share(f"data/{split}/{task.name}/{name}", value))
+            for name, value in names.head(_RANGES).items()
+        ]
+        said.append(words("{}: {}", split, words(", ").join(shares)))
+    title = f"{heading(task.name)} by split, faces labelled with a range"
+    drawing = run_figures.range_distribution(faces, task)
+    return figure(drawing, f"data-{task.name}-ranges", title, words("{}.", words("; ").join(said)))
+
+
+def _labels_by_split(faces: pd.DataFrame, column: str) -> list[tuple[str, "pd.Series[int]"]]:
+    """Each split with the labels that its faces have, if they have any."""
+    found = [(split, faces.loc[faces["split"] == split, column].dropna()) for split in tables.parts(faces)]
+    return [(split, labels) for split, labels in found if len(labels)]
 
 
 def _rejects(run: Run) -> list[Block]:
     if run.rejects is None:
-        return [Missing("Rejects are unknown, as there is no rejects.csv beside the predictions.")]
+        return [Missing(f"Rejected files are unknown, because there is no {REJECTS} beside the predictions.")]
     if not len(run.rejects):
         return [Text("No file was rejected.")]
-    counts = run.rejects["reason"].value_counts().head(_MANY_REASONS).to_dict()
+    counts = run.rejects["reason"].value_counts().head(_REASONS).to_dict()
     examples = run.rejects.drop_duplicates("reason").set_index("reason")["path"].to_dict()
     rows = [[str(reason), count(f"rejects/{reason}", number), examples[reason]] for reason, number in counts.items()]
-    return [Table("Rejects, files that are not used", ["reason", "files", "such as"], rows, words=True)]
+    return [Table("Rejected files", ["reason", "files", "example"], rows, words=True)]

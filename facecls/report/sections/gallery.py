@@ -1,4 +1,4 @@
-"""Gallery: faces, and the mistakes that the model was surest of."""
+"""Section with faces: a random sample, and the most confident mistakes."""
 
 import base64
 
@@ -8,28 +8,29 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from facecls.analysis.duplicates import Pixels
+from facecls.analysis.duplicates import ImageLoader
 from facecls.analysis.gradcam import grad_cam, overlay
-from facecls.analysis.tables import AGE_WRONG, labelled, tested_tasks
-from facecls.data.tasks import CLASSES, TASKS, Task
+from facecls.analysis.labels import column_values, label_ends, label_texts, prediction_texts
+from facecls.analysis.tables import tested_tasks
+from facecls.data.tasks import WRONG_YEARS, Classification, Task, ages
 from facecls.data.transforms import EvalTransform
-from facecls.model.heads import FaceModel
-from facecls.report.blocks import Block, Content, Missing, Section, Text, Tile, Tiles, words
+from facecls.model.network import FaceModel
+from facecls.report.blocks import Block, Content, Missing, Section, Text, Tile, Tiles, heading, subheading, words
 from facecls.run import Run
 
 SHOWN = 24
-"""Faces of the grid; with the mistakes and the suspects few enough for a page of 2 MB."""
+"""Faces of the sample; with the mistakes and the suspects few enough for a page of 2 MB."""
 MISTAKES = 12
-"""Of each task."""
+"""Mistakes shown of each task."""
 SIDE = 112
-"""Pixels of a face on the page."""
+"""Width and height of a face on the page in pixels."""
 _QUALITY = 82
-"""Of JPEG; at this size a face takes 4 kB."""
-NO_PICTURES = "The pictures were not at hand; `python -m facecls.report {} --data.root WHERE` adds them."
+"""JPEG quality; at this size a face takes 4 kB."""
+NO_PICTURES = "The images were not found; `python -m facecls.report {} --data.root WHERE` adds them."
 
 
 def data_uri(pixels: npt.NDArray[np.uint8]) -> str:
-    """A picture as a small JPEG inside a link.
+    """Encodes an image as a small JPEG in a data URI.
 
     Args:
         pixels: RGB (H, W, 3), 0..255.
@@ -42,41 +43,40 @@ def data_uri(pixels: npt.NDArray[np.uint8]) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode()}"
 
 
-def gallery(run: Run, image: Pixels | None, model: FaceModel | None, seed: int) -> Section:
-    """Faces with what was predicted, and the mistakes that the model was surest of.
+def gallery(run: Run, image: ImageLoader | None, model: FaceModel | None, seed: int) -> Section:
+    """A random sample of faces with their predictions, and the most confident mistakes.
 
     Args:
-        run: With its predictions.
-        image: Row number of the predictions -> the face; ``None`` without pictures.
-        model: Shows what the head looked at; ``None`` without.
-        seed: Of the faces that are drawn for the grid.
+        run: The run.
+        image: Row number of the predictions -> the face; ``None`` without images.
+        model: For heat maps of what its heads look at; ``None`` for none.
+        seed: Of the sample.
     """
     table = run.predictions
     if image is None:
-        return Section("Gallery", [Missing(NO_PICTURES.format(run.folder))])
-    rows = np.sort(np.random.default_rng(seed).permutation(len(table))[:SHOWN])
-    tiles = [Tile([(data_uri(image(row)), f"face {row}")], _lines(table, row)) for row in rows.tolist()]
+        return Section("gallery", "Gallery", [Missing(NO_PICTURES.format(run.folder))])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(table))[:SHOWN]).tolist()
+    captions = _captions(run, rows)
+    tiles = [Tile([(data_uri(image(row)), f"face {row}")], captions[row]) for row in rows]
     size = int(run.data.get("image_size", 224))
+    margin = f"; an age counts as wrong if it is more than {WRONG_YEARS} years off" if ages(run.tasks.values()) else ""
     blocks: list[Block] = [
-        Text(
-            f"{len(tiles)} faces drawn at random: the labels above, what was predicted below them; ✗ and red where "
-            f"that is wrong, an age where it is more than {AGE_WRONG} years off."
-        ),
-        Tiles("Faces drawn at random", tiles),
+        Text(f"{len(tiles)} random faces: labels above, predictions below, wrong ones red and with ✗{margin}."),
+        Tiles("Random faces", tiles),
     ]
-    why_not = "the checkpoint was not at hand." if model is None else _unexplainable(model, image(0), size)
-    for task in tested_tasks(table):
-        explains = model is not None and not why_not and task in model.heads
-        blocks += _mistakes(table, task, image, model if explains else None, size)
+    why_not = "the checkpoint was not found." if model is None else _why_unexplainable(model, image(0), size)
+    for task in tested_tasks(table, run.tasks):
+        explains = model is not None and not why_not and task.name in model.heads
+        blocks += _mistakes(run, task, image, model if explains else None, size)
     if why_not:
-        blocks.append(Missing(f"What the heads looked at is not shown: {why_not}"))
-    return Section("Gallery", blocks)
+        blocks.append(Missing(f"What the heads look at is not shown: {why_not}"))
+    return Section("gallery", "Gallery", blocks)
 
 
-def _unexplainable(model: FaceModel, pixels: npt.NDArray[np.uint8], size: int) -> str:
-    """Why Grad-CAM can't explain a model, such as a CrossViT, whose features are two maps; nothing if it can."""
+def _why_unexplainable(model: FaceModel, pixels: npt.NDArray[np.uint8], size: int) -> str:
+    """Why Grad-CAM does not work for a model, such as a CrossViT, whose features are two maps; empty if it does."""
     try:
-        grad_cam(model, _resized(pixels, size), next(task for task in TASKS if task in model.heads))
+        grad_cam(model, _resized(pixels, size), next(iter(model.tasks.values())))
     except ValueError as error:
         return str(error)
     return ""
@@ -88,73 +88,81 @@ def _resized(pixels: npt.NDArray[np.uint8], size: int) -> torch.Tensor:
 
 
 def confident_mistakes(table: pd.DataFrame, task: Task, number: int) -> list[int]:
-    """The mistakes that the model was surest of.
+    """The mistakes that the model was most confident of.
 
-    For gender and race those with the highest probability of the predicted class; for age those that are more than
-    ``AGE_WRONG`` years off, by how many widths of their interval they are, or by years where there are no intervals.
+    Of a classification, those with the highest probability of the predicted class. Of an age, those more than
+    ``WRONG_YEARS`` off, by their error in widths of the predicted interval, or in years if there are no intervals.
 
     Args:
-        table: Predictions, its rows numbered from 0.
-        task: Which.
-        number: How many at most.
+        table: Predictions, with rows numbered from 0.
+        task: The task.
+        number: Largest number of mistakes.
 
     Returns:
-        Row numbers, the surest first.
+        Row numbers, the most confident first.
     """
-    known = labelled(table, task)
-    if task == "age":
-        off = (known["age_predicted"].astype(float) - known["age"].astype(float)).abs()
-        width = known["age_high"] - known["age_low"] + 1 if "age_low" in known else 1
-        wrong = (off / width)[off > AGE_WRONG]
+    wrong = np.flatnonzero(_is_wrong(table, task))
+    if isinstance(task, Classification):
+        confidence = table[list(task.probabilities)].max(axis=1).to_numpy(float)[wrong]
     else:
-        sure = known[[f"p_{name}" for name in CLASSES[task]]].max(axis=1)
-        wrong = sure[known[task] != known[f"{task}_predicted"]]
-    return [int(row) for row in wrong.sort_values(ascending=False, kind="stable").index[:number]]
+        width = table[f"{task.name}_high"] - table[f"{task.name}_low"] + 1 if f"{task.name}_low" in table else 1
+        confidence = (_years_off(table, task) / np.asarray(width, float))[wrong]
+    return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")[:number]]]
 
 
-def _mistakes(table: pd.DataFrame, task: Task, image: Pixels, model: FaceModel | None, size: int) -> list[Block]:
-    rows = confident_mistakes(table, task, MISTAKES)
-    heading = words("<strong>{}: the mistakes that the model was surest of</strong>", task.capitalize())
+def _is_wrong(table: pd.DataFrame, task: Task) -> npt.NDArray[np.bool_]:
+    """Whether each prediction is a mistake; where the label is a range, it is compared with the nearest end."""
+    (low, high), predicted = label_ends(table, task), column_values(table, f"{task.name}_predicted")
+    pairs = zip(np.clip(predicted, low, high), predicted, strict=True)
+    return np.array([not np.isnan(label) and task.is_wrong(label, guess) for label, guess in pairs], np.bool_)
+
+
+def _years_off(table: pd.DataFrame, task: Task) -> npt.NDArray[np.float64]:
+    """(N,) how far each predicted age is from its label, or from the nearest end of its range."""
+    (low, high), predicted = label_ends(table, task), column_values(table, f"{task.name}_predicted")
+    return np.abs(predicted - np.clip(predicted, low, high))
+
+
+def _mistakes(run: Run, task: Task, image: ImageLoader, model: FaceModel | None, size: int) -> list[Block]:
+    rows = confident_mistakes(run.predictions, task, MISTAKES)
+    blocks: list[Block] = [subheading(f"{heading(task.name)}: most confident mistakes")]
     if not rows:
-        return [Text(heading), Text("There are none.")]
+        return [*blocks, Text("There are none.")]
     tiles: list[Tile] = []
-    blocks: list[Block] = [Text(heading)]
+    captions = _captions(run, rows)
     for row in rows:
         pixels = image(row)
         images = [(data_uri(pixels), f"face {row}")]
         if model is not None:
             face = _resized(pixels, size)
-            laid = overlay(face, grad_cam(model, face, task))
-            images.append((data_uri(laid), f"what the {task} head looked at in face {row}"))
-        tiles.append(Tile(images, _lines(table, row), [_confidence(table, task, row)]))
+            map_of_face = overlay(face, grad_cam(model, face, task))
+            images.append((data_uri(map_of_face), f"what the {task.name} head looks at in face {row}"))
+        tiles.append(Tile(images, captions[row], [_confidence(run.predictions, task, row)]))
     if model is not None:
-        what = "makes the estimated age higher" if task == "age" else "speaks for what was predicted"
-        blocks.append(
-            Text(f"Beside each face, what {what} (Grad-CAM of the {task} head): the more, the more coloured.")
-        )
-    return [*blocks, Tiles(f"Confident mistakes of {task}", tiles)]
+        what = "the predicted class" if isinstance(task, Classification) else "a higher age"
+        blocks.append(Text(f"Beside each face, what speaks for {what} (Grad-CAM of the {task.name} head), in colour."))
+    return [*blocks, Tiles(f"Confident mistakes of {task.name}", tiles)]
 
 
-def _lines(table: pd.DataFrame, row: int) -> list[Content]:
-    """The labels of a face, and the predictions, marked where they are wrong."""
-    true, said = [], []
-    for task in TASKS:
-        if f"{task}_predicted" not in table:
+def _captions(run: Run, rows: list[int]) -> dict[int, list[Content]]:
+    """By row, the labels of a face, and below them the predictions, marked where they are wrong."""
+    table = run.predictions.iloc[rows]
+    labels: dict[int, list[str]] = {row: [] for row in rows}
+    predictions: dict[int, list[Content]] = {row: [] for row in rows}
+    for name, task in run.tasks.items():
+        if f"{name}_predicted" not in table:
             continue
-        label, predicted = table[task].iloc[row], float(table[f"{task}_predicted"].iloc[row])
-        true.append("no label" if pd.isna(label) else _named(task, float(label)))
-        wrong = not pd.isna(label) and abs(predicted - label) > (AGE_WRONG if task == "age" else 0)
-        said.append(words("<b>✗ {}</b>" if wrong else "{}", _named(task, predicted)))
-    return [", ".join(true), words(", ").join(said)]
-
-
-def _named(task: Task, value: float) -> str:
-    return f"{value:.0f}" if task == "age" else CLASSES[task][int(value)]
+        texts = label_texts(table, task), prediction_texts(table, task)
+        for row, label, predicted, is_wrong in zip(rows, *texts, _is_wrong(table, task), strict=True):
+            labels[row].append(label or "no label")
+            predictions[row].append(words("<b>✗ {}</b>" if is_wrong else "{}", predicted or "none"))
+    return {row: [", ".join(labels[row]), words(", ").join(predictions[row])] for row in rows}
 
 
 def _confidence(table: pd.DataFrame, task: Task, row: int) -> str:
-    if task != "age":
-        return f"{100 * table[[f'p_{name}' for name in CLASSES[task]]].iloc[row].max():.1f} % sure"
-    if "age_low" in table:
-        return f"90 % interval {table['age_low'].iloc[row]} to {table['age_high'].iloc[row]}"
-    return f"{table['age_predicted'].iloc[row] - table['age'].iloc[row]:+.1f} years off"
+    face = table.iloc[row]
+    if isinstance(task, Classification):
+        return f"{100 * face[list(task.probabilities)].max():.1f} % sure"
+    if f"{task.name}_low" in table:
+        return f"90 % interval {face[f'{task.name}_low']} to {face[f'{task.name}_high']}"
+    return f"{_years_off(table.iloc[[row]], task)[0]:.1f} years off"

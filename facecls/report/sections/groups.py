@@ -1,12 +1,14 @@
-"""Groups: for whom the model works, and for whom less well."""
+"""Section about groups: for whom the model works, and for whom less well."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from facecls.analysis.groups import ALL, AXES, MIN_FACES, Gap, describe
-from facecls.analysis.scores import SCORES
+from facecls.analysis.groups import ANY_GROUP, COMBINATION, MIN_FACES, Gap, axis_columns, describe
+from facecls.analysis.scores import Score, scores_of
+from facecls.data.tasks import Tasks
 from facecls.report import figures
 from facecls.report.blocks import (
     Block,
@@ -19,81 +21,105 @@ from facecls.report.blocks import (
     Table,
     Text,
     count,
-    drawn,
+    figure,
     score_interval,
+    subheading,
     words,
 )
 
 
-def groups(found: pd.DataFrame, gaps: Sequence[Gap]) -> Section:
-    """For whom the model works, and for whom less well."""
-    names = [name for name in SCORES if name in found]
-    axes = [axis for axis in AXES if found[axis].ne(ALL).any()]
-    if not names or not axes:
-        return Section("Groups", [Missing("The tested faces have no labels by which to group them.")])
-    blocks: list[Block] = []
-    for by, title in (
-        ("gender", "Between genders"), ("race", "Between races"), ("age_band", "Between age bands"),
-        ("group", "Between combinations of them"),
-    ):  # fmt: skip
-        certain = [describe(gap) for gap in gaps if gap.by == by and gap.low > 0]
-        if certain:
-            blocks += [Text(words("<strong>{}</strong>", title)), Bullets(certain)]
-    chance = [describe(gap) for gap in gaps if gap.low <= 0]
-    if chance:
-        blocks.append(Bullets(chance, fold=f"Gaps that may be chance ({len(chance)})"))
-    if not blocks:
-        blocks.append(Missing(f"No two groups have {MIN_FACES} tested faces each, so there are no gaps to name."))
-    shown = [_group_figure(found, name) for name in names if found[name].notna().any()]
-    single = found[(found[list(AXES)] != ALL).sum(axis=1) <= 1]
+def groups(found: pd.DataFrame, gaps: Sequence[Gap], tasks: Tasks) -> Section:
+    """For whom the model works, and for whom less well.
+
+    Args:
+        found: As ``analysis.groups.group_table`` returns it.
+        gaps: As ``analysis.groups.gaps`` returns them.
+        tasks: The tasks of the run.
+    """
+    scores = {name: score for name, score in scores_of(tasks).items() if name in found}
+    axes = axis_columns(found)
+    if not scores or not axes:
+        return Section("groups", "Groups", [Missing("The tested faces have no labels to group them by.")])
+    single = found[_split_by(found) <= 1]
     combined = found.drop(index=single.index)
     note = (
-        f"A group is what the labels say, not what was predicted. Groups with fewer than {MIN_FACES} labelled faces "
-        "get no numbers. Intervals (95 %) are not corrected for the number of groups; those of the gaps are, for the "
-        "number of pairs compared."
+        f"Groups are defined by the labels, not by the predictions. No scores are given for groups of fewer than "
+        f"{MIN_FACES} labelled faces. The intervals (95 %) are not corrected for the number of groups; those of the "
+        "gaps are, for the number of pairs compared."
     )
-    blocks += [Figures(shown), _group_table("Scores by group", single, names), Text(note)]
+    shown = [_figure(found, tasks, name) for name in scores if found[name].notna().any()]
+    blocks = [*_gaps(gaps, axes, tasks), Figures(shown), _table("Scores by group", single, scores), Text(note)]
     if len(combined):
-        title = f"Scores by {', '.join(axis.replace('_', ' ') for axis in axes)}: all {len(combined)} combinations"
-        blocks.append(_group_table(title, combined, names, fold=True))
-    return Section("Groups", blocks)
+        axes_combined = [axis.replace("_", " ") for axis in axes if combined[axis].ne(ANY_GROUP).any()]
+        title = f"Scores by {', '.join(axes_combined)}: all {len(combined)} combinations"
+        blocks.append(_table(title, combined, scores, fold=True))
+    return Section("groups", "Groups", blocks)
 
 
-def group_name(row: Sequence[str]) -> str:
-    """A group in words, such as ``female, asian``."""
-    return ", ".join(name for name in row if name != ALL) or "all faces"
+def group_name(names: Sequence[str]) -> str:
+    """A group in words.
+
+    Args:
+        names: Its name on each axis.
+
+    Examples:
+        >>> group_name(["female", "all", "20-29"]), group_name(["all", "all", "all"])
+        ('female, 20-29', 'all faces')
+    """
+    return ", ".join(name for name in names if name != ANY_GROUP) or "all faces"
 
 
-def _group_table(caption: str, found: pd.DataFrame, names: Sequence[str], fold: bool = False) -> Table:
+def group_key(names: Sequence[str]) -> str:
+    """The first part of the names of a group's numbers on the page, such as ``group/female/all/20-29``."""
+    return "/".join(("group", *names))
+
+
+def _split_by(found: pd.DataFrame) -> "pd.Series[int]":
+    """By how many axes each group is split."""
+    return (found[axis_columns(found)] != ANY_GROUP).sum(axis=1)
+
+
+def _gaps(gaps: Sequence[Gap], axes: Sequence[str], tasks: Tasks) -> list[Block]:
+    blocks: list[Block] = []
+    for by in (*axes, COMBINATION):
+        certain = [describe(gap, tasks) for gap in gaps if gap.by == by and gap.low > 0]
+        if certain:
+            blocks += [subheading(f"Gaps by {by.replace('_', ' ')}"), Bullets(certain)]
+    chance = [describe(gap, tasks) for gap in gaps if gap.low <= 0]
+    if chance:
+        blocks.append(Bullets(chance, fold=f"Gaps that may be due to chance ({len(chance)})"))
+    return blocks or [Missing(f"No two groups have {MIN_FACES} tested faces each, so there are no gaps to report.")]
+
+
+def _table(caption: str, found: pd.DataFrame, scores: Mapping[str, Score], fold: bool = False) -> Table:
+    axes = axis_columns(found)
     rows: list[list[Content]] = []
     for row in found.to_dict("records"):
-        group = [row[axis] for axis in AXES]
-        key = "/".join(("group", *group))
-        cells: list[Content] = [group_name(group), count(f"{key}/faces", row["faces"])]
-        for name in names:
+        names = [row[axis] for axis in axes]
+        cells: list[Content] = [group_name(names), count(f"{group_key(names)}/faces", row["faces"])]
+        for name, score in scores.items():
             if not np.isnan(row[name]):
-                cells.append(score_interval(f"{key}/{name}", row[name], row[f"{name}_low"], row[f"{name}_high"]))
-            elif SCORES[name].over_classes and row[SCORES[name].task] != ALL:
-                cells.append("one class")
+                cells.append(_score(row, axes, name, score))
             else:
-                cells.append(f"< {MIN_FACES} faces")
+                cells.append("one class" if figures.is_of_one_class(row, score) else f"< {MIN_FACES} faces")
         rows.append(cells)
-    heads = [SCORES[name].heading for name in names]
-    return Table(caption, ["group", "faces", *heads], rows, fold)
+    return Table(caption, ["group", "faces", *(score.heading for score in scores.values())], rows, fold)
 
 
-def _group_figure(found: pd.DataFrame, name: str) -> Figure:
-    single = found[(found[list(AXES)] != ALL).sum(axis=1) == 1].dropna(subset=name)
-    whole = found.iloc[0]
-    key = "group/all/all/all/" + name
-    caption = words("All faces: {}.", score_interval(key, whole[name], whole[f"{name}_low"], whole[f"{name}_high"]))
+def _score(row: Mapping[Hashable, Any], axes: Sequence[str], name: str, score: Score) -> Content:
+    key = f"{group_key([row[axis] for axis in axes])}/{name}"
+    return score_interval(key, row[name], row[f"{name}_low"], row[f"{name}_high"], score.unit)
+
+
+def _figure(found: pd.DataFrame, tasks: Tasks, name: str) -> Figure:
+    score, axes = scores_of(tasks)[name], axis_columns(found)
+    caption = words("All faces: {}.", _score(found.iloc[0].to_dict(), axes, name, score))
+    single = found[_split_by(found) == 1].dropna(subset=name)
     if len(single):
-        ends = single.sort_values(name, ascending=not SCORES[name].higher_is_better)
+        best_first = single.sort_values(name, ascending=not score.higher_is_better).to_dict("records")
         parts: list[Content] = []
-        for _, row in (next(iter(ends.iterrows())), list(ends.iterrows())[-1]):
-            group = [row[axis] for axis in AXES]
-            found_key = "/".join(("group", *group, name))
-            parts += [group_name(group), score_interval(found_key, row[name], row[f"{name}_low"], row[f"{name}_high"])]
+        for row in (best_first[0], best_first[-1]):
+            parts += [group_name([row[axis] for axis in axes]), _score(row, axes, name, score)]
         caption += words(" Best for {}: {}; worst for {}: {}.", *parts)
-    title = SCORES[name].heading
-    return drawn(figures.group_scores(found, name), f"groups-{name.replace('/', '-')}", title, caption)
+    drawing = figures.group_scores(found, tasks, name)
+    return figure(drawing, f"groups-{name.replace('/', '-')}", score.heading, caption)

@@ -1,86 +1,96 @@
-"""Limits: what the numbers do not say, from the groups of this run."""
+"""Section about limits: what the scores do not say."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from facecls.analysis.groups import ALL, AXES, MIN_FACES, Gap, age_bands, describe
-from facecls.analysis.scores import task_labels
-from facecls.report.blocks import (
-    Bullets,
-    Content,
-    Section,
-    count,
-    share,
-    words,
-)
+from facecls.analysis.groups import ANY_GROUP, COMBINATION, MIN_FACES, Gap, axes_of, axis_columns, describe
+from facecls.analysis.scores import main_scores
+from facecls.data.tasks import Tasks, ages, classifications
+from facecls.report.blocks import Bullets, Content, Section, count, listed, share, words
 from facecls.run import Run
 
-MAIN = ("gender/accuracy", "race/accuracy", "age/mae_years")
-"""The scores whose largest gaps are named again."""
+_EMPTY = 6
+"""Groups without faces that are named."""
 
 
 def limits(run: Run, groups: pd.DataFrame, gaps: Sequence[Gap]) -> Section:
-    """What the numbers do not say, from the groups of this run."""
+    """What the scores do not say, from the groups of this run.
+
+    Args:
+        run: The run.
+        groups: As ``analysis.groups.group_table`` returns them.
+        gaps: As ``analysis.groups.gaps`` returns them.
+    """
     items: list[Content] = [*_thin_groups(groups), *_training_shares(run)]
-    certain = [gap for gap in gaps if gap.low > 0 and gap.by != "group"]
-    for name in MAIN:
+    certain = [gap for gap in gaps if gap.low > 0 and gap.by != COMBINATION]
+    for name in main_scores(groups, run.tasks).values():
         if found := [gap for gap in certain if gap.score == name]:
-            items.append(describe(max(found, key=lambda gap: gap.difference)))
+            items.append(describe(max(found, key=lambda gap: gap.difference), run.tasks))
     if gaps and not certain:
-        items.append(
-            "No gap between genders, races or age bands is larger than chance might make it; with more faces one may "
-            "be."
-        )
+        items.append("No gap between groups is larger than chance allows; with more faces, one may be.")
     items += [
-        "Gender and race are the labels of a data set, in its categories and with its errors; they are not what a "
-        "person is or says of themselves.",
-        "Ages are estimates too, in most data sets those of other programs and people.",
-        "Data sets of faces such as UTKFace and VGGFace2 are for non-commercial research only, and so is what is "
-        "trained from them.",
-        "Not for decisions about persons: not for access, hiring, policing, insurance, prices or anything else that "
+        *_about_labels(run.tasks),
+        "Data sets of faces such as UTKFace and VGGFace2 are licensed for non-commercial research only, and so are "
+        "models trained on them.",
+        "Not for decisions about people: not for access, hiring, policing, insurance, prices or anything else that "
         "affects them.",
     ]  # fmt: skip
-    return Section("Limits", [Bullets(items)])
+    return Section("limits", "Limits", [Bullets(items)])
+
+
+def _about_labels(tasks: Tasks) -> list[str]:
+    said = []
+    if names := [task.name.replace("_", " ") for task in classifications(tasks.values())]:
+        verb = "is a label" if len(names) == 1 else "are labels"
+        said.append(
+            f"{str(listed(names)).capitalize()} {verb} of a data set, in its categories and with its errors, and not "
+            "what people are or say about themselves."
+        )
+    if ages(tasks.values()):
+        said.append("Ages are estimates too: most data sets take them from other programs and from annotators.")
+    return said
 
 
 def _thin_groups(groups: pd.DataFrame) -> list[Content]:
-    axes = [axis for axis in AXES if groups[axis].ne(ALL).any()]
-    if len(axes) < 2:
-        return []
-    combined = groups[(groups[axes] != ALL).all(axis=1)]
+    axes = axis_columns(groups)
+    split = groups[axes] != ANY_GROUP
+    combined = groups[split.sum(axis=1) > 1]
     thin = combined[combined["faces"] < MIN_FACES]
     if not len(thin):
         return []
     empty = thin[thin["faces"] == 0]
     share_of_faces = thin["faces"].sum() / max(1, groups["faces"].iloc[0])
-    named = [", ".join(row) for row in empty[axes].to_numpy()]
+    named = [", ".join(name for name in row if name != ANY_GROUP) for row in empty[axes].to_numpy()]
+    axes_combined = [axis.replace("_", " ") for axis in axes if combined[axis].ne(ANY_GROUP).any()]
     text = words(
-        "{} of {} combinations of {} have fewer than {} tested faces (together {} of the faces): nothing "
-        "is said about them.",
-        count("limits/thin", len(thin)), count("limits/combinations", len(combined)),
-        " and ".join((", ".join(axis.replace("_", " ") for axis in axes[:-1]), axes[-1].replace("_", " "))),
+        "{} of {} combinations of {} have fewer than {} tested faces (together {} of the faces): nothing is known "
+        "about them.",
+        count("limits/thin", len(thin)), count("limits/combinations", len(combined)), listed(axes_combined),
         str(MIN_FACES), share("limits/thin_share", float(share_of_faces)),
     )  # fmt: skip
     if named:
-        more = f" and {len(named) - 6} others" if len(named) > 6 else ""
-        text = words("{} {} have none: {}{}.", text, count("limits/empty", len(named)), "; ".join(named[:6]), more)
+        more = f" and {len(named) - _EMPTY} others" if len(named) > _EMPTY else ""
+        shown = "; ".join(named[:_EMPTY])
+        text = words("{} {} have none: {}{}.", text, count("limits/empty", len(named)), shown, more)
     return [text]
 
 
 def _training_shares(run: Run) -> list[Content]:
     train = run.train
     if not len(train):
-        return ["What the model was trained on is not known here, so a weak group may simply be a rare one."]
-    said = []
-    for axis, names in AXES.items():
-        codes = age_bands(task_labels(train, "age")) if axis == "age_band" else task_labels(train, axis)
-        shares = [(float((codes == code).mean()), name) for code, name in enumerate(names)]
-        if max(shares)[0] > 0:
-            most, least = max(shares), min(shares)
-            numbers = [share(f"limits/train/{name}", value) for value, name in (most, least)]
-            said.append(words("{}: {} {} to {} {}", axis.replace("_", " "), most[1], numbers[0], least[1], numbers[1]))
+        return ["The training faces are unknown here, so a group on which the model is weak may just be rare."]
+    said: list[Content] = []
+    for name, axis in axes_of(train, run.tasks).items():
+        faces = np.bincount(axis.codes(train), minlength=len(axis.groups) + 1)[: len(axis.groups)]
+        shares = [(float(number / len(train)), group) for number, group in zip(faces, axis.groups, strict=True)]
+        most, least = max(shares), min(shares)
+        numbers = [share(f"limits/train/{name}/{group}", value) for value, group in (most, least)]
+        said.append(words("{}: {} {} to {} {}", axis.title, most[1], numbers[0], least[1], numbers[1]))
     if not said:
         return []
-    sentence = "Of {} training faces, the largest and smallest share by {}. What is rare there is learned less well."
+    sentence = (
+        "The largest and smallest groups among the {} training faces, by {}. What is rare there is learned less well."
+    )
     return [words(sentence, count("faces/train", len(train)), words("; by ").join(said))]

@@ -1,12 +1,10 @@
-"""Summary: how good the model is, and what it was made with."""
+"""Section that sums up: the verdict, all scores, and how the model was made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
-from facecls.analysis.scores import SCORES, Interval, trivial
+from facecls.analysis.scores import Interval, scores_of
 from facecls.analysis.tables import parts, tested_tasks, why_untested
-from facecls.data.tasks import TASKS
+from facecls.data.tasks import UTKFACE
 from facecls.report.blocks import (
     NONE,
     Block,
@@ -21,79 +19,76 @@ from facecls.report.blocks import (
     score_interval,
     words,
 )
-from facecls.run import Run
+from facecls.run import CONFIG, Run
 
 NOTEBOOK: dict[bool, dict[str, float]] = {
     True: {"gender/accuracy": 0.944, "race/accuracy": 0.875, "age/mae_years": 7.38},
     False: {"gender/accuracy": 0.9407, "race/accuracy": 0.8752},
 }
-"""What the notebook that this project started from reports, with several tasks in one model and with one alone; on its
-own split of UTKFace, 18,946 faces to train with and 4,759 to validate with, at the best epoch by those."""
+"""Scores reported by the notebook that this project started from, of a model with several tasks and of models with
+one; on its own split of UTKFace (18,946 faces for training, 4,759 for validation), at the epoch that was best on the
+latter."""
 
 
-def summary(run: Run, scores: Mapping[str, Interval]) -> Section:
-    """How good the model is, and what it was made with."""
-    blocks: list[Block] = [Text(_in_a_sentence(run.predictions, scores))]
-    blocks += [
-        Missing(why_untested(run.predictions, task)) for task in TASKS if task not in tested_tasks(run.predictions)
-    ]
+def summary(
+    run: Run, verdict: Sequence[Block], scores: Mapping[str, Interval], guesses: Mapping[str, float]
+) -> Section:
+    """The verdict, all scores, and how the model was made.
+
+    Args:
+        run: The run.
+        verdict: As ``verdict`` returns it.
+        scores: As ``analysis.scores.score`` returns them.
+        guesses: As ``analysis.scores.trivial`` returns them.
+    """
+    blocks = list(verdict)
+    tested = tested_tasks(run.predictions, run.tasks)
+    blocks += [Missing(why_untested(run.predictions, task)) for task in run.tasks.values() if task not in tested]
     if learned := int((run.predictions["split"] == "train").sum()):
-        sentence = "The model was trained with {} of these faces, so it may do worse on others."
+        sentence = "The model was trained on {} of the tested faces, so it may do worse on new ones."
         blocks.append(Text(words(sentence, count("faces/tested_and_trained", learned))))
     if scores:
-        blocks += _score_table(run, scores)
+        blocks += _scores(run, scores, guesses)
     blocks.append(_facts(run))
     if run.config_text:
         blocks.append(Fold("Configuration", run.config_text))
     else:
-        blocks.append(Missing("The configuration is unknown, as there is no config.yaml beside the predictions."))
-    return Section("Summary", blocks)
+        blocks.append(Missing(f"The configuration is unknown, because there is no {CONFIG} beside the predictions."))
+    return Section("summary", "Summary", blocks)
 
 
-def _in_a_sentence(table: pd.DataFrame, scores: Mapping[str, Interval]) -> Content:
-    sentences = {
-        "gender/accuracy": "gender is right for {}",
-        "race/accuracy": "race is right for {}",
-        "age/mae_years": "age is {} years off on average",
-    }
-    said = [
-        words(sentence, score(f"score/{name}", scores[name].value))
-        for name, sentence in sentences.items()
-        if name in scores
-    ]
-    start = words("{} faces were tested.", count("faces/tested", len(table)))
-    return words("{} Of those with a label, {}.", start, words(", ").join(said)) if said else start
-
-
-def _score_table(run: Run, scores: Mapping[str, Interval]) -> list[Block]:
-    reference, whose = (run.train, "training") if len(run.train) else (run.predictions, "tested")
-    guesses = trivial(run.predictions, reference)
-    reported = NOTEBOOK[len(tested_tasks(run.predictions)) > 1] if run.of_utkface else {}
+def _scores(run: Run, scores: Mapping[str, Interval], guesses: Mapping[str, float]) -> list[Block]:
+    known, reported = scores_of(run.tasks), _notebook_scores(run)
     rows: list[list[Content]] = []
     for name, found in scores.items():
-        row: list[Content] = [SCORES[name].heading]
-        row.append(score_interval(f"score/{name}", found.value, found.low, found.high))
-        row.append(score(f"trivial/{name}", guesses[name]) if name in guesses else NONE)
+        unit = known[name].unit
+        row: list[Content] = [known[name].heading]
+        row.append(score_interval(f"score/{name}", found.value, found.low, found.high, unit))
+        row.append(score(f"trivial/{name}", guesses[name], unit) if name in guesses else NONE)
         if reported:
-            row.append(score(f"notebook/{name}", reported[name]) if name in reported else NONE)
+            row.append(score(f"notebook/{name}", reported[name], unit) if name in reported else NONE)
         rows.append([*row, count(f"score/{name}/faces", found.faces)])
-    head = [
-        "score",
-        "this model (95 % interval)",
-        "trivial guess",
-        *(["original notebook"] if reported else []),
-        "faces",
-    ]
+    columns = ["this model (95 % interval)", "constant guess", *(["original notebook"] if reported else []), "faces"]
     note = (
-        "Intervals show what another draw of as many faces might give (bootstrap over faces). The trivial guess is "
-        f"always the commonest class and the median age of the {whose} faces."
+        "The intervals show how much the scores would vary with another sample of as many faces (bootstrap over "
+        "faces). The constant guess is the most common class or the median age of the "
+        f"{'training' if len(run.train) else 'tested'} faces."
     )
     if reported:
         note += (
-            " The original notebook's numbers are those that it reports on its own split of UTKFace, on faces that also"
-            " chose its best epoch, so they compare only roughly."
+            " The original notebook's scores are from its own split of UTKFace, on the faces that also chose its best "
+            "epoch, so they are only roughly comparable."
         )
-    return [Table("Scores", head, rows), Text(note)]
+    return [Table("Scores", ["score", *columns], rows), Text(note)]
+
+
+def _notebook_scores(run: Run) -> dict[str, float]:
+    """The original notebook's scores of tasks with the same labels, if the tested faces are UTKFace's."""
+    if not run.is_utkface:
+        return {}
+    found = NOTEBOOK[len(tested_tasks(run.predictions, run.tasks)) > 1]
+    same = {name for name, task in run.tasks.items() if task == UTKFACE.get(name)}
+    return {name: value for name, value in found.items() if name.split("/")[0] in same}
 
 
 def _facts(run: Run) -> Table:
@@ -108,11 +103,9 @@ def _facts(run: Run) -> Table:
     add("Data", str(run.data.get("root", "")))
     sizes = parts(run.faces if run.faces is not None else run.predictions)
     add("Faces", words(", ").join(words("{} {}", count(f"faces/{name}", size), name) for name, size in sizes.items()))
-    add("Rejects", None if run.rejects is None else count("rejects", len(run.rejects)))
+    add("Rejected files", None if run.rejects is None else count("rejects", len(run.rejects)))
     add("Checkpoint", metrics.get("checkpoint"))
-    add(
-        "Trained for", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None
-    )
+    add("Training", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None)
     since = " since it was resumed" if metrics.get("resumed") else ""
     add("Time", _duration(metrics["seconds"]) + since if "seconds" in metrics else None)
     add("Device", metrics.get("device"))

@@ -1,95 +1,135 @@
-"""Suspects: labels worth a second look."""
+"""Section with labels worth checking, and copies."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from facecls.analysis.duplicates import Pixels
-from facecls.analysis.suspects import suspects
-from facecls.data.tasks import TASKS
-from facecls.report.blocks import NONE, Block, Content, Missing, Section, Table, Text, Tile, Tiles, count, words
+from facecls.analysis.duplicates import ImageLoader
+from facecls.analysis.suspects import COPIES_DISAGREE, COPY, KINDS, MODEL, suspects
+from facecls.report.blocks import (
+    NONE,
+    Block,
+    Content,
+    Missing,
+    Section,
+    Table,
+    Text,
+    Tile,
+    Tiles,
+    count,
+    listed,
+    words,
+)
 from facecls.report.sections.gallery import NO_PICTURES, data_uri
-from facecls.run import Run
+from facecls.run import SUSPECTS, Run
 
-SUSPECTS = 12
-"""Of either kind that are shown with their faces."""
-LISTED = 100
-"""Suspects in the table; the file has them all."""
+_SHOWN = 12
+"""Suspects of each list that are shown with their faces."""
+_LISTED = 100
+"""Suspects in the table of each list; the file has them all."""
+_TITLES = {
+    MODEL: "Labels that the model contradicts",
+    COPIES_DISAGREE: "Copies with contradicting labels",
+    COPY: "Other copies",
+}
 
 
-def find_suspects(run: Run, image: Pixels | None) -> pd.DataFrame:
-    """The suspects among the tested faces, and the byte-identical ones among all faces of the data.
+def find_suspects(run: Run, image: ImageLoader | None, trusted: Collection[str]) -> pd.DataFrame:
+    """Labels worth checking among the tested faces, and copies among all faces of the data.
 
     Args:
-        run: With its predictions, and all faces if it kept them.
-        image: For near-identical pictures among the tested faces.
+        run: The run.
+        image: Row number of the predictions -> the face, for near-identical images; ``None`` without images.
+        trusted: Names of the tasks whose predictions may contradict labels.
 
     Returns:
-        As ``suspects.suspects`` gives them.
+        As ``analysis.suspects.suspects``.
     """
-    found = suspects(run.predictions, image)
+    found = suspects(run.predictions, run.tasks, image, trusted)
     if run.faces is None:
         return found
-    tested = run.faces["path"].isin(run.predictions["path"])
-    everything = pd.concat([run.predictions, run.faces[~tested]], ignore_index=True)
-    both = pd.concat([found, suspects(everything)[lambda some: some["other"].notna()]])
-    both = both.drop_duplicates(["path", "task", "reason"])
-    return both.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    untested = run.faces[~run.faces["path"].isin(run.predictions["path"])]
+    everything = pd.concat([run.predictions, untested], ignore_index=True)
+    both = pd.concat([found, suspects(everything, run.tasks, trusted=())], ignore_index=True)
+    both = both.sort_values("score", ascending=False, kind="stable").drop_duplicates(["path", "task", "kind"])
+    disagreeing = both.loc[both["kind"] == COPIES_DISAGREE, "path"]
+    both = both[(both["kind"] != COPY) | ~both["path"].isin(disagreeing)]
+    return both.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable", ignore_index=True)
 
 
-def suspects_section(run: Run, found: pd.DataFrame, image: Pixels | None) -> Section:
-    """Labels worth a second look.
+def suspects_section(run: Run, found: pd.DataFrame, image: ImageLoader | None, guessed: Sequence[str]) -> Section:
+    """Labels worth checking, and copies: three lists.
 
     Args:
-        run: With its predictions.
-        found: As ``find_suspects`` gives them.
-        image: As for ``gallery``.
+        run: The run.
+        found: As ``find_suspects`` returns them.
+        image: Row number of the predictions -> the face; ``None`` without images.
+        guessed: Names of the tasks at which the model is no better than guessing.
     """
-    if not len(found):
-        return Section("Suspects", [Text("No label of the tested faces looks wrong.")])
-    labels = found.drop_duplicates(["path", "task"])  # one may be suspect for two reasons
-    counts = labels["task"].value_counts()
-    said = words(", ").join(
-        words("{} of {}", count(f"suspects/{task}", int(counts[task])), task) for task in TASKS if task in counts
-    )
-    blocks: list[Block] = [
-        Text(
-            words(
-                "{} labels look wrong: {}. A model that contradicts a label may be right or wrong itself, so each is "
-                "worth a look, not a correction by rule. All of them are in suspects.csv, the most suspect first.",
-                count("suspects", len(labels)), said,
-            )
-        )
-    ]  # fmt: skip
+    lists = {kind: found[found["kind"] == kind] for kind in KINDS}
+    blocks: list[Block] = [Text(f"All of them are in {SUSPECTS}, in this order.")] if len(found) else []
     if image is None:
-        blocks.append(Missing(NO_PICTURES.format(run.folder) + " Near-identical pictures were not looked for."))
-    else:
-        twins = found["other"].notna()
-        for title, some in (
-            ("The model is surest that these are wrong", found[~twins]),
-            ("The same picture under different labels", found[twins]),
-        ):
-            if tiles := _suspect_tiles(run.predictions, _spread(some), image):
-                blocks += [Text(words("<strong>{}</strong>", title)), Tiles(title, tiles)]
-    blocks.append(_listed(found))
-    return Section("Suspects", blocks)
+        blocks.append(Missing(NO_PICTURES.format(run.folder) + " Near-identical images were not searched for."))
+    blocks += _list(MODEL, lists[MODEL], _about_model(run, lists[MODEL], guessed), run, image)
+    blocks += _list(
+        COPIES_DISAGREE, lists[COPIES_DISAGREE], [Text(_about_disagreeing(run, lists[COPIES_DISAGREE]))], run, image
+    )
+    about_copies = "Images with the same bytes as an earlier one, or nearly the same content, without a contradiction."
+    blocks += _list(COPY, lists[COPY], [Text(about_copies if len(lists[COPY]) else "There are none.")], run, image)
+    return Section("suspects", "Suspects", blocks)
 
 
-def _spread(found: pd.DataFrame) -> pd.DataFrame:
-    """The suspects, of each task in turn, so that the first ones are of all."""
-    turn = found.groupby("task", sort=False).cumcount()
+def _about_model(run: Run, found: pd.DataFrame, guessed: Sequence[str]) -> list[Block]:
+    blocks: list[Block] = []
+    if guessed:
+        names = listed([name.replace("_", " ") for name in guessed], "or")
+        blocks.append(Missing(f"The model is no better than guessing at {names}, so it cannot judge these labels."))
+    if len(found):
+        sentence = "{}. Either the label or the model may be wrong, so check each one before you correct it."
+        blocks.append(Text(words(sentence, _by_task(run, found))))
+    elif len(guessed) < len(run.tasks):
+        blocks.append(Text("There are none."))
+    return blocks
+
+
+def _about_disagreeing(run: Run, found: pd.DataFrame) -> Content:
+    if not len(found):
+        return "There are none."
+    sentence = "{}. The same image has different labels, so at least one of each pair is wrong."
+    return words(sentence, _by_task(run, found))
+
+
+def _by_task(run: Run, found: pd.DataFrame) -> Content:
+    """Counts such as ``5 of gender and 7 of race``."""
+    kind, counts = found["kind"].iloc[0], found["task"].value_counts()
+    tasks = [name for name in run.tasks if name in counts]
+    return listed([words("{} of {}", count(f"suspects/{kind}/{name}", int(counts[name])), name) for name in tasks])
+
+
+def _list(kind: str, found: pd.DataFrame, about: Sequence[Block], run: Run, image: ImageLoader | None) -> list[Block]:
+    title = words("<strong>{} ({})</strong>", _TITLES[kind], count(f"suspects/{kind}", len(found)))
+    blocks: list[Block] = [Text(title), *about]
+    if image is not None and (tiles := _tiles(run.predictions, _in_turn(found), image)):
+        blocks.append(Tiles(_TITLES[kind], tiles))
+    return [*blocks, _table(kind, found)] if len(found) else blocks
+
+
+def _in_turn(found: pd.DataFrame) -> pd.DataFrame:
+    """The suspects, taken from each task in turn, so that all tasks are among the first ones."""
+    turn = found.groupby("task", sort=False, dropna=False).cumcount()
     return found.assign(turn=turn).sort_values(["turn", "score"], ascending=[True, False], kind="stable")
 
 
-def _suspect_tiles(table: pd.DataFrame, found: pd.DataFrame, image: Pixels) -> list[Tile]:
-    """The first suspects whose pictures are there; each face once, and a pair once."""
+def _tiles(table: pd.DataFrame, found: pd.DataFrame, image: ImageLoader) -> list[Tile]:
+    """The first suspects that have images; each face once, and each pair once."""
     rows = {path: row for row, path in enumerate(table["path"])}
     shown: set[str] = set()
     tiles: list[Tile] = []
     for suspect in found.to_dict("records"):
         path, other = suspect["path"], suspect["other"]
-        if len(tiles) == SUSPECTS:
+        if len(tiles) == _SHOWN:
             break
         if path not in rows or {path, other} & shown:
             continue
@@ -97,19 +137,31 @@ def _suspect_tiles(table: pd.DataFrame, found: pd.DataFrame, image: Pixels) -> l
         pictures = [image(rows[name]) for name in (path, other) if name in rows]
         if len(pictures) > 1 and np.array_equal(pictures[0], pictures[1]):
             pictures.pop()
-        images = [(data_uri(picture), f"{suspect['task']} labelled {suspect['label']}") for picture in pictures]
-        tiles.append(Tile(images, [words("{}: <b>{}?</b>", suspect["task"], suspect["label"])], [suspect["reason"]]))
+        tiles.append(_tile(suspect, [data_uri(picture) for picture in pictures]))
     return tiles
 
 
-def _listed(found: pd.DataFrame) -> Table:
-    rows: list[Sequence[Content]] = []
-    for suspect in found.head(LISTED).to_dict("records"):
-        cells: Iterable[object] = (suspect["path"], suspect["task"], suspect["label"], suspect["predicted"])
-        texts = [NONE if pd.isna(cell) else str(cell) for cell in cells]  # type: ignore[call-overload]
-        rows.append(
-            [*texts, f"{suspect['score']:.3f}", suspect["reason"], "yes" if suspect["seen_in_training"] else "no"]
-        )
-    caption = f"The first {len(rows)} of {len(found):,} suspects" if len(found) > len(rows) else "All suspects"
-    head = ["face", "task", "label", "predicted", "suspicion", "why", "seen in training"]
-    return Table(caption, head, rows, fold=True, words=True)
+def _tile(suspect: Mapping[Hashable, Any], images: Sequence[str]) -> Tile:
+    if pd.isna(suspect["task"]):
+        return Tile([(uri, f"copy {suspect['path']}") for uri in images], ["copy"], [suspect["reason"]])
+    shows = f"{suspect['task']} labelled {suspect['label']}"
+    line = words("{}: <b>{}?</b>", suspect["task"], suspect["label"])
+    return Tile([(uri, shows) for uri in images], [line], [suspect["reason"]])
+
+
+_COLUMNS = {
+    MODEL: {"path": "face", "task": "task", "label": "label", "predicted": "predicted", "reason": "why"},
+    COPIES_DISAGREE: {"path": "face", "task": "task", "label": "label", "other": "copy", "reason": "why"},
+    COPY: {"path": "face", "other": "copy of", "reason": "why"},
+}
+
+
+def _table(kind: str, found: pd.DataFrame) -> Table:
+    columns = _COLUMNS[kind]
+    rows: list[list[Content]] = []
+    for suspect in found.head(_LISTED).to_dict("records"):
+        cells = [NONE if pd.isna(suspect[column]) else str(suspect[column]) for column in columns]
+        rows.append([*cells, f"{suspect['score']:.3f}", "yes" if suspect["seen_in_training"] else "no"])
+    which = f"The first {len(rows)} of {len(found):,}" if len(found) > len(rows) else f"All {len(found)}"
+    head = [*columns.values(), "score", "seen in training"]
+    return Table(f"{which}: {_TITLES[kind][0].lower()}{_TITLES[kind][1:]}", head, rows, fold=True, words=True)
