@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, mean_absolute_error
@@ -23,13 +24,20 @@ from facecls.errors import UserError
 from facecls.export import __main__ as export
 from facecls.export import graph as graphs
 from facecls.export import quantisation
-from facecls.model.module import FaceModule, load_module
+from facecls.model.checkpoint import read_checkpoint
+from facecls.model.module import FaceModule
 
 Arrays = dict[str, npt.NDArray[Any]]
 SHAPES = {"gender": ["batch", 2], "race": ["batch", 5], "age": ["batch"], "age_distribution": ["batch", 117]}
+OTHER_TASKS: dict[str, Any] = {
+    "race": {
+        "classes": ["White", "Black", "Latino_Hispanic", "East Asian", "Southeast Asian", "Indian", "Middle Eastern"]
+    },
+    "glasses": {"classes": ["without", "with"]},
+}
 
 
-def trained_on(checkpoint: Path, root: Path) -> Path:
+def trained_on(checkpoint: Path, root: Path, **options: Any) -> Path:
     """Adds to a checkpoint what ``facecls.fit`` keeps of its data."""
     kept = torch.load(checkpoint, weights_only=True)
     transform = {"class_path": "facecls.data.transforms.TrainTransform", "init_args": {"size": SIZE, "noise": 0.0}}
@@ -42,6 +50,7 @@ def trained_on(checkpoint: Path, root: Path) -> Path:
         "train_transform": transform,
         "seed": 3,
         "_instantiator": "pytorch_lightning.cli.instantiate_module",
+        **options,
     }
     torch.save(kept, checkpoint)
     return checkpoint
@@ -55,7 +64,7 @@ def checkpoint(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def graph(checkpoint: Path) -> onnx.ModelProto:
     """What torch makes of the checkpoint, so that it need not do so in every test."""
-    return graphs.to_onnx(load_module(checkpoint), 18)
+    return graphs.to_onnx(read_checkpoint(checkpoint).module, 18)
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def test_a_file_says_what_the_checkpoint_says(
     dest = tmp_path / "model.onnx"
     facts = export.main([str(checkpoint), str(dest)])
     assert left(tmp_path) == ["model.onnx"]  # weights and all
-    module = load_module(checkpoint)
+    module = read_checkpoint(checkpoint).module
     for count in (1, 3, 40):
         agree(said(dest, drawn(count)), module, drawn(count))
     with torch.inference_mode():
@@ -139,11 +148,12 @@ def test_a_file_says_what_it_is(checkpoint: Path, tmp_path: Path) -> None:
     dest = tmp_path / "model.onnx"
     export.main([str(checkpoint), str(dest)])
     about = json.loads({entry.key: entry.value for entry in onnx.load(dest).metadata_props}["facecls"])
-    assert about["tasks"] == ["gender", "race", "age"]
-    assert about["classes"] == {
-        "gender": ["male", "female"],
-        "race": ["white", "black", "asian", "indian", "others"],
+    assert about["tasks"] == {
+        "gender": {"classes": ["male", "female"]},
+        "race": {"classes": ["white", "black", "asian", "indian", "others"]},
+        "age": {"highest": 116},
     }
+    assert [*about["tasks"]] == ["gender", "race", "age"]
     assert about["image_size"] == SIZE
     assert [about["temperatures"][task] for task in about["tasks"]] == pytest.approx(TEMPERATURES)
     assert about["precision"] == "fp32"
@@ -174,20 +184,74 @@ def test_a_file_has_the_outputs_that_the_model_has(options: Any, names: list[str
         assert said(dest, drawn(length))[names[0]].shape[0] == length
 
 
+def test_other_tasks_come_along(faces: Path, tmp_path: Path) -> None:
+    races, years = OTHER_TASKS["race"]["classes"], {"26": (26, 26), "20-29": (20, 29), "more than 70": (70, 116)}
+    rows = [
+        {
+            "path": str(path),
+            "gender": ["Male", "F"][number % 2],
+            "race": races[number % 7],
+            "age": [*years][number % 3],
+            "glasses": ["without", "With", ""][number % 3],
+        }
+        for number, path in enumerate(sorted(faces.glob("*.chip.jpg"))[:80])
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "faces.csv", index=False)
+    checkpoint = save_checkpoint(tmp_path / "best.ckpt", task_options=OTHER_TASKS)
+    trained_on(checkpoint, tmp_path / "faces.csv", tasks=OTHER_TASKS)
+    module = read_checkpoint(checkpoint).module
+    plain, dest = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    export.main([str(checkpoint), str(plain)])
+    agree(said(plain, drawn(9)), module, drawn(9))
+    facts = export.main([str(checkpoint), str(dest), "--int8"])
+    model = onnx.load(dest)
+    assert shapes(model) == {
+        "image": ["batch", 3, SIZE, SIZE], **SHAPES, "race": ["batch", 7], "glasses": ["batch", 2]
+    }  # fmt: skip
+    about = json.loads(model.metadata_props[0].value)
+    assert {name: about["tasks"][name] for name in OTHER_TASKS} == OTHER_TASKS
+    assert [*about["temperatures"]] == [*about["tasks"]] == ["gender", "race", "age", "glasses"]
+
+    data = FacesDataModule(
+        str(tmp_path / "faces.csv"), SIZE, 100, 0, val_fraction=0.4, test_fraction=0.1, seed=3, tasks=OTHER_TASKS
+    )
+    data.setup()
+    batch = next(iter(data.val_dataloader()))
+    truth = pd.DataFrame(rows).set_index("path").loc[data.faces["path"].iloc[batch["index"].numpy()]]
+    with torch.inference_mode():
+        before = {name: values.numpy() for name, values in module(batch["image"]).items()}
+    after = said(dest, batch["image"])
+    for model_name, each in (("torch", before), ("int8", after)):
+        named = np.array([name.lower() for name in OTHER_TASKS["glasses"]["classes"]])[each["glasses"].argmax(1)]
+        known = (truth["glasses"] != "").to_numpy()
+        right = accuracy_score(truth["glasses"].str.lower()[known], named[known])
+        assert facts[f"accuracy/glasses/{model_name}"] == pytest.approx(right)
+        assert facts[f"accuracy/race/{model_name}"] == pytest.approx(
+            accuracy_score(truth["race"], np.array(races)[each["race"].argmax(1)])
+        )
+        low, high = np.array([years[text] for text in truth["age"]]).T
+        single, rounded = low == high, each["age"].round()
+        within = (low <= rounded) & (rounded <= high)
+        assert facts[f"band_accuracy/age/{model_name}"] == pytest.approx(within[~single].mean())
+        off = mean_absolute_error(low[single], each["age"][single])
+        assert facts[f"mae_years/age/{model_name}"] == pytest.approx(off, rel=1e-5)
+    changed = (before["glasses"].argmax(1) != after["glasses"].argmax(1)).mean()
+    assert facts["changed/glasses/int8"] == pytest.approx(changed)
+
+
 def test_the_padding_of_vggface2() -> None:
     torch.manual_seed(0)
     module = FaceModule(hidden=[4], image_size=65).eval()  # another padding than at even sizes
-    file = graphs.finished(graphs.to_onnx(module, 18), {})
+    file = graphs.serialise(graphs.to_onnx(module, 18), {})
     agree(said(file, drawn(3, 65)), module, drawn(3, 65))
 
 
 def tampered(graph: onnx.ModelProto, shift: float) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    bias = next(entry for entry in copy.graph.initializer if entry.name == "model.heads.race.1.bias")
-    bias.CopyFrom(
-        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([shift, 0, 0, 0, 0]), bias.name)
-    )
+    bias = next(entry for entry in copy.graph.initializer if entry.name == "model.heads.race.layers.1.bias")
+    shifted = onnx.numpy_helper.to_array(bias) + np.array([shift, 0, 0, 0, 0], np.float32)
+    bias.CopyFrom(onnx.numpy_helper.from_array(shifted, bias.name))
     return copy
 
 
@@ -224,7 +288,7 @@ def test_int8_tells_what_it_changes(
     quantise = quantisation.quantise
 
     def spied(model: bytes, batches: Any) -> onnx.ModelProto:
-        calibrated.extend(np.concatenate([plan.faces for plan in batches.sampler]).tolist())
+        calibrated.extend(torch.cat([batch["index"] for batch in batches]).tolist())
         return quantise(model, batches)
 
     monkeypatch.setattr(quantisation, "quantise", spied)
@@ -238,7 +302,7 @@ def test_int8_tells_what_it_changes(
     assert {*calibrated} == {*np.flatnonzero(data.faces["split"] == "train")}
     batch = next(iter(data.val_dataloader()))
     with torch.inference_mode():
-        before = {name: values.numpy() for name, values in load_module(checkpoint)(batch["image"]).items()}
+        before = {name: values.numpy() for name, values in read_checkpoint(checkpoint).module(batch["image"]).items()}
     after = said(dest, batch["image"])
     for task in ("gender", "race"):
         decided = [each[task].argmax(1) for each in (before, after)]
@@ -246,12 +310,17 @@ def test_int8_tells_what_it_changes(
         for model, guess in zip(("torch", "int8"), decided, strict=True):
             assert facts[f"accuracy/{task}/{model}"] == pytest.approx(accuracy_score(batch[task], guess))
     for model, each in (("torch", before), ("int8", after)):
-        assert facts[f"mae_years/{model}"] == pytest.approx(mean_absolute_error(batch["age"], each["age"]), rel=1e-5)
+        assert facts[f"mae_years/age/{model}"] == pytest.approx(
+            mean_absolute_error(batch["age"], each["age"]), rel=1e-5
+        )
     for name in before:
         apart = np.abs(after[name] - before[name]) / (before[name] if name == "age" else 1)
         assert 1e-4 < facts[f"difference/{name}/int8"] == pytest.approx(apart.max(), rel=1e-2)
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{facts['mae_years/int8']:.3f} ({facts['mae_years/int8'] - facts['mae_years/torch']:+.3f})" in shown
+    assert (
+        f"{facts['mae_years/age/int8']:.3f} ({facts['mae_years/age/int8'] - facts['mae_years/age/torch']:+.3f})"
+        in shown
+    )
     assert f"{facts['changed/race/int8']:.2%}" in shown
 
     model = onnx.load(dest)
@@ -270,7 +339,7 @@ def test_int8_tells_what_it_changes(
         )
         > 1
     )
-    assert sorted(weights["Gemm"]) == [f"model.heads.{task}.1.weight" for task in ("age", "gender", "race")]
+    assert sorted(weights["Gemm"]) == [f"model.heads.{task}.layers.1.weight" for task in ("age", "gender", "race")]
     assert {kinds[name] for name in weights["Gemm"]} == {onnx.TensorProto.FLOAT}
 
 
