@@ -4,7 +4,7 @@ import runpy
 import sys
 from difflib import get_close_matches
 
-from facecls import __version__
+from facecls._version import __version__
 from facecls.errors import UserError, command
 
 COMMANDS = {

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from inspect import signature
 from itertools import chain
 from pathlib import Path
 
@@ -16,8 +17,12 @@ from write_benchmarks import markdown
 
 from facecls import __version__
 from facecls.__main__ import COMMANDS
+from facecls.data.datamodule import FacesDataModule
+from facecls.model.module import FaceModule
+from facecls.model.schedule import Schedule
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 FILES = sorted(chain((ROOT / "facecls").rglob("*.py"), (ROOT / "convert").rglob("*.py")))
 COMPAT = "facecls.compat"
 """The one file that may use private names of libraries."""
@@ -101,7 +106,7 @@ def test_each_room_has_its_paragraph() -> None:
 
 
 def test_files_that_documents_name_exist() -> None:
-    for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+    for name in DOCUMENTS:
         for file in re.findall(
             r"`((?:facecls|convert|tests|configs|\.ci|examples)/[\w./]+)`", (ROOT / name).read_text()
         ):
@@ -161,7 +166,7 @@ def _blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^ *```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_in_the_documents_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     modules = {module for module, _ in COMMANDS.values()}
@@ -176,7 +181,7 @@ def test_commands_in_the_documents_exist(document: str) -> None:
 
 def test_python_and_yaml_in_the_documents_can_be_read() -> None:
     assert _blocks("README.md", "python")
-    for document in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"):
+    for document in DOCUMENTS:
         for block in _blocks(document, "python"):
             compile(block, document, "exec")
         for block in _blocks(document, "yaml"):
@@ -184,19 +189,12 @@ def test_python_and_yaml_in_the_documents_can_be_read() -> None:
 
 
 def test_options_that_the_documents_name_exist() -> None:
-    keys = _keys(yaml.safe_load((ROOT / "configs/base.yaml").read_text()))
-    for document in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"):
-        text = (ROOT / document).read_text()
-        for name in set(re.findall(r"(?<![\w./])(?:data|model)\.(?:schedule\.)?[a-z_]+(?![\w/(])", text)):
-            assert name in keys, f"{document}: {name}"
-
-
-def _keys(options: dict[str, object], before: str = "") -> set[str]:
-    found = {f"{before}{name}" for name in options}
-    for name, value in options.items():
-        if isinstance(value, dict):
-            found |= _keys(value, f"{before}{name}.")
-    return found
+    known = {f"data.{name}" for name in signature(FacesDataModule).parameters}
+    known |= {f"model.{name}" for name in signature(FaceModule).parameters}
+    known |= {f"model.schedule.{name}" for name in signature(Schedule).parameters}
+    for document in DOCUMENTS:
+        named = re.findall(r"(?:--|`)((?:data|model)\.(?:schedule\.)?[a-z_]+)\b", (ROOT / document).read_text())
+        assert set(named) <= known, document
 
 
 def test_every_bound_carries_its_reason() -> None:
