@@ -186,7 +186,9 @@ def test_metrics_are_those_of_all_faces(runs: Path, monkeypatch: pytest.MonkeyPa
     assert found["faces/tested"] == 37
     assert found["device"].startswith("2 x cpu")
     tested = _predictions(runs, "two")
-    assert {task: found[f"test/{task}/faces"] for task in UTKFACE} == {task: tested[task].notna().sum() for task in UTKFACE}
+    assert {task: found[f"test/{task}/faces"] for task in UTKFACE} == {
+        task: tested[task].notna().sum() for task in UTKFACE
+    }
     wanted = _recomputed(tested)
     assert {name: found[f"test/{name}"] for name in wanted} == pytest.approx(wanted, rel=1e-5)
 

@@ -484,7 +484,9 @@ def test_an_exact_name_wins(ending: str, tmp_path: Path) -> None:
     }
     table = read_table(manifest(tmp_path, columns, ending), seed=0)
     assert labels_of(table) == [(1, None, None)]
-    tasks = create_tasks({"sex": {"classes": ["male", "female"]}})  # then it is that task's and not another name of gender
+    tasks = create_tasks(
+        {"sex": {"classes": ["male", "female"]}}
+    )  # then it is that task's and not another name of gender
     del columns["GENDER"]
     table = read_table(manifest(tmp_path, columns, ending), 0, tasks)
     assert table.faces["sex"].tolist() == [0]

@@ -40,7 +40,7 @@ class Record(NamedTuple):
 def open_source(
     path: str | Path, tasks: Collection[str] = (), seed: int = 0, skip_unreadable: bool = False
 ) -> Iterator[Record]:
-    r"""Opens a source of faces; memory does not grow with its size.
+    """Opens a source of faces; memory does not grow with its size.
 
     Args:
         path: A folder (searched with its subfolders, sorted by path), a ``.tar``, ``.tar.gz``, ``.tgz`` or ``.zip``
@@ -59,8 +59,8 @@ def open_source(
 
     Examples:
         >>> record = next(open_source("synthetic:3", ["glasses"]))
-        >>> record.path, record.read()[:3], dict(record.labels)
-        ('36_1_2_20170101000000011.jpg.chip.jpg', b'\xff\xd8\xff', {'glasses': 'without'})
+        >>> record.path, record.labels["glasses"], len(record.read()) > 1000
+        ('30_0_0_20170101000000785.jpg.chip.jpg', 'with', True)
     """
     kind, _, count = str(path).partition(":")
     if kind == "synthetic":
