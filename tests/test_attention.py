@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facecls.analysis.gradcam import grad_cam, overlay
-from facecls.data.tasks import TASKS
-from facecls.model.heads import FaceModel
+from facecls.data.tasks import UTKFACE, Classification, Task
+from facecls.model.heads import HeadOptions
+from facecls.model.network import FaceModel
 from facecls.model.trunk import Trunk, create_trunk
 
 PATCH = 8
+GLASSES = Classification("glasses", ("without", "with"))
+TASKS = (*UTKFACE.values(), GLASSES)
+GENDER, RACE, AGE, _ = TASKS
 
 
 class TinyNet(nn.Module):
@@ -53,7 +57,7 @@ class TinyNet(nn.Module):
 
 def tiny(form: str = "NCHW", prefix: int = 0, age: Any = "distribution") -> FaceModel:
     torch.manual_seed(3)
-    return FaceModel(Trunk(TinyNet(form, prefix), "tiny"), list(TASKS), [8], 0.5, age).eval()
+    return FaceModel(Trunk(TinyNet(form, prefix), "tiny"), TASKS, HeadOptions([8], 0.5, age)).eval()
 
 
 def random_image(*size: int) -> Tensor:
@@ -76,12 +80,13 @@ def by_hand(features: Tensor, score: Tensor, size: tuple[int, int], form: str = 
     return (cam / cam.max() if cam.max() > 0 else cam).numpy()
 
 
-SCORES: dict[str, tuple[str, int | None, Any, Callable[[Tensor], Tensor]]] = {
-    "gender 0": ("gender", 0, "distribution", lambda logits: logits[0, 0]),
-    "gender 1": ("gender", 1, "distribution", lambda logits: logits[0, 1]),
-    "race predicted": ("race", None, "distribution", lambda logits: logits[0].max()),
-    "expected age": ("age", None, "distribution", lambda logits: logits[0].softmax(0) @ torch.arange(117.0)),
-    "age by regression": ("age", None, "regression", lambda logits: 116 * logits[0, 0].sigmoid()),
+SCORES: dict[str, tuple[Task, int | None, Any, Callable[[Tensor], Tensor]]] = {
+    "gender 0": (GENDER, 0, "distribution", lambda logits: logits[0, 0]),
+    "gender 1": (GENDER, 1, "distribution", lambda logits: logits[0, 1]),
+    "race predicted": (RACE, None, "distribution", lambda logits: logits[0].max()),
+    "glasses 1": (GLASSES, 1, "distribution", lambda logits: logits[0, 1]),
+    "expected age": (AGE, None, "distribution", lambda logits: logits[0].softmax(0) @ torch.arange(117.0)),
+    "age by regression": (AGE, None, "regression", lambda logits: 116 * logits[0, 0].sigmoid()),
 }
 
 
@@ -89,9 +94,10 @@ SCORES: dict[str, tuple[str, int | None, Any, Callable[[Tensor], Tensor]]] = {
 def test_it_agrees_with_gradients_by_hand(what: str) -> None:
     task, target, age, score = SCORES[what]
     model, image = tiny(age=age), random_image(64, 96)
-    model.temperatures.fill_(3.0)  # calibration changes no age and no class
+    for head in model.heads.values():
+        head.temperature.fill_(3.0)  # calibration changes no age and no class
     features = model.trunk.net.forward_features(image[None].float())
-    hand = by_hand(features, score(model.heads[task](model.trunk.net.forward_head(features))), (64, 96))
+    hand = by_hand(features, score(model.heads[task.name](model.trunk.net.forward_head(features))), (64, 96))
     assert hand.max() == 1
     np.testing.assert_allclose(grad_cam(model, image, task, target), hand, atol=1e-5)
 
@@ -100,8 +106,8 @@ def test_it_agrees_with_gradients_by_hand(what: str) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (80, 64)])
 def test_the_form_of_the_features_does_not_matter(form: str, prefix: int, size: tuple[int, int]) -> None:
     image = random_image(*size)
-    expected = grad_cam(tiny(), image, "gender")
-    np.testing.assert_allclose(grad_cam(tiny(form, prefix), image, "gender"), expected, atol=1e-5)
+    expected = grad_cam(tiny(), image, GENDER)
+    np.testing.assert_allclose(grad_cam(tiny(form, prefix), image, GENDER), expected, atol=1e-5)
 
 
 def test_the_map_is_highest_on_the_patch_that_decides() -> None:
@@ -111,18 +117,19 @@ def test_the_map_is_highest_on_the_patch_that_decides() -> None:
             parameter.zero_()
         model.trunk.net.conv.weight[0, 0] = 1.0  # red
         model.trunk.net.norm.weight.fill_(1.0)
-        for layer in (model.heads["race"][1], model.heads["race"][4]):
+        layers = model.heads["race"].layers
+        for layer in (layers[1], layers[4]):
             layer.weight[2, 0] = 1.0
-        model.heads["race"][4].weight[2] = 1.0
+        layers[4].weight[2] = 1.0
     image = torch.zeros(3, 64, 96, dtype=torch.uint8)
     image[0, 48:56, 16:24] = 200
     image[1, 8:16, 72:80] = 255  # green says nothing
-    cam = grad_cam(model, image, "race", 2)
+    cam = grad_cam(model, image, RACE, 2)
     row, column = divmod(int(cam.argmax()), 96)
     assert 48 <= row < 56
     assert 16 <= column < 24
     assert cam[8:16, 72:80].max() == 0
-    assert not grad_cam(model, image, "race", 1).any()  # nothing speaks for it
+    assert not grad_cam(model, image, RACE, 1).any()  # nothing speaks for it
 
 
 TRUNKS: dict[str, tuple[int, str]] = {
@@ -141,7 +148,7 @@ TRUNKS: dict[str, tuple[int, str]] = {
 def test_it_agrees_with_gradients_by_hand_for_trunks_of_timm(name: str) -> None:
     side, form = TRUNKS[name]
     torch.manual_seed(0)
-    model = FaceModel(create_trunk(name), ["gender"], [], 0.2).eval()
+    model = FaceModel(create_trunk(name), [GENDER], HeadOptions(dropout=0.2)).eval()
     image = random_image(side, side)
     net: Any = model.trunk.net
     normed: list[Tensor] = []
@@ -155,19 +162,19 @@ def test_it_agrees_with_gradients_by_hand_for_trunks_of_timm(name: str) -> None:
     maps = [by_hand(features, logits[0, target], (side, side), form) for target in (0, 1)]
     assert max(cam.max() for cam in maps) == 1
     for target, cam in enumerate(maps):
-        np.testing.assert_allclose(grad_cam(model, image, "gender", target), cam, atol=1e-3)
+        np.testing.assert_allclose(grad_cam(model, image, GENDER, target), cam, atol=1e-3)
 
 
 def test_the_model_is_left_as_it_was() -> None:
     model, image = tiny("NLC", 1).train(), random_image(64, 64)
     model.trunk.net.norm.eval()  # as the schedule keeps frozen norms
     model.trunk.requires_grad_(False)
-    evaluated = grad_cam(tiny("NLC", 1), image, "age")
+    evaluated = grad_cam(tiny("NLC", 1), image, AGE)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     for context in (torch.inference_mode, torch.no_grad):
         with context():
-            np.testing.assert_array_equal(grad_cam(model, image.clone(), "age"), evaluated)
+            np.testing.assert_array_equal(grad_cam(model, image.clone(), AGE), evaluated)
             assert not torch.is_grad_enabled()
     assert [module.training for module in model.modules()] == modes
     assert [p.requires_grad for p in model.trunk.parameters()] == [False] * 4
@@ -181,9 +188,9 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_the_class_token_of_a_frozen_model_is_explained_without_traces() -> None:
     torch.manual_seed(0)
-    model = FaceModel(create_trunk("vit_tiny_patch16_224"), ["gender"], [], 0.2).requires_grad_(False)
+    model = FaceModel(create_trunk("vit_tiny_patch16_224"), [GENDER], HeadOptions(dropout=0.2)).requires_grad_(False)
     with torch.no_grad():
-        maps = [grad_cam(model, random_image(224, 224), "gender", target) for target in (0, 1)]
+        maps = [grad_cam(model, random_image(224, 224), GENDER, target) for target in (0, 1)]
     assert max(cam.max() for cam in maps) == 1
     assert model.training
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
@@ -192,19 +199,19 @@ def test_the_class_token_of_a_frozen_model_is_explained_without_traces() -> None
 def test_what_cannot_be_explained_is_refused() -> None:
     model, image = tiny(), random_image(64, 64)
     with pytest.raises(ValueError, match=r"\(3, H, W\) of uint8, but got \(3, 64, 64\) of torch.float32"):
-        grad_cam(model, image.float(), "gender")
+        grad_cam(model, image.float(), GENDER)
     with pytest.raises(ValueError, match=r"but got \(64, 64, 3\) of torch.uint8"):
-        grad_cam(model, image.permute(1, 2, 0), "gender")
+        grad_cam(model, image.permute(1, 2, 0), GENDER)
     with pytest.raises(ValueError, match=r"a class from 0 to 1 or None as target of gender, but got 2"):
-        grad_cam(model, image, "gender", 2)
+        grad_cam(model, image, GENDER, 2)
     with pytest.raises(ValueError, match=r"Expected None as target of age, but got 30"):
-        grad_cam(model, image, "age", 30)
+        grad_cam(model, image, AGE, 30)
     with pytest.raises(ValueError, match=r"one of the model's tasks race, but got age"):
-        grad_cam(FaceModel(model.trunk, ["race"], [], 0.0), image, "age")
+        grad_cam(FaceModel(model.trunk, [RACE], HeadOptions()), image, AGE)
     with pytest.raises(ValueError, match="but the trunk gives list"):
-        grad_cam(tiny("list"), image, "gender")
+        grad_cam(tiny("list"), image, GENDER)
     with pytest.raises(ValueError, match=r"but the trunk gives \(1, 63, 6\)"):  # they fill no square
-        grad_cam(tiny("odd"), image, "gender")
+        grad_cam(tiny("odd"), image, GENDER)
 
 
 def test_overlay_colours_what_counts_and_leaves_the_rest() -> None:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
-from simulated_predictions import simulated, simulated_labels, without_some_labels
+from simulated_predictions import FAIRFACE, simulated, simulated_labels, without_some_labels
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
@@ -17,7 +17,7 @@ from facecls.analysis.calibration import (
     reliability,
     uncalibrated,
 )
-from facecls.data.tasks import CLASSES, MISSING
+from facecls.data.tasks import MISSING, UTKFACE, Tasks, classifications
 
 
 def drawn(faces: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,38 +112,42 @@ def test_no_face_has_no_calibration() -> None:
     assert np.isnan(negative_log_likelihood(np.zeros((0, 2)), np.zeros(0, np.int64)))
 
 
-def overconfident(planted: dict[str, float]) -> pd.DataFrame:
+def overconfident(planted: dict[str, float], tasks: Tasks = UTKFACE) -> pd.DataFrame:
     """Predictions whose logits were too large by the planted temperatures, which have been fitted."""
-    table = simulated_labels(5000, 7)
-    for task, names in CLASSES.items():
-        logits, labels = drawn(5000, len(names), seed=len(names) + 10)
-        temperature = fit_temperature(logits * planted[task], labels)
-        p = softmax(logits * planted[task] / temperature, 1).astype(np.float32)
-        table[task] = pd.array(labels, dtype="Int16")
-        table[f"{task}_predicted"] = p.argmax(1)
-        table[[f"p_{name}" for name in names]] = p
-        table[f"temperature_{task}"] = temperature
+    table = simulated_labels(5000, 7, tasks)
+    for task in classifications(tasks.values()):
+        name, classes = task.name, len(task.classes)
+        logits, labels = drawn(5000, classes, seed=classes + 10)
+        temperature = fit_temperature(logits * planted[name], labels)
+        p = softmax(logits * planted[name] / temperature, 1).astype(np.float32)
+        table[name] = pd.array(labels, dtype="Int16")
+        table[f"{name}_predicted"] = p.argmax(1)
+        table[list(task.probabilities)] = p
+        table[f"temperature_{name}"] = temperature
     return table
 
 
-def test_planted_overconfidence_is_shown_before_and_gone_after() -> None:
-    planted = {"gender": 2.0, "race": 3.0}
-    table = overconfident(planted)
-    found = calibration_table(without_some_labels(table, 8)).set_index(["task", "stage"])
+@pytest.mark.parametrize("tasks", [UTKFACE, FAIRFACE], ids=["utkface", "seven races and glasses"])
+def test_planted_overconfidence_is_shown_before_and_gone_after(tasks: Tasks) -> None:
+    planted = {name: value for name, value in {"gender": 2.0, "race": 3.0, "glasses": 2.5}.items() if name in tasks}
+    table = overconfident(planted, tasks)
+    found = calibration_table(without_some_labels(table, 8, tasks), tasks).set_index(["task", "stage"])
     assert found.index.to_list() == [(task, stage) for task in planted for stage in ("before", "after")]
-    for task, temperature in planted.items():
-        before, after = found.loc[(task, "before")], found.loc[(task, "after")]
+    whole = calibration_table(table, tasks).set_index(["task", "stage"])
+    for task in classifications(tasks.values()):
+        temperature, classes = planted[task.name], len(task.classes)
+        before, after = found.loc[(task.name, "before")], found.loc[(task.name, "after")]
         assert (before.temperature, after.temperature) == (1, pytest.approx(temperature, rel=0.05))
         assert after.ece < 0.025
         assert after.nll < before.nll
         assert np.isnan([before.coverage, after.width]).all()
-        logits, labels = drawn(5000, len(CLASSES[task]), seed=len(CLASSES[task]) + 10)
+        logits, labels = drawn(5000, classes, seed=classes + 10)
         stated, true = softmax(logits * temperature, 1), softmax(logits, 1)
-        whole = calibration_table(table).set_index(["task", "stage"]).loc[(task, "before")]
-        assert whole.nll == pytest.approx(log_loss(labels, stated), rel=1e-4)
+        of_all = whole.loc[(task.name, "before")]
+        assert of_all.nll == pytest.approx(log_loss(labels, stated), rel=1e-4)
         # stated confidence is too high in every bin, so the mean excess over the true one is the expected error
-        assert whole.ece == pytest.approx((stated.max(1) - true.max(1)).mean(), abs=0.02)
-        assert (whole.faces, before.faces) == (5000, pytest.approx(4000, rel=0.05))
+        assert of_all.ece == pytest.approx((stated.max(1) - true.max(1)).mean(), abs=0.02)
+        assert (of_all.faces, before.faces) == (5000, pytest.approx(4000, rel=0.05))
 
 
 def test_coverage_counts_ages_on_the_ends_and_not_those_without_a_label() -> None:
@@ -155,7 +159,7 @@ def test_coverage_counts_ages_on_the_ends_and_not_those_without_a_label() -> Non
         age_high_raw=np.array([20, 35, 20, 90, 9], np.int16),
         temperature_age=1.7,
     )
-    found = calibration_table(table)
+    found = calibration_table(table, UTKFACE)
     assert found[["task", "stage", "faces", "temperature", "coverage", "width"]].to_numpy().tolist() == [
         ["age", "before", 4, 1.0, 0.5, pytest.approx(4.75)],
         ["age", "after", 4, 1.7, 0.5, 20.0],
@@ -164,8 +168,8 @@ def test_coverage_counts_ages_on_the_ends_and_not_those_without_a_label() -> Non
 
 def test_tasks_without_probabilities_or_labels_have_no_rows() -> None:
     table = overconfident({"gender": 2.0, "race": 2.0})
-    one = table.drop(columns=["temperature_race", "race_predicted", *(f"p_{name}" for name in CLASSES["race"])])
-    assert calibration_table(one).task.to_list() == ["gender", "gender"]
-    assert calibration_table(one.assign(gender=pd.array([pd.NA] * 5000, dtype="Int16"))).empty
-    assert calibration_table(table[:1]).nll.notna().all()
-    assert calibration_table(table[:0]).empty
+    one = table.drop(columns=["temperature_race", "race_predicted", *UTKFACE["race"].probabilities])
+    assert calibration_table(one, UTKFACE).task.to_list() == ["gender", "gender"]
+    assert calibration_table(one.assign(gender=pd.array([pd.NA] * 5000, dtype="Int16")), UTKFACE).empty
+    assert calibration_table(table[:1], UTKFACE).nll.notna().all()
+    assert calibration_table(table[:0], UTKFACE).empty

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from simulated_predictions import predicted, simulated, simulated_labels, without_some_labels
+from simulated_predictions import FAIRFACE, predicted, simulated, simulated_labels, with_ranges, without_some_labels
 from sklearn.metrics import f1_score
 
 from facecls.analysis.compare import paired
-from facecls.analysis.scores import SCORES, score
-from facecls.data.tasks import RACES
+from facecls.analysis.scores import score, scores_of
+from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 
 
@@ -34,24 +34,24 @@ def test_values_are_those_of_each_run_on_the_shared_faces_in_any_order() -> None
     labels = simulated_labels(400, 1)
     a, b = without_some_labels(predicted(labels, 1), 1), predicted(labels, 2)
     b = b.assign(gender=a.gender, race=a.race, age=a.age)
-    found = paired({"a": a, "b": b[100:].sample(frac=1, random_state=0)})
+    found = paired({"a": a, "b": b[100:].sample(frac=1, random_state=0)}, UTKFACE)
     assert found.faces == 300
-    assert found.scores.score.to_list() == list(SCORES)
+    assert found.scores.score.to_list() == [name for name in scores_of(UTKFACE) if name != "age/band_accuracy"]
     for row in found.scores.itertuples():
-        wanted_a, wanted_b = score(a[100:])[row.score], score(b[100:])[row.score]
+        wanted_a, wanted_b = score(a[100:], UTKFACE)[row.score], score(b[100:], UTKFACE)[row.score]
         assert (row.value_a, row.value_b) == pytest.approx((wanted_a.value, wanted_b.value))
         assert row.difference == pytest.approx(wanted_b.value - wanted_a.value)
         assert row.faces == wanted_a.faces
         assert row.low <= row.difference <= row.high
     kept = found.scores
-    other = paired({"a": a, "b": b[100:]})
+    other = paired({"a": a, "b": b[100:]}, UTKFACE)
     pd.testing.assert_frame_equal(kept, other.scores)
     pd.testing.assert_frame_equal(found.disagreements, other.disagreements)
 
 
 def test_intervals_are_those_of_scipys_paired_bootstrap() -> None:
     runs = related_runs(400, 2)
-    found = paired(runs).scores
+    found = paired(runs, UTKFACE).scores
     race, a, b = (
         column.to_numpy(int) for column in (runs["a"].race, runs["a"].race_predicted, runs["b"].race_predicted)
     )
@@ -80,8 +80,8 @@ def test_intervals_are_those_of_scipys_paired_bootstrap() -> None:
 
 def test_a_paired_interval_is_narrower_than_two_apart_when_errors_go_together() -> None:
     runs = related_runs(1500, 3)
-    found = paired(runs).scores
-    apart = {run: score(table) for run, table in runs.items()}
+    found = paired(runs, UTKFACE).scores
+    apart = {run: score(table, UTKFACE) for run, table in runs.items()}
     for name in ("race/accuracy", "race/f1_macro", "age/mae_years"):
         row = difference(found, name)
         unpaired = np.hypot(*(apart[run][name].high - apart[run][name].low for run in runs))
@@ -99,14 +99,14 @@ def test_intervals_cover_the_planted_difference_as_often_as_they_claim() -> None
             run: predicted(labels, 2 * seed + number, race=chance).drop(columns=["gender_predicted", "age_predicted"])
             for number, (run, chance) in enumerate((("a", 0.8), ("b", 0.85)))
         }
-        row = difference(paired(runs).scores, "race/accuracy")
+        row = difference(paired(runs, UTKFACE).scores, "race/accuracy")
         covered.append(row.low <= 0.05 <= row.high)
     assert stats.binomtest(sum(covered), 100, 0.95).pvalue > 0.005
 
 
 def test_a_run_against_itself_differs_in_nothing() -> None:
     table = simulated(100, 4)
-    found = paired({"a": table, "b": table.copy()})
+    found = paired({"a": table, "b": table.copy()}, UTKFACE)
     assert (found.scores[["difference", "low", "high"]] == 0).all(axis=None)
     assert found.disagreements.empty
     assert found.disagreements.columns.to_list() == [
@@ -131,7 +131,7 @@ def test_disagreements_are_named_and_sorted_within_their_task() -> None:
     b.loc[0, "age_predicted"] += 5.0
     b.loc[[0, 5], "race_predicted"] = 2
     b.loc[[0, 5], ["p_white", "p_asian"]] = [[0.4, 0.3], [0.1, 0.6]]
-    found = paired({"a": a, "b": b}).disagreements
+    found = paired({"a": a, "b": b}, UTKFACE).disagreements
     assert found.task.to_list() == ["race", "race", "age", "age"]
     assert found.path.to_list() == ["5.jpg", "0.jpg", "1.jpg", "3.jpg"]
     assert found.apart.to_list() == pytest.approx([0.5, 0.2, 20.4, 6.0], abs=1e-5)
@@ -147,7 +147,7 @@ def test_faces_are_shared_by_path_and_bytes_and_labels_are_the_first_runs() -> N
     b.loc[0, "sha1"] = "0" * 39 + "f"
     b.loc[1, "path"] = "elsewhere.jpg"
     b["race"] = pd.array([0] * 50, dtype="Int16")
-    found = paired({"a": a, "b": pd.concat([b, b[5:6]])})  # one of the faces listed twice
+    found = paired({"a": a, "b": pd.concat([b, b[5:6]])}, UTKFACE)  # one of the faces listed twice
     assert found.faces == 48
     race = difference(found.scores, "race/accuracy")
     assert (race.value_a, race.value_b) == (1, 1)
@@ -157,20 +157,50 @@ def test_three_runs_are_compared_two_by_two_on_tasks_that_all_have() -> None:
     labels = simulated_labels(100, 7)
     runs = {name: predicted(labels, seed) for seed, name in enumerate(("x", "y", "path"))}
     runs["y"] = runs["y"].drop(columns=["age_predicted"])
-    found = paired(runs)
+    found = paired(runs, UTKFACE)
     assert set(found.scores.score) == {"gender/accuracy", "gender/f1_macro", "race/accuracy", "race/f1_macro"}
     pairs = found.scores[found.scores.score == "race/accuracy"][["a", "b"]].to_numpy().tolist()
     assert pairs == [["x", "y"], ["x", "path"], ["y", "path"]]
     race = found.disagreements[found.disagreements.task == "race"]
     votes = np.stack([table.race_predicted for table in runs.values()])
     assert len(race) == (np.ptp(votes, axis=0) > 0).sum()
-    assert set(race["predicted/path"]) <= set(RACES)
+    assert set(race["predicted/path"]) <= {"white", "black", "asian", "indian", "others"}
     assert "age" not in set(found.disagreements.task)
+
+
+def test_runs_are_compared_on_further_tasks_and_on_ranges() -> None:
+    labels = simulated_labels(300, 10, FAIRFACE)
+    runs = {run: with_ranges(predicted(labels, seed, FAIRFACE)) for seed, run in enumerate("ab")}
+    found = paired(runs, FAIRFACE)
+    assert found.scores.score.to_list() == [
+        name for name in scores_of(FAIRFACE) if name[:7] not in ("age/mae", "age/cs5")
+    ]
+    for row in found.scores.itertuples():
+        assert (row.value_a, row.value_b) == pytest.approx(
+            tuple(score(runs[run], FAIRFACE)[row.score].value for run in "ab")
+        )
+    glasses = found.disagreements[found.disagreements.task == "glasses"]
+    assert len(glasses) == (runs["a"].glasses_predicted != runs["b"].glasses_predicted).sum()
+    assert {*glasses["label"], *glasses["predicted/a"]} == {"without", "with"}
+    ages = found.disagreements[found.disagreements.task == "age"]
+    spread = abs(runs["a"].age_predicted.to_numpy(float) - runs["b"].age_predicted.to_numpy(float))
+    assert sorted(ages.apart) == pytest.approx(sorted(spread[spread > 5]))
+    assert set(ages.label) <= {"0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "70-116"}
+
+
+def test_a_task_that_the_first_run_has_no_labels_of_is_compared_without_them() -> None:
+    labels = simulated_labels(200, 11, FAIRFACE)
+    a, b = predicted(labels, 1, FAIRFACE), predicted(labels, 2, FAIRFACE)
+    found = paired({"a": a.drop(columns="glasses"), "b": b}, FAIRFACE)
+    assert "glasses/accuracy" not in set(found.scores.score)
+    glasses = found.disagreements[found.disagreements.task == "glasses"]
+    assert len(glasses) == (a.glasses_predicted != b.glasses_predicted).sum()
+    assert glasses.label.isna().all()
 
 
 def test_a_single_face_has_differences_without_an_interval() -> None:
     labels = simulated_labels(1, 8)
-    found = paired({"a": predicted(labels, 1), "b": predicted(labels, 2)})
+    found = paired({"a": predicted(labels, 1), "b": predicted(labels, 2)}, UTKFACE)
     assert found.faces == 1
     assert found.scores[["low", "high"]].isna().all(axis=None)
 
@@ -178,6 +208,6 @@ def test_a_single_face_has_differences_without_an_interval() -> None:
 def test_mistakes_are_told_in_one_line() -> None:
     table = simulated(10, 9)
     with pytest.raises(UserError, match="at least two runs to compare, but got 1"):
-        paired({"a": table})
+        paired({"a": table}, UTKFACE)
     with pytest.raises(UserError, match="a, b share none with the same path and bytes"):
-        paired({"a": table, "b": table.assign(sha1="f" * 40)})
+        paired({"a": table, "b": table.assign(sha1="f" * 40)}, UTKFACE)

@@ -1,4 +1,4 @@
-"""An exported file says what the checkpoint says, to the last digit that matters, and tells what 8 bits change."""
+"""An exported file agrees with the checkpoint within rounding, and the report says what 8 bits change."""
 
 import json
 import subprocess
@@ -15,6 +15,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from trained_model import SIZE, TEMPERATURES, save_checkpoint
 
@@ -63,12 +64,12 @@ def checkpoint(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def graph(checkpoint: Path) -> onnx.ModelProto:
-    """What torch makes of the checkpoint, so that it need not do so in every test."""
+    """The graph of the checkpoint, exported only once, since that takes seconds."""
     return graphs.to_onnx(read_checkpoint(checkpoint).module, 18)
 
 
 @pytest.fixture
-def _exported_already(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+def _reuse_graph(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     def copied(module: FaceModule, opset: int) -> onnx.ModelProto:
         copy = onnx.ModelProto()
         copy.CopyFrom(graph)
@@ -77,7 +78,7 @@ def _exported_already(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(graphs, "to_onnx", copied)
 
 
-def drawn(count: int, size: int = SIZE) -> torch.Tensor:
+def draw_images(count: int, size: int = SIZE) -> torch.Tensor:
     """Faces that no checkpoint here has seen."""
     data = FacesDataModule(f"synthetic:{count}", size, count, num_workers=0, split="all", seed=11)
     data.setup()
@@ -85,25 +86,25 @@ def drawn(count: int, size: int = SIZE) -> torch.Tensor:
     return images
 
 
-def said(model: Path | bytes, images: torch.Tensor) -> Arrays:
-    """What ONNX Runtime makes of a file."""
+def run_onnx(model: Path | bytes, images: torch.Tensor) -> Arrays:
+    """The outputs of ONNX Runtime for a file."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"image": images.contiguous().numpy()}), strict=True))
 
 
-def agree(found: Arrays, module: FaceModule, images: torch.Tensor) -> None:
+def assert_agree(outputs: Arrays, module: FaceModule, images: torch.Tensor) -> None:
     with torch.inference_mode():
-        wanted = {name: values.numpy() for name, values in module(images).items()}
-    assert {*found} == {*wanted}
-    for name, values in wanted.items():
-        assert found[name].shape == values.shape
-        assert found[name] == pytest.approx(
+        expected = {name: values.numpy() for name, values in module(images).items()}
+    assert {*outputs} == {*expected}
+    for name, values in expected.items():
+        assert outputs[name].shape == values.shape
+        assert outputs[name] == pytest.approx(
             values, rel=1e-4 if name == "age" else 0, abs=1e-3 if name == "age" else 1e-4
         )
 
 
-def left(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -114,17 +115,17 @@ def shapes(model: onnx.ModelProto) -> dict[str, list[str | int]]:
     }
 
 
-def test_a_file_says_what_the_checkpoint_says(
+def test_a_file_agrees_with_the_checkpoint(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dest = tmp_path / "model.onnx"
     facts = export.main([str(checkpoint), str(dest)])
-    assert left(tmp_path) == ["model.onnx"]  # weights and all
+    assert names_in(tmp_path) == ["model.onnx"]  # weights and all
     module = read_checkpoint(checkpoint).module
     for count in (1, 3, 40):
-        agree(said(dest, drawn(count)), module, drawn(count))
+        assert_agree(run_onnx(dest, draw_images(count)), module, draw_images(count))
     with torch.inference_mode():
-        assert module(drawn(40))["gender"][:, 0].std() > 0.01  # else any order of the faces would do
+        assert module(draw_images(40))["gender"][:, 0].std() > 0.01  # else any order of the faces would do
 
     model = onnx.load(dest)
     assert shapes(model) == {"image": ["batch", 3, SIZE, SIZE], **SHAPES}
@@ -143,8 +144,8 @@ def test_a_file_says_what_the_checkpoint_says(
         assert text in shown
 
 
-@pytest.mark.usefixtures("_exported_already")
-def test_a_file_says_what_it_is(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_reuse_graph")
+def test_metadata_describes_the_file(checkpoint: Path, tmp_path: Path) -> None:
     dest = tmp_path / "model.onnx"
     export.main([str(checkpoint), str(dest)])
     about = json.loads({entry.key: entry.value for entry in onnx.load(dest).metadata_props}["facecls"])
@@ -181,7 +182,7 @@ def test_a_file_has_the_outputs_that_the_model_has(options: Any, names: list[str
     assert ("", 21) in {(entry.domain, entry.version) for entry in model.opset_import}
     assert {name.split("/")[1] for name in facts if name.startswith("difference/")} == {*names}
     for length in (1, 9):
-        assert said(dest, drawn(length))[names[0]].shape[0] == length
+        assert run_onnx(dest, draw_images(length))[names[0]].shape[0] == length
 
 
 def test_other_tasks_come_along(faces: Path, tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_other_tasks_come_along(faces: Path, tmp_path: Path) -> None:
     module = read_checkpoint(checkpoint).module
     plain, dest = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
     export.main([str(checkpoint), str(plain)])
-    agree(said(plain, drawn(9)), module, drawn(9))
+    assert_agree(run_onnx(plain, draw_images(9)), module, draw_images(9))
     facts = export.main([str(checkpoint), str(dest), "--int8"])
     model = onnx.load(dest)
     assert shapes(model) == {
@@ -220,7 +221,7 @@ def test_other_tasks_come_along(faces: Path, tmp_path: Path) -> None:
     truth = pd.DataFrame(rows).set_index("path").loc[data.faces["path"].iloc[batch["index"].numpy()]]
     with torch.inference_mode():
         before = {name: values.numpy() for name, values in module(batch["image"]).items()}
-    after = said(dest, batch["image"])
+    after = run_onnx(dest, batch["image"])
     for model_name, each in (("torch", before), ("int8", after)):
         named = np.array([name.lower() for name in OTHER_TASKS["glasses"]["classes"]])[each["glasses"].argmax(1)]
         known = (truth["glasses"] != "").to_numpy()
@@ -239,11 +240,30 @@ def test_other_tasks_come_along(faces: Path, tmp_path: Path) -> None:
     assert facts["changed/glasses/int8"] == pytest.approx(changed)
 
 
-def test_the_padding_of_vggface2() -> None:
+def test_a_checkpoint_of_version_0_1(tmp_path: Path) -> None:
+    old = Path(__file__).parent / "data/version_0_1.ckpt"
+    dest = tmp_path / "model.onnx"
+    export.main([str(old), str(dest)])
+    outputs = run_onnx(dest, draw_images(9))
+    with torch.inference_mode():
+        features = read_checkpoint(old).module.model.trunk(draw_images(9)).numpy()
+    weights = {name: values.numpy() for name, values in torch.load(old, weights_only=True)["state_dict"].items()}
+    temperatures = weights["model.temperatures"]  # of gender, race and age
+    logits = {
+        task: features @ weights[f"model.heads.{task}.1.weight"].T + weights[f"model.heads.{task}.1.bias"]
+        for task in ("gender", "race", "age")
+    }
+    for task, temperature in zip(("gender", "race"), temperatures, strict=False):
+        assert outputs[task] == pytest.approx(softmax(logits[task] / temperature, 1), abs=1e-5)
+    assert outputs["age"] == pytest.approx(softmax(logits["age"], 1) @ np.arange(117), rel=1e-5)
+    assert outputs["age_distribution"] == pytest.approx(softmax(logits["age"] / temperatures[2], 1), abs=1e-6)
+
+
+def test_padding_of_vggface2() -> None:
     torch.manual_seed(0)
     module = FaceModule(hidden=[4], image_size=65).eval()  # another padding than at even sizes
     file = graphs.serialise(graphs.to_onnx(module, 18), {})
-    agree(said(file, drawn(3, 65)), module, drawn(3, 65))
+    assert_agree(run_onnx(file, draw_images(3, 65)), module, draw_images(3, 65))
 
 
 def tampered(graph: onnx.ModelProto, shift: float) -> onnx.ModelProto:
@@ -261,14 +281,14 @@ def test_a_file_that_differs_is_not_written(
 ) -> None:
     monkeypatch.setattr(graphs, "to_onnx", lambda module, opset: tampered(graph, shift))
     dest = tmp_path / "model.onnx"
-    dest.write_bytes(b"of before")
+    dest.write_bytes(b"an older file")
     with pytest.raises(UserError, match=r"agree with torch within 0\.0001, but race differs by"):
         export.main([str(checkpoint), str(dest)])
-    assert left(tmp_path) == ["model.onnx"]
-    assert dest.read_bytes() == b"of before"
+    assert names_in(tmp_path) == ["model.onnx"]
+    assert dest.read_bytes() == b"an older file"
 
 
-def test_a_difference_of_rounding_is_let_through(
+def test_a_difference_of_rounding_is_accepted(
     checkpoint: Path, graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "to_onnx", lambda module, opset: tampered(graph, 5e-5))
@@ -276,8 +296,8 @@ def test_a_difference_of_rounding_is_let_through(
     assert 1e-6 < facts["difference/race/fp32"] < 5e-5
 
 
-@pytest.mark.usefixtures("_exported_already")
-def test_int8_tells_what_it_changes(
+@pytest.mark.usefixtures("_reuse_graph")
+def test_int8_reports_what_it_changes(
     checkpoint: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scratch, dest, plain = tmp_path / "scratch", tmp_path / "int8.onnx", tmp_path / "fp32.onnx"
@@ -294,7 +314,7 @@ def test_int8_tells_what_it_changes(
     monkeypatch.setattr(quantisation, "quantise", spied)
     facts = export.main([str(checkpoint), str(dest), "--int8"])
     export.main([str(checkpoint), str(plain)])
-    assert left(scratch) == []
+    assert names_in(scratch) == []
     assert dest.stat().st_size < plain.stat().st_size / 2
 
     data = FacesDataModule(str(faces), SIZE, 100, num_workers=0, val_fraction=0.4, test_fraction=0.1, seed=3)
@@ -303,7 +323,7 @@ def test_int8_tells_what_it_changes(
     batch = next(iter(data.val_dataloader()))
     with torch.inference_mode():
         before = {name: values.numpy() for name, values in read_checkpoint(checkpoint).module(batch["image"]).items()}
-    after = said(dest, batch["image"])
+    after = run_onnx(dest, batch["image"])
     for task in ("gender", "race"):
         decided = [each[task].argmax(1) for each in (before, after)]
         assert facts[f"changed/{task}/int8"] == pytest.approx(1 - accuracy_score(*decided))
@@ -343,7 +363,7 @@ def test_int8_tells_what_it_changes(
     assert {kinds[name] for name in weights["Gemm"]} == {onnx.TensorProto.FLOAT}
 
 
-@pytest.mark.usefixtures("_exported_already")
+@pytest.mark.usefixtures("_reuse_graph")
 def test_other_faces_can_be_named(checkpoint: Path, tmp_path: Path) -> None:
     kept = torch.load(checkpoint, weights_only=True)
     kept["datamodule_hyper_parameters"] |= {"root": "gone", "split_file": "gone.csv"}
@@ -378,16 +398,16 @@ def test_mistakes_are_one_line(
     with pytest.raises(UserError) as caught:
         export.main(words)
     assert message in str(caught.value)
-    assert left(tmp_path) == ["best.ckpt", "empty.ckpt"]
+    assert names_in(tmp_path) == ["best.ckpt", "empty.ckpt"]
 
 
 def test_help_and_mistakes_are_answered_at_once() -> None:
-    ask = "import sys, runpy; sys.argv = ['export', *{words}]\n"
-    ask += "try: runpy.run_module('facecls.export', run_name='__main__')\n"
-    ask += "except SystemExit as end: print(end.code, 'torch' in sys.modules, 'onnx' in sys.modules)"
-    for words, code in ((["--help"], 0), (["a.ckpt", "b.onnx", "--opset=9"], 2)):
-        ended = subprocess.run(
-            [sys.executable, "-c", ask.format(words=words)], capture_output=True, text=True, check=True
+    code = "import sys, runpy; sys.argv = ['export', *{words}]\n"
+    code += "try: runpy.run_module('facecls.export', run_name='__main__')\n"
+    code += "except SystemExit as end: print(end.code, 'torch' in sys.modules, 'onnx' in sys.modules)"
+    for words, status in ((["--help"], 0), (["a.ckpt", "b.onnx", "--opset=9"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words=words)], capture_output=True, text=True, check=True
         )
-        assert ended.stdout.splitlines()[-1] == f"{code} False False"
-        assert len(ended.stderr.splitlines()) == (code != 0)
+        assert done.stdout.splitlines()[-1] == f"{status} False False"
+        assert len(done.stderr.splitlines()) == (status != 0)

@@ -6,14 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from simulated_predictions import predicted, simulated, simulated_labels, without_some_labels
+from simulated_predictions import FAIRFACE, predicted, simulated, simulated_labels, with_ranges, without_some_labels
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.analysis.groups import AGE_BANDS, MIN_FACES, Gap, age_bands, describe, gaps, group_table
+from facecls.analysis.groups import MIN_FACES, Gap, axes_of, describe, gaps, group_table, report_bands, worst_groups
 from facecls.analysis.scores import score
-from facecls.data.tasks import GENDERS, RACES
+from facecls.data.tasks import UTKFACE, Age
 
 AXES = ["gender", "race", "age_band"]
+GENDERS, RACES = ("male", "female"), ("white", "black", "asian", "indian", "others")
+AGE_BANDS = ("0-9", "10-19", "20-29", "30-39", "40-59", "60+")
 BANDS = pd.cut(pd.Series(range(117)), [-1, 9, 19, 29, 39, 59, 200], labels=list(AGE_BANDS)).astype(str)
 
 
@@ -41,14 +43,18 @@ def by(found: list[Gap], score: str, axis: str) -> Gap:
 
 
 def test_bands_are_those_of_pandas_cut() -> None:
-    ages = np.append(np.arange(117.0), np.nan)
-    assert [list(AGE_BANDS)[code] for code in age_bands(ages)[:-1]] == list(BANDS)
-    assert age_bands(ages)[-1] == len(AGE_BANDS)
-    assert [age for first, last in AGE_BANDS.values() for age in range(first, last + 1)] == list(range(117))
+    table = pd.DataFrame({"age": pd.array([*range(117), None], "Int16")})
+    axis = axes_of(table, UTKFACE)["age_band"]
+    codes = axis.codes(table)
+    assert axis.groups == AGE_BANDS
+    assert [AGE_BANDS[code] for code in codes[:-1]] == list(BANDS)
+    assert codes[-1] == len(AGE_BANDS)
+    bands = report_bands(Age("age", 116))
+    assert [age for first, last in bands.values() for age in range(first, last + 1)] == list(range(117))
 
 
 def test_rows_are_all_faces_each_marginal_and_each_combination() -> None:
-    found = group_table(simulated(30, 0))
+    found = group_table(simulated(30, 0), UTKFACE)
     rows = [tuple(row) for row in found[AXES].itertuples(index=False)]
     names = (GENDERS, RACES, tuple(AGE_BANDS))
     marginals = [
@@ -59,7 +65,7 @@ def test_rows_are_all_faces_each_marginal_and_each_combination() -> None:
 
 def test_sizes_and_values_are_those_of_each_groups_faces() -> None:
     table = named(without_some_labels(simulated(3000, 1), 1))
-    found = group_table(table)
+    found = group_table(table, UTKFACE)
     for _, row in found.iterrows():
         inside = members(table, row)
         assert row.faces == len(inside)
@@ -85,14 +91,14 @@ def test_sizes_and_values_are_those_of_each_groups_faces() -> None:
 
 def test_all_faces_have_the_interval_of_the_scores() -> None:
     table = simulated(300, seed=4)
-    whole = group_table(table).iloc[0]
-    for name, found in score(table).items():
+    whole = group_table(table, UTKFACE).iloc[0]
+    for name, found in score(table, UTKFACE).items():
         assert whole[[name, f"{name}_low", f"{name}_high"]].tolist() == pytest.approx(found[:3])
 
 
 def test_intervals_of_a_group_are_those_of_scipys_bootstrap_over_its_faces() -> None:
     table = named(simulated(2500, 2))
-    found = group_table(table)
+    found = group_table(table, UTKFACE)
     for row in (0, 2, 5, 10):
         errors = members(table, found.loc[row]).eval("age_predicted - age").abs().to_numpy(float)
         wanted = stats.bootstrap(
@@ -117,7 +123,7 @@ def test_a_harder_group_is_found_and_named_and_its_gap_covered() -> None:
             race=np.where(black, 0.60, 0.85),
             age=np.where(old, 9.0, 5.0),
         )
-        found = gaps(table)
+        found = gaps(table, UTKFACE)
         planted = (
             (by(found, "gender/accuracy", "gender"), "female", 0.15),
             (by(found, "race/accuracy", "race"), "black", 0.25),
@@ -134,14 +140,14 @@ def test_one_harder_combination_is_found_among_sixty() -> None:
     labels = simulated_labels(5000, 3)
     hard = named(labels).eval("gender == 0 and race == 0 and age_band_name == '30-39'").to_numpy(bool)
     table = predicted(labels, 3, gender=np.where(hard, 0.5, 0.97))
-    gap = by(gaps(table), "gender/accuracy", "group")
+    gap = by(gaps(table, UTKFACE), "gender/accuracy", "combination")
     assert gap.worse == "male, white, 30-39"
     assert 0 < gap.low <= 0.47 <= gap.high
 
 
 def test_tables_without_a_gap_seldom_claim_one() -> None:
-    found = [gap for seed in range(30) for gap in gaps(simulated(1000, seed))]
-    for axis in ("gender", "race", "age_band", "group"):
+    found = [gap for seed in range(30) for gap in gaps(simulated(1000, seed), UTKFACE)]
+    for axis in ("gender", "race", "age_band", "combination"):
         # scores of a task go up and down together, so one of each task is counted
         claims = [
             g.low > 0
@@ -162,7 +168,7 @@ def test_two_groups_have_newcombes_published_interval(
     hits = np.concatenate([np.arange(size) < number for number, size in zip(right, of, strict=True)])
     table = simulated_labels(sum(of), 0).assign(gender=pd.array(gender, dtype="Int16"))
     table["gender_predicted"] = np.where(hits, gender, 1 - gender)
-    gap = by(gaps(table), "gender/accuracy", "gender")
+    gap = by(gaps(table, UTKFACE), "gender/accuracy", "gender")
     assert (gap.better, gap.worse) == ("male", "female")
     assert (gap.low, gap.high) == pytest.approx((low, high), abs=5e-5)  # Newcombe 1998, table II, method 10
 
@@ -170,7 +176,7 @@ def test_two_groups_have_newcombes_published_interval(
 def test_more_pairs_make_the_interval_wider() -> None:
     table = simulated(4000, 5)
     two = table[table.race.isin([0, 1])]
-    many, one = by(gaps(table), "age/mae_years", "race"), by(gaps(two), "age/mae_years", "race")
+    many, one = by(gaps(table, UTKFACE), "age/mae_years", "race"), by(gaps(two, UTKFACE), "age/mae_years", "race")
     errors = {
         race: abs(table.age_predicted - table.age)[table.race == code].to_numpy(float)
         for code, race in enumerate(RACES)
@@ -182,34 +188,115 @@ def test_more_pairs_make_the_interval_wider() -> None:
 
 
 def test_groups_of_one_class_have_no_gap_in_macro_f1() -> None:
-    axes = {(gap.score, gap.by) for gap in gaps(simulated(2500, 6))}
+    axes = {(gap.score, gap.by) for gap in gaps(simulated(2500, 6), UTKFACE)}
     assert ("race/f1_macro", "gender") in axes
     assert ("race/accuracy", "race") in axes
-    assert not axes & {("race/f1_macro", "race"), ("race/f1_macro", "group"), ("gender/f1_macro", "gender")}
+    assert not axes & {("race/f1_macro", "race"), ("race/f1_macro", "combination"), ("gender/f1_macro", "gender")}
 
 
 def test_missing_axes_tasks_and_faces() -> None:
     table = simulated(200, 7)
     none = pd.array([pd.NA] * 200, dtype="Int16")
-    found = group_table(table.assign(race=none))
-    assert set(found.race) == {"all"}
+    found = group_table(table.assign(race=none), UTKFACE)
+    assert "race" not in found
     assert len(found) == 1 + 2 + 6 + 2 * 6
     assert not [column for column in found if column.startswith("race/")]
-    assert group_table(table.assign(race=none, age=none)).gender.to_list() == ["all", "male", "female"]
-    assert group_table(table[:1]).faces.sum() == 5
-    assert group_table(table[:0])[[*AXES, "faces"]].to_numpy().tolist() == [["all", "all", "all", 0]]
-    assert gaps(table[:1]) == gaps(table[:0]) == gaps(table.drop(columns=table.filter(like="predicted"))) == []
+    assert group_table(table.assign(race=none, age=none), UTKFACE).gender.to_list() == ["all", "male", "female"]
+    assert group_table(table[:1], UTKFACE).faces.sum() == 5
+    assert group_table(table[:0], UTKFACE).to_dict("records") == [{"faces": 0}]
+    assert gaps(table[:1], UTKFACE) == gaps(table[:0], UTKFACE) == []
+    assert gaps(table.drop(columns=table.filter(like="predicted")), UTKFACE) == []
 
 
 def test_a_gap_in_words() -> None:
     gap = Gap("race/accuracy", "race", "white", "others", 0.9, 0.65, 0.25, 0.11, 0.38)
-    assert describe(gap) == (
+    assert describe(gap, UTKFACE) == (
         "Race accuracy by race: worst for others (65.0 %), best for white (90.0 %), a gap of 25.0 points "
         "(95 % interval 11.0 to 38.0)."
     )
-    gap = Gap("age/mae_years", "group", "male, asian, 0-9", "male, black, 60+", 3.0, 7.5, 4.5, -0.5, 9.5)
-    assert describe(gap) == (
+    gap = Gap("age/mae_years", "combination", "male, asian, 0-9", "male, black, 60+", 3.0, 7.5, 4.5, -0.5, 9.5)
+    assert describe(gap, UTKFACE) == (
         "Mean absolute error of age by combination: worst for male, black, 60+ (7.5 years), best for "
         "male, asian, 0-9 (3.0 years), a gap of 4.5 years (95 % interval -0.5 to 9.5); "
         "the interval includes 0, so the gap may be chance."
     )
+
+
+def test_seven_races_and_a_fourth_attribute_have_groups_of_their_own() -> None:
+    table = without_some_labels(simulated(1500, 8, FAIRFACE), 8, FAIRFACE)
+    found = group_table(table, FAIRFACE)
+    races, bands = FAIRFACE["race"].classes, AGE_BANDS
+    assert list(found.columns[:5]) == ["gender", "race", "age_band", "glasses", "faces"]
+    singles = [("all", "all", "all", "all")]
+    singles += [(name, "all", "all", "all") for name in GENDERS] + [("all", name, "all", "all") for name in races]
+    singles += [("all", "all", name, "all") for name in bands]
+    singles += [("all", "all", "all", name) for name in ("without", "with")]
+    combined = [
+        (*group, "all") for group in product(GENDERS, races, bands)
+    ]  # not by glasses, where cells would be empty
+    rows = list(found[["gender", "race", "age_band", "glasses"]].itertuples(index=False, name=None))
+    assert rows == singles + combined
+    for code, name in enumerate(("without", "with")):
+        row = found[found.glasses == name].iloc[0]
+        inside = table[table.glasses.eq(code).fillna(False)]
+        assert row.faces == len(inside)
+        known = inside.dropna(subset="race")
+        assert row["race/accuracy"] == pytest.approx(accuracy_score(known.race.astype(int), known.race_predicted))
+        hits = (known.race == known.race_predicted).to_numpy(float)
+        wanted = stats.bootstrap(
+            (hits,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(1)
+        ).confidence_interval
+        ends = row[["race/accuracy_low", "race/accuracy_high"]].to_list()
+        assert ends == pytest.approx(list(wanted), abs=0.15 * (wanted.high - wanted.low))
+        assert np.isnan(row["glasses/f1_macro"])
+    whole = score(table, FAIRFACE)
+    for name, interval in whole.items():
+        assert found.loc[0, [name, f"{name}_low", f"{name}_high"]].tolist() == pytest.approx(interval[:3])
+
+
+def test_a_group_that_is_harder_by_the_fourth_attribute_is_named() -> None:
+    labels = simulated_labels(3000, 9, FAIRFACE)
+    worn = (labels.glasses == 1).to_numpy(bool)
+    table = predicted(labels, 9, FAIRFACE, gender=np.where(worn, 0.75, 0.95))
+    gap = by(gaps(table, FAIRFACE), "gender/accuracy", "glasses")
+    assert (gap.worse, gap.better) == ("with", "without")
+    assert 0 < gap.low <= 0.20 <= gap.high
+    worst = worst_groups(group_table(table, FAIRFACE), FAIRFACE)
+    assert list(worst) == list(FAIRFACE)
+    found = worst["gender"]
+    assert found[:3] == ("gender/accuracy", "glasses", "with")
+    right = (table.gender == table.gender_predicted)[worn].mean()
+    assert found.value == pytest.approx(right)
+    assert found.low < right < found.high
+    assert found.faces == worn.sum()
+
+
+def test_the_worst_group_of_an_error_is_the_one_where_it_is_largest() -> None:
+    labels = simulated_labels(2000, 10)
+    old = labels.age.between(40, 59).to_numpy(bool)
+    table = predicted(labels, 10, age=np.where(old, 9.0, 4.0))
+    worst = worst_groups(group_table(table, UTKFACE), UTKFACE)
+    error = abs(table.age_predicted - table.age)[old].mean()
+    assert worst["age"][:4] == ("age/mae_years", "age_band", "40-59", pytest.approx(error))
+    men = table[table.gender == 0].drop(columns=["race", "race_predicted"]).assign(age=30)
+    assert worst_groups(group_table(men, UTKFACE), UTKFACE) == {}  # nobody to be worse than
+
+
+def test_ranges_belong_to_the_band_that_they_lie_in() -> None:
+    ranges = [(0, 2), (3, 9), (20, 29), (25, 32), (40, 49), (50, 59), (60, 69), (70, 116), (9, 10)]
+    low, high = (pd.array(ends, "Int16") for ends in zip(*ranges, strict=True))
+    table = pd.DataFrame({"age": pd.array([None] * len(ranges), "Int16"), "age_from": low, "age_to": high})
+    axis = axes_of(table, UTKFACE)["age_band"]
+    names = [(*axis.groups, "none")[code] for code in axis.codes(table)]
+    assert names == ["0-9", "0-9", "20-29", "none", "40-59", "40-59", "60+", "60+", "none"]
+    simulated_ranges = with_ranges(simulated(600, 11))
+    by_year, by_range = (group_table(each, UTKFACE) for each in (simulated(600, 11), simulated_ranges))
+    assert by_range.faces.to_list() == by_year.faces.to_list()  # FairFace's ranges end where the bands do
+    assert "age/mae_years" not in by_range
+    assert by_range["age/band_accuracy"].notna().any()
+
+
+def test_bands_end_at_the_highest_age() -> None:
+    assert report_bands(Age("age", 116))["60+"] == (60, 116)
+    assert report_bands(Age("age", 60))["60+"] == (60, 60)
+    assert list(report_bands(Age("age", 59)))[-1] == "40+"

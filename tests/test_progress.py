@@ -35,8 +35,9 @@ class _Training:
         self.now += 100
         self.trainer.current_epoch += 1
         self.trainer.callback_metrics = {
-            "train/loss": torch.tensor(2.25), "val/loss": torch.tensor(2.125), "val/gender/accuracy": torch.tensor(0.931),
-            "val/race/f1_macro": torch.tensor(0.5), "val/race/accuracy": torch.tensor(0.75),
+            "train/loss": torch.tensor(2.25), "val/loss": torch.tensor(2.125),
+            "val/gender/accuracy": torch.tensor(0.931), "val/race/f1_macro": torch.tensor(0.5),
+            "val/race/accuracy": torch.tensor(0.75),
             "val/age/mae_years": torch.tensor(4.213), "val/age/band_accuracy": torch.tensor(0.5),
             "val/glasses/accuracy": torch.tensor(0.986),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Suspects are what was planted: flipped labels, impossible ages, and copies of faces under other labels."""
+"""Suspects are what was planted: flipped labels, impossible ages, and copies of faces with other labels."""
 
 import io
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from facecls.analysis.duplicates import FINE, near_identical
-from facecls.analysis.suspects import COLUMNS, label_doubt, suspects
+from facecls.analysis.suspects import COLUMNS, COPIES_DISAGREE, COPY, MODEL, label_doubt, suspects
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces
-from facecls.data.tasks import GENDERS, RACES
+from facecls.data.tasks import UTKFACE, Classification
 
 Picture = npt.NDArray[np.uint8]
+P_RACES = ("p_white", "p_black", "p_asian", "p_indian", "p_others")
 
 
 def faces(**columns: Sequence[Any]) -> pd.DataFrame:
@@ -57,9 +58,9 @@ def gender_table(count: int, flipped: float, seed: int) -> tuple[pd.DataFrame, n
 @pytest.mark.parametrize("seed", range(5))
 def test_flipped_genders_come_first(seed: int) -> None:
     table, wrong = gender_table(4000, 0.03, seed)
-    first = label_doubt(table)["gender"].nlargest(200).index  # 5 %
+    first = label_doubt(table, UTKFACE)["gender"].nlargest(200).index  # 5 %
     assert wrong[first].sum() >= 0.8 * wrong.sum()
-    listed = suspects(table)
+    listed = suspects(table, UTKFACE)
     assert set(listed["task"]) == {"gender"}
     assert wrong[[int(path[:-4]) for path in listed["path"][:60]]].mean() > 0.7
     assert listed["score"].between(0.5, 1).all()
@@ -71,9 +72,9 @@ def test_doubt_is_the_normalised_margin_for_classes() -> None:
         p_male=[0.9, 0.8, 0.7, None],
         p_female=[0.1, 0.2, 0.3, None],
         race=[4, 0, 1, 2],
-        **{f"p_{name}": column for name, column in zip(RACES, np.array(PROBABILITIES).T, strict=True)},
+        **dict(zip(P_RACES, np.array(PROBABILITIES).T, strict=True)),
     )
-    doubt = label_doubt(table.set_index(pd.Index([7, 5, 3, 1])))
+    doubt = label_doubt(table.set_index(pd.Index([7, 5, 3, 1])), UTKFACE)
     assert doubt.index.tolist() == [7, 5, 3, 1]
     np.testing.assert_allclose(doubt["gender"], [0.1, 0.8, np.nan, np.nan])
     np.testing.assert_allclose(doubt["race"], [(1 + 0.6 - 0.05) / 2, (1 + 0.2 - 0.4) / 2, 0.5, 0.0])
@@ -90,8 +91,8 @@ def test_doubt_of_age_grows_with_the_distance_from_its_interval_in_widths() -> N
         age_low=pd.array([20, 20, 20, 20, 20, 20, None], "Int16"),
         age_high=pd.array([39, 39, 39, 39, 39, 39, None], "Int16"),  # 20 years
     )
-    np.testing.assert_allclose(label_doubt(table)["age"], [0, 0, 0, 0.5, 21 / 26, np.nan, np.nan])
-    listed = suspects(table)
+    np.testing.assert_allclose(label_doubt(table, UTKFACE)["age"], [0, 0, 0, 0.5, 21 / 26, np.nan, np.nan])
+    listed = suspects(table, UTKFACE)
     assert listed[["path", "task", "label", "predicted", "reason"]].to_numpy().tolist() == [
         ["4.jpg", "age", "60", "30", "outside the interval 20 to 39"]
     ]
@@ -101,11 +102,11 @@ def test_doubt_of_age_grows_with_the_distance_from_its_interval_in_widths() -> N
 def test_without_intervals_ages_are_held_against_the_usual_errors() -> None:
     errors = np.concatenate([np.linspace(-10, 10, 99).round(), [45]])
     table = faces(age=np.full(100, 50) + errors.astype(int), age_predicted=np.full(100, 50.0))
-    doubt = label_doubt(table)["age"]
+    doubt = label_doubt(table, UTKFACE)["age"]
     assert doubt.iloc[99] > 0.8
     assert (doubt[:99] < 0.5).all()
     assert (doubt[np.abs(errors) < 9] == 0).all()
-    assert suspects(table)["path"].tolist() == ["99.jpg"]
+    assert suspects(table, UTKFACE)["path"].tolist() == ["99.jpg"]
 
 
 def test_a_class_contradicts_from_the_confidence_that_is_usual_for_it() -> None:
@@ -116,9 +117,9 @@ def test_a_class_contradicts_from_the_confidence_that_is_usual_for_it() -> None:
         race=[0, 0, 4, 3, 3, 1],
         race_predicted=probabilities.argmax(1),
         split=["test", "test", "val", "val", "val", "train"],
-        **{f"p_{name}": column for name, column in zip(RACES, probabilities.T, strict=True)},
+        **dict(zip(P_RACES, probabilities.T, strict=True)),
     )
-    listed = suspects(table)
+    listed = suspects(table, UTKFACE)
     assert listed[["path", "label", "predicted", "reason", "seen_in_training"]].to_numpy().tolist() == [
         ["5.jpg", "black", "white", "predicted white with 95%", True],
         ["4.jpg", "indian", "others", "predicted others with 55%", False],
@@ -136,25 +137,30 @@ def test_equal_files_with_different_labels_are_listed_once_each() -> None:
         p_male=[0.2, 0.6, 0.1, None, None, None, None],
         p_female=[0.8, 0.4, 0.9, None, None, None, None],
     )
-    listed = suspects(table)
+    listed = suspects(table, UTKFACE)
     assert tuple(listed.columns) == COLUMNS
     assert listed["score"].dtype == np.float64
     assert listed["seen_in_training"].dtype == np.bool_
+    of_labels, copies = listed[listed.kind == COPIES_DISAGREE], listed[listed.kind == COPY]
     # the model doubts the label of a most, and has not seen d and e
-    assert listed[["path", "task", "label", "other", "reason"]].to_numpy().tolist() == [
+    assert of_labels[["path", "task", "label", "other", "reason"]].to_numpy().tolist() == [
         ["a", "gender", "male", "c", "same file, labelled female"],
         ["b", "gender", "male", "c", "same file, labelled female"],
         ["c", "gender", "female", "a", "same file, labelled male"],
         ["d", "age", "7", "e", "same file, labelled 8"],
         ["e", "age", "8", "d", "same file, labelled 7"],
     ]
+    # no label contradicts that of f, since g has none
+    assert copies[["path", "other", "reason"]].to_numpy().tolist() == [["g", "f", "same file"]]
+    assert copies[["task", "label", "predicted"]].isna().all(axis=None)
+    assert len(of_labels) + len(copies) == len(listed)
     assert (listed["score"] == 1).all()
-    assert listed["predicted"].isna().all()
+    assert of_labels["predicted"].isna().all()
 
 
 def test_nothing_suspect_is_an_empty_table() -> None:
     listed = suspects(
-        faces(gender=[0, 1], p_male=[0.9, 0.1], p_female=[0.1, 0.9]), lambda row: np.zeros((9, 9, 3), np.uint8)
+        faces(gender=[0, 1], p_male=[0.9, 0.1], p_female=[0.1, 0.9]), UTKFACE, lambda row: np.zeros((9, 9, 3), np.uint8)
     )
     assert (len(listed), tuple(listed.columns)) == (0, COLUMNS)
 
@@ -235,10 +241,13 @@ def test_near_identical_faces_with_different_labels_are_listed(drawn: list[Pictu
         gender=[0, 0, 1, 0, 1, 0, 1, 0, 0, 0],
         age=[20, 30, 40, 50, 60, 70, 20, 20, 30, 20],
     )
-    assert GENDERS == ("male", "female")
-    without = suspects(table)
+    without = suspects(table, UTKFACE)
     assert without[["path", "other"]].to_numpy().tolist() == [["6.jpg", "9.jpg"], ["9.jpg", "6.jpg"]]
-    listed = suspects(table, pictures.__getitem__).set_index("path")
+    everything = suspects(table, UTKFACE, pictures.__getitem__)
+    copies = everything[everything.kind == COPY]
+    assert copies[["path", "other"]].to_numpy().tolist() == [["8.jpg", "1.jpg"]]
+    assert copies["reason"].item().startswith("nearly the same picture (correlation ")
+    listed = everything[everything.kind == COPIES_DISAGREE].set_index("path")
     assert set(listed.index) == {"0.jpg", "6.jpg", "7.jpg", "9.jpg"}
     assert listed["other"].to_dict() == {"0.jpg": "6.jpg", "6.jpg": "9.jpg", "7.jpg": "6.jpg", "9.jpg": "6.jpg"}
     assert listed["reason"]["0.jpg"].startswith("nearly the same picture (correlation ")
@@ -246,3 +255,58 @@ def test_near_identical_faces_with_different_labels_are_listed(drawn: list[Pictu
     assert listed["reason"]["0.jpg"].endswith(", labelled female")
     assert listed["seen_in_training"].to_dict() == {"0.jpg": True, "6.jpg": False, "7.jpg": False, "9.jpg": False}
     assert listed["score"].is_monotonic_decreasing
+
+
+def test_kinds_follow_each_other_and_copies_of_copies_are_listed_once() -> None:
+    table = faces(
+        path=["a", "b", "c", "d", "e", "f"],
+        sha1=["1", "1", "1", "2", "2", "3"],
+        gender=[0, 0, 0, 0, 1, 1],
+        gender_predicted=[0, 0, 0, 0, 1, 0],
+        p_male=[0.8, 0.8, 0.8, 0.8, 0.2, 0.9],
+        p_female=[0.2, 0.2, 0.2, 0.2, 0.8, 0.1],
+    )
+    assert suspects(table, UTKFACE)[["kind", "path", "other"]].fillna("-").to_numpy().tolist() == [
+        [MODEL, "f", "-"],
+        [COPIES_DISAGREE, "d", "e"],
+        [COPIES_DISAGREE, "e", "d"],
+        [COPY, "b", "a"],
+        [COPY, "c", "a"],
+    ]
+    untrusted = suspects(table, UTKFACE, trusted=["race", "age"])
+    assert untrusted["kind"].tolist() == [COPIES_DISAGREE, COPIES_DISAGREE, COPY, COPY]
+
+
+def test_ranges_are_doubted_from_their_nearer_end_and_contradict_only_what_they_exclude() -> None:
+    table = faces(
+        sha1=["1", "1", "1", "2", "2", "3", "4"],
+        age=[25, None, None, None, None, None, None],
+        age_from=[None, 20, 30, 20, 25, 40, 60],
+        age_to=[None, 29, 39, 29, 32, 49, 116],
+        age_predicted=[25.0, 25.0, 25.0, 25.0, 25.0, 30.0, 30.0],
+        age_low=[20, 20, 20, 20, 20, 20, 20],
+        age_high=[39, 39, 39, 39, 39, 39, 39],  # 20 years
+    )
+    np.testing.assert_allclose(label_doubt(table, UTKFACE)["age"], [0, 0, 0, 0, 0, 1 / 6, 21 / 26])
+    listed = suspects(table, UTKFACE)
+    assert listed[["kind", "path", "label", "reason"]].fillna("-").to_numpy().tolist() == [
+        [MODEL, "6.jpg", "60-116", "outside the interval 20 to 39"],
+        [COPIES_DISAGREE, "0.jpg", "25", "same file, labelled 30-39"],
+        [COPIES_DISAGREE, "1.jpg", "20-29", "same file, labelled 30-39"],
+        [COPIES_DISAGREE, "2.jpg", "30-39", "same file, labelled 20-29"],
+        [COPY, "4.jpg", "-", "same file"],  # 20-29 and 25-32 can both be right
+    ]
+
+
+def test_flipped_labels_of_a_fourth_attribute_come_first() -> None:
+    table, wrong = gender_table(4000, 0.03, 9)
+    names = {"gender": "glasses", "gender_predicted": "glasses_predicted"}
+    names |= {"p_male": "p_glasses_without", "p_female": "p_glasses_with"}
+    table = table.drop(columns=["race", "age"]).rename(columns=names)
+    tasks = {"glasses": Classification("glasses", ("without", "with"))}
+    first = label_doubt(table, tasks)["glasses"].nlargest(200).index
+    assert wrong[first].sum() >= 0.8 * wrong.sum()
+    listed = suspects(table, tasks)
+    assert set(listed["task"]) == {"glasses"}
+    assert set(listed["label"]) == {"without", "with"}
+    assert wrong[[int(path[:-4]) for path in listed["path"][:60]]].mean() > 0.7

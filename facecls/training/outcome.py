@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from rich.table import Table
 
-from facecls import __version__
+from facecls._version import __version__
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError

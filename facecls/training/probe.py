@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from facecls import __version__
+from facecls._version import __version__
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
 from facecls.files import replacing

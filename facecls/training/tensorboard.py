@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.tasks import Tasks, ages, classifications
-from facecls.predict.grid import draw
+from facecls.predict.grid import draw, title
 from facecls.report import figures
 from facecls.training.collector import PredictionCollector
 
@@ -98,10 +98,5 @@ def create_figures(table: pd.DataFrame, tasks: Tasks) -> Iterator[tuple[str, Fig
 
 
 def _title(row: Mapping[Hashable, Any], tasks: Tasks) -> tuple[str, bool]:
-    """The predictions above a face, after its labels if there are any, and whether one of them is wrong."""
     predicted = {name: row[f"{name}_predicted"] for name in tasks if f"{name}_predicted" in row}
-    labels = {name: row[name] for name in predicted if not pd.isna(row[name])}
-    lines = [", ".join(tasks[name].text(value) for name, value in predicted.items())]
-    if labels:
-        lines.insert(0, f"true: {', '.join(tasks[name].text(value) for name, value in labels.items())}")
-    return "\n".join(lines), any(tasks[name].is_wrong(label, predicted[name]) for name, label in labels.items())
+    return title(tasks, predicted, {name: row[name] for name in predicted if not pd.isna(row[name])})
