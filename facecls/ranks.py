@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun and SLURM say it."""
+"""Which of several processes this one is, according to torchrun or SLURM."""
 
 import os
 import zlib
@@ -9,11 +9,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Rank:
-    """One of several processes that share the work.
+    """One of several processes that divide the work.
 
     Attributes:
         number: From 0.
-        count: How many there are, on all nodes; 1 for a process of its own.
+        count: Number of processes on all nodes; 1 for a single process.
         local: Its number on its node, from 0.
     """
 
@@ -22,11 +22,11 @@ class Rank:
     local: int = 0
 
     def takes(self, path: str) -> bool:
-        """Whether an input is this one's: decided by its path alone, so that order and newcomers change nothing."""
+        """Whether this process takes an input; depends on its path alone, not on the order or number of inputs."""
         return zlib.crc32(path.encode()) % self.count == self.number
 
     def shards(self, file: Path) -> list[Path]:
-        """What the processes write in place of a file, such as ``out.rank0of2.csv``; a process of its own the file."""
+        """The files that the processes write in place of one, such as ``out.rank0of2.csv``."""
         if self.count == 1:
             return [file]
         return [file.with_name(f"{file.stem}.rank{number}of{self.count}{file.suffix}") for number in range(self.count)]
@@ -40,7 +40,7 @@ def launched(environment: Mapping[str, str] = os.environ) -> Rank:
             (https://slurm.schedmd.com/srun.html) set them.
 
     Returns:
-        The rank; a process of its own in a shell and in a batch script, which is no task of a step.
+        The rank; that of a single process in a shell, and in a batch script, which is not a task of a step.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         number, count, local = "RANK", "WORLD_SIZE", "LOCAL_RANK"

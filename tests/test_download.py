@@ -106,7 +106,7 @@ def test_whole_file_arrives_and_nothing_else(server, source, tmp_path, capsys):
     assert _names(dest.parent) == ["resnet50face.h5"]
     (tmp_path / "any").touch()
     assert dest.stat().st_mode == (tmp_path / "any").stat().st_mode  # others may read it
-    assert f"Fetched {dest} (3.0 MB)" in capsys.readouterr().out
+    assert f"Downloaded {dest} (3.0 MB)" in capsys.readouterr().out
 
 
 def test_finished_file_is_not_fetched_again(server, source, tmp_path, capsys):
@@ -115,7 +115,7 @@ def test_finished_file_is_not_fetched_again(server, source, tmp_path, capsys):
     capsys.readouterr()
     assert fetch(source, tmp_path).read_bytes() == WHOLE_FILE
     assert server.ranges == []
-    assert "is there already; delete it to fetch it again" in capsys.readouterr().out
+    assert "exists already; delete it to download it again" in capsys.readouterr().out
 
 
 def test_page_saved_by_hand_in_place_of_the_file_is_noticed(source, tmp_path):
@@ -126,7 +126,7 @@ def test_page_saved_by_hand_in_place_of_the_file_is_noticed(source, tmp_path):
 
 def test_download_cut_off_goes_on_where_it_stopped(server, source, tmp_path):
     server.stop_after = TWO_BLOCKS + 1000  # gdown keeps whole blocks
-    said = rf"received {TWO_BLOCKS} bytes but the server announced {SIZE} bytes; run it again to go on, .*by hand"
+    said = rf"received {TWO_BLOCKS} bytes but the server announced {SIZE} bytes; run it again to resume, .*by hand"
     with pytest.raises(UserError, match=said):
         fetch(source, tmp_path)
     [part] = _names(tmp_path)
@@ -191,7 +191,7 @@ def test_page_of_google_drive_itself(source, tmp_path, monkeypatch):
         raise gdown.FileURLRetrievalError("Failed to retrieve file url:\n\n\tToo many users have viewed this file")
 
     monkeypatch.setattr(gdown, "download", refuse)
-    with pytest.raises(UserError, match="Google Drive sent a page in its place"):
+    with pytest.raises(UserError, match="Google Drive sent a page instead"):
         fetch(source, tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_every_kind_of_real_file_is_accepted(server, tmp_path, wanted, make):
 
 def test_folder_that_cannot_be_made(source, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Can't make the folder"):
+    with pytest.raises(UserError, match="Can't create the folder"):
         fetch(source, tmp_path / "file" / "weights")
 
 
@@ -273,7 +273,7 @@ def test_failed_command_ends_with_status_2_and_one_line(server, source, tmp_path
         main(["weights", "--dest", str(tmp_path)])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("facecls.download: error: Can't fetch resnet50face.h5: the server answered 404 Not Found")
+    assert error.startswith("facecls.download: error: Can't download resnet50face.h5: the server answered 404 Not Found")
     assert error.count("\n") == 1
 
 

@@ -43,6 +43,7 @@ NOISE = (
     "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and ResumeSettings handles that
     "The dirpath has changed from",  # a run that is resumed under another name chooses its best epoch afresh
     "does not have many workers",  # data.num_workers is one a core, or what was asked for; features need none
+    "is smaller than the logging interval",  # the metrics of each epoch are logged all the same
     "It is recommended to use `self.log",  # torchmetrics has already combined the counts of all devices
 )
 """Warnings of Lightning that a user can do nothing about."""
