@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from facecls.data.store import decode, why_unusable
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, program
 from facecls.model.trunk import create_trunk, read_trunk
 
 _ABOUT = "Prints which of VGGFace2's identities a face most probably is, a quick look whether weights are sound."
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on stderr if weights, labels or an image can't be used.
     """
-    parser = argparse.ArgumentParser(prog="python -m facecls.identify", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog=program("facecls.identify"), description=_ABOUT)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="trunk file converted with --keep-classifier")
     parser.add_argument("images", type=Path, metavar="IMAGE", nargs="+", help="a closely cropped face")
     parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="names, rcmalli_vggface_labels_v2.npy")
