@@ -1,4 +1,4 @@
-"""Folders as runs leave them, with simulated predictions of drawn faces, and pages read back."""
+"""Folders as runs leave them, with simulated predictions, and pages read back."""
 
 import json
 from html.parser import HTMLParser
@@ -6,60 +6,68 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from simulated_predictions import predicted, simulated_labels
+from simulated_predictions import predicted, simulated_labels, with_ranges
 
+from facecls import run
 from facecls.data.split import assign_split
 from facecls.data.table import read_table
-from facecls.data.tasks import CLASSES
+from facecls.data.tasks import UTKFACE, Tasks, ages, classifications, to_options
 
 TEMPERATURES = {"gender": 1.4, "race": 0.8, "age": 1.2}
 
 
-def with_spread(table: pd.DataFrame, seed: int = 5) -> pd.DataFrame:
+def with_spread(table: pd.DataFrame, seed: int = 5, tasks: Tasks = UTKFACE) -> pd.DataFrame:
     """Adds what ``simulated_predictions`` leaves out: probabilities that differ, temperatures and age intervals."""
     rng, table = np.random.default_rng(seed), table.copy()
-    for task, names in CLASSES.items():
-        columns = [f"p_{name}" for name in names]
+    for task in classifications(tasks.values()):
+        columns = list(task.probabilities)
         noisy = table[columns].to_numpy(float) ** rng.uniform(0.5, 3, (len(table), 1))
         table[columns] = (noisy / noisy.sum(1, keepdims=True)).astype(np.float32)
-        table[f"temperature_{task}"] = TEMPERATURES[task]
-    middle = table["age_predicted"].to_numpy().round()
-    for ending, half in (("", 9), ("_raw", 6)):
-        width = rng.integers(half - 3, half + 3, len(table))
-        table[f"age_low{ending}"] = (middle - width).clip(0).astype(np.int16)
-        table[f"age_high{ending}"] = (middle + width).clip(0).astype(np.int16)
-    table["temperature_age"] = TEMPERATURES["age"]
+        table[f"temperature_{task.name}"] = TEMPERATURES.get(task.name, 1.1)
+    for task in ages(tasks.values()):
+        middle = table[f"{task.name}_predicted"].to_numpy().round()
+        for ending, half in (("", 9), ("_raw", 6)):
+            width = rng.integers(half - 3, half + 3, len(table))
+            table[f"{task.name}_low{ending}"] = (middle - width).clip(0).astype(np.int16)
+            table[f"{task.name}_high{ending}"] = (middle + width).clip(0).astype(np.int16)
+        table[f"temperature_{task.name}"] = TEMPERATURES.get(task.name, 1.1)
     return table
 
 
-def simulated_run(folder: Path, faces: int = 400, seed: int = 0) -> Path:
-    """A run on faces that have no pictures."""
-    everything = simulated_labels(2 * faces, seed)
+def simulated_run(folder: Path, faces: int = 400, seed: int = 0, tasks: Tasks = UTKFACE, ranges: float = 0) -> Path:
+    """A run on faces that have no pictures; a share of their ages may be known as ranges only."""
+    everything = simulated_labels(2 * faces, seed, tasks)
     everything["sha1"] = everything["sha1"].mask(everything.index % 50 == 1, everything["sha1"].shift())  # 2 % copies
     everything["split"] = ["train", "test"] * faces
     everything.loc[everything.index % 50 == 1, "split"] = "train"
-    return write_run(folder, everything, {"root": "elsewhere/UTKFace"})
+    return write_run(folder, everything, {"root": "elsewhere/UTKFace"}, tasks=tasks, ranges=ranges)
 
 
 def drawn_run(folder: Path, faces: int = 60, seed: int = 3) -> Path:
     """A run on drawn faces."""
-    everything = read_table(f"synthetic:{faces}", seed).faces
+    everything = read_table(f"synthetic:{faces}", seed, UTKFACE).faces
     everything["split"] = assign_split(everything, 0.1, 0.6, seed)
     return write_run(folder, everything, {"root": f"synthetic:{faces}", "image_size": 64}, seed=seed)
 
 
-def write_run(folder: Path, faces: pd.DataFrame, data: dict[str, object], seed: int = 0) -> Path:
-    """Everything that a run leaves but curves and checkpoints."""
-    folder.mkdir(parents=True)
-    columns = ["path", "sha1", "split", "gender", "race", "age"]
-    faces[columns].to_parquet(folder / "faces.parquet", index=False)
-    tested = faces.loc[faces["split"] == "test", columns].reset_index(drop=True)
-    with_spread(predicted(tested, seed)).to_parquet(folder / "predictions.parquet", index=False)
-    pd.DataFrame({"path": ["a<b>.jpg", "b.jpg", "c.txt"], "reason": ["truncated", "truncated", "not an image"]}).to_csv(
-        folder / "rejects.csv", index=False
-    )
+def write_run(
+    folder: Path,
+    faces: pd.DataFrame,
+    data: dict[str, object],
+    seed: int = 0,
+    tasks: Tasks = UTKFACE,
+    ranges: float = 0,
+) -> Path:
+    """Everything that a run leaves but curves and checkpoints; without ``data.tasks`` where they are UTKFace's."""
+    table = with_spread(predicted(faces[["path", "sha1", "split", *tasks]], seed, tasks), tasks=tasks)
+    if ranges:
+        table = with_ranges(table, np.random.default_rng(seed).random(len(table)) < ranges)
+    rejects = pd.DataFrame({"path": ["a<b>.jpg", "b.jpg", "c.txt"], "reason": ["truncated"] * 2 + ["not an image"]})
+    run.write_faces(folder, table, rejects, tasks)
+    tested = table[table["split"] == "test"].reset_index(drop=True)
+    run.write_results(folder, {"seconds": 4162.5, "epochs": 5, "steps": 2495, "device": "cpu"}, tested)
+    data = data if tasks == UTKFACE else data | {"tasks": to_options(tasks.values())}
     (folder / "config.yaml").write_text(json.dumps({"seed_everything": seed, "data": data}))
-    (folder / "metrics.json").write_text(json.dumps({"seconds": 4162.5, "epochs": 5, "steps": 2495, "device": "cpu"}))
     return folder
 
 

@@ -15,6 +15,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from trained_model import SIZE, TEMPERATURES, save_checkpoint
 
@@ -237,6 +238,25 @@ def test_other_tasks_come_along(faces: Path, tmp_path: Path) -> None:
         assert facts[f"mae_years/age/{model_name}"] == pytest.approx(off, rel=1e-5)
     changed = (before["glasses"].argmax(1) != after["glasses"].argmax(1)).mean()
     assert facts["changed/glasses/int8"] == pytest.approx(changed)
+
+
+def test_a_checkpoint_of_version_0_1(tmp_path: Path) -> None:
+    old = Path(__file__).parent / "data/version_0_1.ckpt"
+    dest = tmp_path / "model.onnx"
+    export.main([str(old), str(dest)])
+    outputs = run_onnx(dest, draw_images(9))
+    with torch.inference_mode():
+        features = read_checkpoint(old).module.model.trunk(draw_images(9)).numpy()
+    weights = {name: values.numpy() for name, values in torch.load(old, weights_only=True)["state_dict"].items()}
+    temperatures = weights["model.temperatures"]  # of gender, race and age
+    logits = {
+        task: features @ weights[f"model.heads.{task}.1.weight"].T + weights[f"model.heads.{task}.1.bias"]
+        for task in ("gender", "race", "age")
+    }
+    for task, temperature in zip(("gender", "race"), temperatures, strict=False):
+        assert outputs[task] == pytest.approx(softmax(logits[task] / temperature, 1), abs=1e-5)
+    assert outputs["age"] == pytest.approx(softmax(logits["age"], 1) @ np.arange(117), rel=1e-5)
+    assert outputs["age_distribution"] == pytest.approx(softmax(logits["age"] / temperatures[2], 1), abs=1e-6)
 
 
 def test_padding_of_vggface2() -> None:

@@ -22,10 +22,11 @@ from facecls.analysis.groups import group_table
 from facecls.analysis.suspects import suspects
 from facecls.data.store import decode
 from facecls.data.table import read_table
-from facecls.data.tasks import GENDERS, RACES, TASKS
+from facecls.data.tasks import UTKFACE, classifications
 from facecls.errors import UserError
-from facecls.model.heads import FaceModel
-from facecls.model.module import load_module
+from facecls.model.checkpoint import read_checkpoint
+from facecls.model.heads import HeadOptions
+from facecls.model.network import FaceModel
 from facecls.model.trunk import create_trunk
 from facecls.report.page import write_report
 from facecls.run import read_run, read_scalars
@@ -34,7 +35,7 @@ SECTIONS = [
     "summary",
     "data",
     "curves",
-    "gender-and-race",
+    "classes",
     "age",
     "groups",
     "calibration",
@@ -42,6 +43,7 @@ SECTIONS = [
     "suspects",
     "limits",
 ]
+GENDERS, RACES = (task.classes for task in classifications(UTKFACE.values()))
 BANDS = {"0-9": (0, 9), "10-19": (10, 19), "20-29": (20, 29), "30-39": (30, 39), "40-59": (40, 59), "60+": (60, 116)}
 
 
@@ -115,9 +117,9 @@ def test_numbers_of_classes(page: Page, table: pd.DataFrame) -> None:
         wrong = cells - np.diag(np.diag(cells))
         assert wrong[row, column] == wrong.max()
         assert [*shares.values()] == pytest.approx([cells[row, column] / cells[row].sum()])
-    assert page.values["roc/area"] == pytest.approx(metrics.roc_auc_score(table["gender"], table["p_female"]))
+    assert page.values["roc/gender/area"] == pytest.approx(metrics.roc_auc_score(table["gender"], table["p_female"]))
     men = table[table["gender"] == 0]
-    assert page.values["roc/men_taken_for_women"] == pytest.approx((men["gender_predicted"] == 1).mean())
+    assert page.values["roc/gender/false_positive_rate"] == pytest.approx((men["gender_predicted"] == 1).mean())
 
 
 def test_numbers_of_age(page: Page, table: pd.DataFrame) -> None:
@@ -138,14 +140,14 @@ def test_numbers_of_age(page: Page, table: pd.DataFrame) -> None:
         wanted |= {f"{band}/faces": some.sum(), f"{band}/mae_years": error[some].abs().mean()}
         wanted |= {f"{band}/bias_years": error[some].mean(), f"{band}/cs5": (error[some].abs() <= 5).mean()}
         wanted |= {f"{band}/coverage": inside[some].mean(), f"{band}/width_years": width[some].mean()}
-    assert _with("band/", page) == pytest.approx(wanted, rel=1e-6)
+    assert _with("band/age/", page) == pytest.approx(wanted, rel=1e-6)
     wanted = {str(years): stats.percentileofscore(error.abs(), years, "weak") / 100 for years in (1, 5, 10, 15)}
-    assert _with("cumulative/", page) == pytest.approx(wanted)
+    assert _with("cumulative/age/", page) == pytest.approx(wanted)
 
 
 def test_numbers_of_groups(page: Page, run: Path, table: pd.DataFrame) -> None:
     found = _with("group/", page)
-    groups = {"/".join(row[:3]): row for row in group_table(pd.read_parquet(run / "predictions.parquet")).to_numpy()}
+    groups = {"/".join(row[:3]): row for row in group_table(read_run(run).predictions, UTKFACE).to_numpy()}
     assert {name.rsplit("/", 1)[0] for name in found if name.endswith("/faces")} == {*groups}
     assert len(groups) == 1 + 2 + 5 + 6 + 2 * 5 * 6
     for group in groups:
@@ -195,8 +197,8 @@ def test_numbers_of_data_and_limits(page: Page, run: Path, table: pd.DataFrame) 
     faces = pd.read_parquet(run / "faces.parquet")
     found = _with("data/", page)
     for split, part in faces.groupby("split"):
-        wanted = {f"{split}/{name}": (part["gender"] == code).mean() for code, name in enumerate(GENDERS)}
-        wanted |= {f"{split}/{name}": (part["race"] == code).mean() for code, name in enumerate(RACES)}
+        wanted = {f"{split}/gender/{name}": (part["gender"] == code).mean() for code, name in enumerate(GENDERS)}
+        wanted |= {f"{split}/race/{name}": (part["race"] == code).mean() for code, name in enumerate(RACES)}
         for quantile in (25, 50, 75):
             wanted[f"{split}/age/q{quantile}"] = np.percentile(part["age"].astype(int), quantile)
         assert {name: found.pop(name) for name in wanted} == pytest.approx(wanted)
@@ -211,12 +213,12 @@ def test_numbers_of_data_and_limits(page: Page, run: Path, table: pd.DataFrame) 
     assert _with("rejects/", page) == {"truncated": 2, "not an image": 1}
     assert page.values["rejects"] == 3
     assert _with("faces/", page) == {"tested": len(table), **faces["split"].value_counts()}
-    cells = group_table(table.astype({"gender": "Int16"})).query("gender != 'all' and race != 'all'")
+    cells = group_table(table, UTKFACE).query("gender != 'all' and race != 'all'")
     limits = _with("limits/", page)
     assert (limits["combinations"], limits["thin"]) == (60, (cells["faces"] < 20).sum())
     assert limits["thin_share"] == pytest.approx(cells.query("faces < 20")["faces"].sum() / len(table))
     train = faces[faces["split"] == "train"]
-    assert limits["train/white"] == pytest.approx((train["race"] == 0).mean())
+    assert limits["train/race/white"] == pytest.approx((train["race"] == 0).mean())
 
 
 def test_every_number_is_checked_here(page: Page) -> None:
@@ -260,31 +262,54 @@ def test_a_curve_that_was_cut_and_one_that_was_resumed(run: Path, tmp_path: Path
     assert [*read_scalars(tmp_path)["lr"]] == pytest.approx([1, 0.1, 0.01])
 
 
-def test_suspects_are_counted_and_kept(page: Page, run: Path) -> None:
-    kept = pd.read_csv(run / "suspects.csv")
-    found = _with("suspects", page)
-    labels = {*zip(kept["path"], kept["task"], strict=True)}
-    assert found.pop("") == len(labels)
-    assert {name.strip("/"): value for name, value in found.items()} == Counter(task for _, task in labels)
-    alone = suspects(pd.read_parquet(run / "predictions.parquet"))
-    assert {*zip(alone["path"], alone["task"], strict=True)} <= {*zip(kept["path"], kept["task"], strict=True)}
-    assert kept["score"].is_monotonic_decreasing
-    assert kept.loc[kept["reason"].str.startswith("same file"), "seen_in_training"].any()  # faces that were not tested
+def test_suspects_come_in_three_lists(page: Page, run: Path) -> None:
+    kept, faces = pd.read_csv(run / "suspects.csv"), pd.read_parquet(run / "faces.parquet")
+    table = read_run(run).predictions
+    assert kept["kind"].drop_duplicates().tolist() == ["model", "copies_disagree"]  # the model's own first
+    found = _with("suspects/", page)
+    for kind, some in kept.groupby("kind"):
+        assert some["score"].is_monotonic_decreasing
+        assert found.pop(kind) == len(some) == len(some[["path", "task"]].drop_duplicates())
+        assert {name: found.pop(f"{kind}/{name}") for name in UTKFACE} == Counter(some["task"])
+    assert found == {"copy": 0}
+    alone = suspects(table, UTKFACE)
+    assert {*alone.loc[alone["kind"] == "model", "path"]} == {*kept.loc[kept["kind"] == "model", "path"]}
+    # of copies all labels that a copy contradicts, of faces that were not tested too
+    copies = faces.groupby("sha1").filter(lambda some: len(some) > 1)
+    wanted = {
+        (path, task)
+        for _, some in copies.groupby("sha1")
+        for task in UTKFACE
+        if some[task].nunique() > 1
+        for path in some["path"]
+    }
+    listed = kept[kept["kind"] == "copies_disagree"]
+    assert {*zip(listed["path"], listed["task"], strict=True)} == wanted
+    assert listed["seen_in_training"].any()
 
 
-def test_a_label_that_is_suspect_for_two_reasons_is_counted_once(tmp_path: Path) -> None:
+def test_copies_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 60)
-    labels = {"gender": [0, 1], "gender_predicted": [1, 1], "p_male": [0.01, 0.01], "p_female": [0.99, 0.99]}
 
-    def twins(table: pd.DataFrame) -> pd.DataFrame:
-        table = table.head(2).assign(sha1="same", race=0, race_predicted=0, age=30, age_predicted=30.0, **labels)
-        return table.assign(p_white=1.0, age_low=20, age_high=40)
+    def with_copies(table: pd.DataFrame) -> pd.DataFrame:
+        labels = ["race", "age"]
+        table.loc[[1, 3], labels] = table.loc[[0, 2], labels].to_numpy()
+        table.loc[[0, 1, 2, 3], "sha1"] = ["first", "first", "second", "second"]
+        table.loc[[0, 1, 2, 3], "gender"] = [0, 1, 1, 1]
+        table.loc[0, ["gender_predicted", "p_male", "p_female"]] = [1, 0.01, 0.99]
+        return table
 
-    change(folder, twins)
+    change(folder, with_copies)
     (folder / "faces.parquet").unlink()
-    page = Page(write_report(folder, None, None))
-    assert len(pd.read_csv(folder / "suspects.csv")) == 3  # one is contradicted too
-    assert _with("suspects", page) == {"": 2, "/gender": 2}
+    page, kept = Page(write_report(folder, None, None)), pd.read_csv(folder / "suspects.csv")
+    paths = pd.read_parquet(folder / "predictions.parquet")["path"]
+    values = _with("suspects/", page)
+    assert (values["copies_disagree"], values["copies_disagree/gender"], values["copy"]) == (2, 2, 1)
+    assert {*kept.loc[(kept["path"] == paths[0]) & (kept["task"] == "gender"), "kind"]} == {"model", "copies_disagree"}
+    assert kept[["path", "other", "kind"]].iloc[-1].tolist() == [paths[3], paths[2], "copy"]
+    titles = ("Labels that the model contradicts", "Copies with contradicting labels", "Other copies")
+    places = [page.sections["suspects"].index(title) for title in titles]
+    assert places == sorted(places)
 
 
 def test_form(page: Page) -> None:
@@ -329,13 +354,13 @@ def _without(*names: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
 GENDER = _without("race_.*", "p_(white|black|asian|indian|others)", "age_.*", "temperature_(race|age)")
 NO_SPREAD = _without("age_(low|high).*", "temperature_.*")
 LITTLE = {
-    "one task": (GENDER, {"age": "not trained for age", "gender-and-race": "not trained for race"}),
-    "no labels of race": (lambda table: table.assign(race=pd.NA), {"gender-and-race": "has a label of race"}),
+    "one task": (GENDER, {"age": "not trained for age", "classes": "not trained for race"}),
+    "no labels of race": (lambda table: table.assign(race=pd.NA), {"classes": "has a label of race"}),
     "no labels": (
         lambda table: table.assign(gender=pd.NA, race=pd.NA, age=pd.NA),
-        {"groups": "no labels", "calibration": "no probabilities with labels", "age": "has a label of age"},
+        {"groups": "no labels", "calibration": "no labelled probabilities", "age": "has a label of age"},
     ),
-    "old, regression": (NO_SPREAD, {"age": "no interval", "calibration": "without their temperature"}),
+    "old, regression": (NO_SPREAD, {"age": "no intervals", "calibration": "temperature of race was not saved"}),
     "one face": (lambda table: table.head(1), {"groups": "No two groups"}),
     "one class": (lambda table: table[table["gender"] == 0], {}),
     "not fitted, some labels missing": (
@@ -358,7 +383,7 @@ def test_what_is_missing_is_said(kind: str, tmp_path: Path) -> None:
         (folder / name).unlink()
     page = Page(write_report(folder, None, None))
     assert [*page.sections] == SECTIONS
-    missing = {"curves": "No curves", "gallery": "not at hand"} | said
+    missing = {"curves": "No curves", "gallery": "images were not found"} | said
     if kind != "one class":
         missing |= {"data": "no faces.parquet", "summary": "no config.yaml"}
     for section, sentence in missing.items():
@@ -373,7 +398,7 @@ def test_the_seed_numbers_stand_beside_utkface_only(tmp_path: Path) -> None:
     found = _with("notebook/", Page(write_report(folder, None, None)))
     assert found == {"gender/accuracy": 0.944, "race/accuracy": 0.875, "age/mae_years": 7.38}
     (folder / "config.yaml").write_text('{"data": {"root": "synthetic:60"}}')
-    assert not read_run(folder).of_utkface
+    assert not read_run(folder).is_utkface
 
 
 @pytest.mark.parametrize(
@@ -390,13 +415,13 @@ def test_broken_files(name: str, content: str, tmp_path: Path) -> None:
 def test_gallery(tmp_path: Path) -> None:
     folder = drawn_run(tmp_path / "run")
     table = pd.read_parquet(folder / "predictions.parquet")
-    faces = read_table("synthetic:60", 3)
+    faces = read_table("synthetic:60", 3, UTKFACE)
     place = {path: number for number, path in enumerate(faces.faces["path"])}
 
     def image(row: int) -> np.ndarray:
         return decode(faces.store[place[table["path"].iloc[row]]])
 
-    model = load_module(save_checkpoint(tmp_path / "model.ckpt")).model
+    model = read_checkpoint(save_checkpoint(tmp_path / "model.ckpt")).module.model
     page = Page(write_report(folder, image, model))
     wrong = {
         "gender": (table["gender"] != table["gender_predicted"]).sum(),
@@ -405,7 +430,7 @@ def test_gallery(tmp_path: Path) -> None:
     }
     few = {task: min(12, number) for task, number in wrong.items()}
     tiles = page.text.split("<li")
-    grid = [tile for tile in tiles if "Faces drawn" not in tile and re.search(r'alt="face \d+"', tile)]
+    grid = [tile for tile in tiles if "Random faces" not in tile and re.search(r'alt="face \d+"', tile)]
     assert len(grid) == 24 + sum(few.values())
     for tile in grid:
         (row,) = map(int, re.findall(r'alt="face (\d+)"', tile))
@@ -421,9 +446,9 @@ def test_a_trunk_without_one_map_of_features(tmp_path: Path) -> None:
     folder = drawn_run(tmp_path / "run")
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace('"image_size": 64', '"image_size": 240'))
-    model = FaceModel(create_trunk("crossvit_tiny_240"), list(TASKS), [], 0.0)
+    model = FaceModel(create_trunk("crossvit_tiny_240"), UTKFACE.values(), HeadOptions())
     page = Page(write_report(folder, lambda row: np.full((64, 64, 3), row, np.uint8), model))
-    assert page.sections["gallery"].count("What the heads looked at is not shown: Expected features") == 1
+    assert page.sections["gallery"].count("What the heads look at is not shown: Expected features") == 1
     assert "Grad-CAM" not in page.sections["gallery"]
     assert sum(image["alt"].startswith("face") for image in page.images) > 24
     assert not [image for image in page.images if image["alt"].startswith("what the")]
@@ -433,7 +458,7 @@ def test_confident_mistakes_come_first(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 200)
     table = pd.read_parquet(folder / "predictions.parquet")
     page = write_report(folder, lambda row: np.full((64, 64, 3), row, np.uint8), None).read_text()
-    tiles = page.split("Race: the mistakes")[1].split("</ul>")[0]
+    tiles = page.split("Race: most confident mistakes")[1].split("</ul>")[0]
     rows = [int(row) for row in re.findall(r'alt="face (\d+)"', tiles)]
     wrong = table[table["race"] != table["race_predicted"]]
     sure = wrong[[f"p_{name}" for name in RACES]].max(axis=1)

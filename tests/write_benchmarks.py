@@ -8,7 +8,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 HEAD = """# Benchmarks
 
-Written by `python tests/write_benchmarks.py` from `benchmarks.json`, which `pytest -m bench` writes on an otherwise idle
+Written by `python tests/write_benchmarks.py` from `benchmarks.json`, which `pytest -m bench` writes on an idle
 machine. What is compared was timed in alternation in one run; rates are medians. Compare ratios, not rates, between
 machines.
 """

@@ -130,23 +130,11 @@ def measure(cli: BenchCLI) -> dict[str, Any]:
         status.update("measuring the device's peak")
         peak = peak_flops(device, _dtype(str(trainer.precision)), training)
         forward = forward_flops(module.model, data.image_size)
-    start, memory = process_start(), alternating.memory
     # with nothing frozen, the backward pass takes twice the operations of the forward pass
     trains_all = all(parameter.requires_grad for parameter in module.model.parameters())
     flops = {"training": 3 * forward if trains_all else None, "evaluation": forward}
-    cores = len(os.sched_getaffinity(0))
-    results: dict[str, Any] = {
-        "name": cli.config.name,
-        "trunk": module.model.trunk.name,
-        "image_size": data.image_size,
-        "batch_size": data.batch_size,
-        "workers": data.num_workers,
-        "cores": cores,
-        "device": device_name(trainer),
-        "precision": str(trainer.precision),
-        "version": __version__,
-        "versions": versions(),
-        "git_commit": git_commit(),
+    start, memory = process_start(), alternating.memory
+    results = _describe(cli) | {
         "peak_flops": peak,
         "start_seconds": None if start is None else round(alternating.first_step - start, 2),
         "memory": {
@@ -163,8 +151,26 @@ def measure(cli: BenchCLI) -> dict[str, Any]:
             "input": _input_rate(clock.rates()).median,
             "step": clock.rates()[STEP].median,
         }
-        results[stage]["verdict"] = verdict(stage, rates, data.num_workers, cores, on_gpu)
+        results[stage]["verdict"] = verdict(stage, rates, data.num_workers, results["cores"], on_gpu)
     return results
+
+
+def _describe(cli: BenchCLI) -> dict[str, Any]:
+    """What was timed, on which machine and with which versions."""
+    trainer, data = cli.trainer, cli.datamodule
+    return {
+        "name": cli.config.name,
+        "trunk": cli.model.model.trunk.name,
+        "image_size": data.image_size,
+        "batch_size": data.batch_size,
+        "workers": data.num_workers,
+        "cores": len(os.sched_getaffinity(0)),
+        "device": device_name(trainer),
+        "precision": str(trainer.precision),
+        "version": __version__,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
 
 
 def _stage(stage: str, clock: Clock, workers: int, flops: float | None, peak: float) -> dict[str, Any]:

@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         arguments: As on the command line; ``None`` takes those.
 
     Returns:
-        The facts behind the table: ``mb/MODEL``, with MODEL one of torch, fp32, int8, and those of
-        ``verification.compare``.
+        What the table shows and more, as ``verification.compare`` returns it, for the models torch, fp32 and int8.
 
     Raises:
         UserError: For a mistake in the options, the checkpoint or the data, or if ONNX Runtime does not agree.
@@ -80,7 +79,7 @@ def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
 
     out = console()
     checkpoint = read_checkpoint(options.checkpoint)
-    module = checkpoint.module
+    module, tasks = checkpoint.module, checkpoint.module.model.tasks
     with out.status("reading faces"):
         data = _open_data(checkpoint, options)
         batches = verification.draw_batches(data.val_dataloader(), VERIFIED_INT8 if options.int8 else VERIFIED)
@@ -88,21 +87,17 @@ def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
     with out.status("exporting"):
         file = graph.serialise(graph.to_onnx(module, options.opset), about)
     with out.status("comparing ONNX Runtime with torch"):
-        runs = {"torch": verification.run(verification.torch_model(module), batches)}
-        runs["fp32"] = verification.run(verification.onnx_model(file), batches)
-    verification.check(runs["torch"].estimates, runs["fp32"].estimates, module.model.tasks)
-    sizes = {"torch": sum(tensor.nbytes for tensor in module.model.state_dict().values()), "fp32": len(file)}
+        runs = {"torch": verification.run_torch(module, batches), "fp32": verification.run_onnx(file, batches)}
+        verification.check(runs["torch"].estimates, runs["fp32"].estimates, tasks)
     if options.int8:
         with out.status("quantising"):
             # one by one: with batches of 32 faces at 224 pixels it takes 8 GB
             calibration = verification.draw_batches(data.test_dataloader(), CALIBRATED, sizes=[1])
             file = graph.serialise(quantisation.quantise(file, calibration), about | {"precision": "int8"})
         with out.status("comparing int8 with torch"):
-            runs["int8"] = verification.run(verification.onnx_model(file), batches)
-        sizes["int8"] = len(file)
+            runs["int8"] = verification.run_onnx(file, batches)
     part.write_bytes(file)
-    facts = {f"mb/{name}": size / 1e6 for name, size in sizes.items()}
-    facts |= verification.compare(runs, module, batches)
+    facts = verification.compare(runs, module, batches)
     table = show.create_table(facts, list(runs), f"{options.dest}: opset {options.opset}")
     batch_sizes = ", ".join(map(str, verification.BATCH_SIZES))
     where = f"CPU, {torch.get_num_threads()} threads"

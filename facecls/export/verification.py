@@ -26,13 +26,15 @@ BATCH_SIZES = (1, 7, 32)
 
 
 class Run(NamedTuple):
-    """What came of running a model over the faces.
+    """The result of running a model over faces.
 
     Attributes:
-        estimates: Of all faces.
-        faces_per_second: Speed of the model alone.
+        size: Bytes of the file, or of the tensors of the torch model.
+        estimates: Estimates of all faces.
+        faces_per_second: Speed, not counting the time to read faces.
     """
 
+    size: int
     estimates: Estimates
     faces_per_second: float
 
@@ -55,49 +57,47 @@ def draw_batches(loader: ResumableLoader, count: int, sizes: Sequence[int] = BAT
     return [dataset[BatchIndices(part, None)] for part in np.split(rows, ends) if len(part)]
 
 
-def torch_model(module: FaceModule) -> Callable[[Tensor], Estimates]:
-    """A trained model as a function.
+def run_torch(module: FaceModule, batches: Sequence[Batch]) -> Run:
+    """Runs a torch model.
 
     Args:
         module: The model, on the CPU and in evaluation mode.
+        batches: From ``draw_batches``.
 
     Returns:
-        Images (N, 3, S, S) uint8 RGB -> estimates.
+        The result.
     """
 
     def estimate(images: Tensor) -> Estimates:
         with torch.inference_mode():
             return {name: values.numpy() for name, values in module(images).items()}
 
-    return estimate
+    return Run(sum(tensor.nbytes for tensor in module.model.state_dict().values()), *_run(estimate, batches))
 
 
-def onnx_model(file: bytes) -> Callable[[Tensor], Estimates]:
-    """An ONNX file as a function, run by ONNX Runtime on the CPU with as many threads as torch.
+def run_onnx(file: bytes, batches: Sequence[Batch]) -> Run:
+    """Runs an ONNX file with ONNX Runtime, on the CPU and with as many threads as torch.
 
     Args:
         file: The bytes of the file.
+        batches: From ``draw_batches``.
 
     Returns:
-        Images (N, 3, S, S) uint8 RGB -> estimates.
+        The result.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"image": images.contiguous().numpy()}), strict=True))
+
+    def estimate(images: Tensor) -> Estimates:
+        return dict(zip(names, session.run(names, {"image": images.contiguous().numpy()}), strict=True))
+
+    return Run(len(file), *_run(estimate, batches))
 
 
-def run(estimate: Callable[[Tensor], Estimates], batches: Sequence[Batch]) -> Run:
-    """Runs a model over the faces and times it.
-
-    Args:
-        estimate: The model.
-        batches: From ``draw_batches``.
-
-    Returns:
-        Estimates and speed.
-    """
+def _run(estimate: Callable[[Tensor], Estimates], batches: Sequence[Batch]) -> tuple[Estimates, float]:
+    """Estimates of all faces, and faces per second."""
     seconds, warm, parts = 0.0, set(), []
     for batch in batches:
         images = batch["image"]
@@ -108,7 +108,7 @@ def run(estimate: Callable[[Tensor], Estimates], batches: Sequence[Batch]) -> Ru
         parts.append(estimate(images))
         seconds += time.perf_counter() - start
     faces = sum(len(batch["image"]) for batch in batches)
-    return Run({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, faces / seconds)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, faces / seconds
 
 
 def check(reference: Estimates, estimates: Estimates, tasks: Tasks) -> None:
@@ -139,14 +139,15 @@ def compare(runs: Mapping[str, Run], module: FaceModule, batches: Sequence[Batch
         batches: The faces of the runs.
 
     Returns:
-        ``faces`` and, by MODEL, ``faces_per_second/MODEL``, ``difference/OUTPUT/MODEL`` (the largest from torch),
-        ``changed/TASK/MODEL`` (share of the faces to which a classification gives another class than torch, 0..1) and
-        ``METRIC/TASK/MODEL``, such as ``accuracy/gender/int8``, where there are labels.
+        ``faces`` and, by MODEL, ``mb/MODEL``, ``faces_per_second/MODEL``, ``difference/OUTPUT/MODEL`` (the largest from
+        torch), ``changed/TASK/MODEL`` (share of the faces with another predicted class than torch, 0..1) and, where
+        there are labels, ``METRIC/TASK/MODEL`` for each metric of a head, such as ``accuracy/gender/int8``.
     """
     reference, tasks = runs["torch"].estimates, module.model.tasks
     labels = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "image"}
     facts: dict[str, float] = {"faces": len(labels["index"])}
-    for model, (estimates, speed) in runs.items():
+    for model, (size, estimates, speed) in runs.items():
+        facts[f"mb/{model}"] = size / 1e6
         facts[f"faces_per_second/{model}"] = speed
         if model != "torch":
             for name, value in _differences(reference, estimates, tasks).items():

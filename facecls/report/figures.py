@@ -253,13 +253,17 @@ def group_scores(groups: pd.DataFrame, tasks: Tasks, name: str) -> Figure:
     shown = groups[split.sum(axis=1) <= 1]
     labels = [next((name for name in row if name != ANY_GROUP), "all faces") for row in shown[axis_names].to_numpy()]
     axis = split.loc[shown.index].to_numpy() @ np.arange(1, len(axis_names) + 1)  # 0 for all faces
-    rows = np.arange(len(shown)) + 0.6 * axis  # a gap between the axes
-    figure, (axes,) = new_figure(0.8 + 0.25 * len(shown))
+    rows = np.arange(len(shown)) + axis  # a gap above each axis, for its title
+    figure, (axes,) = new_figure(0.8 + 0.25 * (len(shown) + len(axis_names)))
     values, low, high = (shown[f"{name}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
     for place in range(len(axis_names) + 1):
         which, colour = axis == place, _AXIS_COLOURS[place % len(_AXIS_COLOURS)]
         spread = np.nan_to_num(np.stack([values - low, high - values])[:, which])
         axes.errorbar(values[which], rows[which], xerr=spread, fmt="o", color=colour, elinewidth=1.6, capsize=2.5)
+        if place:
+            title = f"{axis_names[place - 1].replace('_', ' ')}:"
+            where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+            axes.text(-0.02, rows[which][0] - 1, title, where, color=colour, weight="bold")
     axes.axvline(values[0], color=INK, linewidth=0.8, linestyle=":")
     for row in np.flatnonzero(np.isnan(values)):
         text = "one class" if is_of_one_class(shown.iloc[row].to_dict(), score) else f"fewer than {MIN_FACES} faces"

@@ -12,7 +12,6 @@ from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 P = ParamSpec("P")
 
@@ -91,7 +90,7 @@ def format_percent(axes: Axes, which: str) -> None:
         which: ``x``, ``y`` or ``xy``.
     """
     for name in which:
-        getattr(axes, f"{name}axis").set_major_formatter(PercentFormatter(1, decimals=0))
+        getattr(axes, f"{name}axis").set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:

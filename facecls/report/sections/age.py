@@ -6,7 +6,7 @@ from facecls.analysis import tables
 from facecls.analysis.groups import MIN_FACES
 from facecls.analysis.labels import label_texts
 from facecls.analysis.scores import scores_of
-from facecls.analysis.tables import why_untested
+from facecls.analysis.tables import labelled, tested_tasks, why_untested
 from facecls.data.tasks import Age
 from facecls.report import figures
 from facecls.report.blocks import (
@@ -35,8 +35,11 @@ def age(table: pd.DataFrame, task: Age) -> Section:
         table: Predictions.
         task: Task to show.
     """
+    title = heading(task.name)
+    if task not in tested_tasks(table, {task.name: task}):
+        return Section(task.name, title, [Missing(why_untested(table, task))])
     blocks: list[Block] = []
-    if len(tables.age_errors(table, task)):
+    if len(labelled(table, task)):
         shown = [_density(table, task), _error(table, task), _bias(table, task), _cumulative(table, task)]
         if f"{task.name}_low" in table:
             shown.append(_coverage(table, task))
@@ -47,7 +50,7 @@ def age(table: pd.DataFrame, task: Age) -> Section:
         blocks = [Figures(shown), *blocks, _band_table(table, task)]
     if len(ranges := _by_range(table, task)):
         blocks += [_range_text(ranges, task), _range_table(ranges, task)]
-    return Section(task.name, heading(task.name), blocks or [Missing(why_untested(table, task))])
+    return Section(task.name, title, blocks)
 
 
 def _density(table: pd.DataFrame, task: Age) -> Figure:
@@ -137,7 +140,7 @@ def _band_table(table: pd.DataFrame, task: Age) -> Table:
 
 def _by_range(table: pd.DataFrame, task: Age) -> pd.DataFrame:
     """Faces labelled with a range of ages, and how many are predicted in it, by the range's name; youngest first."""
-    if f"{task.name}_predicted" not in table or task.range[0] not in table:
+    if task.range[0] not in table:
         return pd.DataFrame(columns=["faces", "right"])
     parts = scores_of({task.name: task})[f"{task.name}/band_accuracy"].parts(table)
     found = pd.DataFrame(parts, columns=["faces", "right"]).assign(name=pd.Series(label_texts(table, task)))

@@ -18,6 +18,7 @@ from facecls.report.blocks import (
     count,
     figure,
     heading,
+    listed,
     share,
     words,
 )
@@ -52,7 +53,7 @@ def calibration(table: pd.DataFrame, tasks: Tasks) -> Section:
         ]
         blocks += [Figures(shown)] if shown else []
         if len(some):
-            names = " and ".join(some["task"].unique())
+            names = listed(some["task"].unique().tolist())
             blocks.append(
                 Table(
                     f"Temperature scaling of {names}",

@@ -1,6 +1,7 @@
 """Section with faces: a random sample, and the most confident mistakes."""
 
 import base64
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from facecls.analysis.tables import tested_tasks
 from facecls.data.tasks import WRONG_YEARS, Classification, Task, ages
 from facecls.data.transforms import EvalTransform
 from facecls.model.network import FaceModel
-from facecls.report.blocks import Block, Content, Missing, Section, Text, Tile, Tiles, heading, subheading, words
+from facecls.report.blocks import NONE, Block, Content, Missing, Section, Text, Tile, Tiles, heading, subheading, words
 from facecls.run import Run
 
 SHOWN = 24
@@ -56,8 +57,10 @@ def gallery(run: Run, image: ImageLoader | None, model: FaceModel | None, seed: 
     if image is None:
         return Section("gallery", "Gallery", [Missing(NO_PICTURES.format(run.folder))])
     rows = np.sort(np.random.default_rng(seed).permutation(len(table))[:SHOWN]).tolist()
-    captions = _captions(run, rows)
-    tiles = [Tile([(data_uri(image(row)), f"face {row}")], captions[row]) for row in rows]
+    tiles = [
+        Tile([(data_uri(image(row)), f"face {row}")], [labels], [predictions])
+        for row, (labels, predictions) in zip(rows, _captions(run, rows), strict=True)
+    ]
     size = int(run.data.get("image_size", 224))
     margin = f"; an age counts as wrong if it is more than {WRONG_YEARS} years off" if ages(run.tasks.values()) else ""
     blocks: list[Block] = [
@@ -129,34 +132,34 @@ def _mistakes(run: Run, task: Task, image: ImageLoader, model: FaceModel | None,
     if not rows:
         return [*blocks, Text("There are none.")]
     tiles: list[Tile] = []
-    captions = _captions(run, rows)
-    for row in rows:
+    for row, (labels, predictions) in zip(rows, _captions(run, rows), strict=True):
         pixels = image(row)
         images = [(data_uri(pixels), f"face {row}")]
         if model is not None:
             face = _resized(pixels, size)
             map_of_face = overlay(face, grad_cam(model, face, task))
             images.append((data_uri(map_of_face), f"what the {task.name} head looks at in face {row}"))
-        tiles.append(Tile(images, captions[row], [_confidence(run.predictions, task, row)]))
+        tiles.append(Tile(images, [labels], [predictions, _confidence(run.predictions, task, row)]))
     if model is not None:
         what = "the predicted class" if isinstance(task, Classification) else "a higher age"
         blocks.append(Text(f"Beside each face, what speaks for {what} (Grad-CAM of the {task.name} head), in colour."))
     return [*blocks, Tiles(f"Confident mistakes of {task.name}", tiles)]
 
 
-def _captions(run: Run, rows: list[int]) -> dict[int, list[Content]]:
-    """By row, the labels of a face, and below them the predictions, marked where they are wrong."""
-    table = run.predictions.iloc[rows]
-    labels: dict[int, list[str]] = {row: [] for row in rows}
-    predictions: dict[int, list[Content]] = {row: [] for row in rows}
-    for name, task in run.tasks.items():
-        if f"{name}_predicted" not in table:
-            continue
-        texts = label_texts(table, task), prediction_texts(table, task)
-        for row, label, predicted, is_wrong in zip(rows, *texts, _is_wrong(table, task), strict=True):
-            labels[row].append(label or "no label")
-            predictions[row].append(words("<b>✗ {}</b>" if is_wrong else "{}", predicted or "none"))
-    return {row: [", ".join(labels[row]), words(", ").join(predictions[row])] for row in rows}
+def _captions(run: Run, rows: Sequence[int]) -> list[tuple[Content, Content]]:
+    """The labels of each face, and its predictions, marked where they are wrong."""
+    table = run.predictions.iloc[list(rows)]
+    tasks = [task for name, task in run.tasks.items() if f"{name}_predicted" in table]
+    columns = [
+        zip(label_texts(table, task), prediction_texts(table, task), _is_wrong(table, task), strict=True)
+        for task in tasks
+    ]
+    captions: list[tuple[Content, Content]] = []
+    for face in zip(*columns, strict=True):  # a label, a prediction and whether it is wrong, for each task
+        labels = ", ".join(label or "no label" for label, _, _ in face)
+        marked = [words("<b>✗ {}</b>" if wrong else "{}", predicted or NONE) for _, predicted, wrong in face]
+        captions.append((labels, words(", ").join(marked)))
+    return captions
 
 
 def _confidence(table: pd.DataFrame, task: Task, row: int) -> str:

@@ -56,22 +56,26 @@ def groups(found: pd.DataFrame, gaps: Sequence[Gap], tasks: Tasks) -> Section:
     return Section("groups", "Groups", blocks)
 
 
-def group_name(names: Sequence[str]) -> str:
+def group_name(group: Mapping[str, str]) -> str:
     """A group in words.
 
     Args:
-        names: Its name on each axis.
+        group: Its name on each axis.
 
     Examples:
-        >>> group_name(["female", "all", "20-29"]), group_name(["all", "all", "all"])
-        ('female, 20-29', 'all faces')
+        >>> group_name({"glasses": "with", "race": "all"}), group_name({"glasses": "with", "race": "asian"})
+        ('with (glasses)', 'with, asian')
     """
-    return ", ".join(name for name in names if name != ANY_GROUP) or "all faces"
+    names = {axis: name for axis, name in group.items() if name != ANY_GROUP}
+    if len(names) == 1:
+        ((axis, name),) = names.items()
+        return f"{name} ({axis.replace('_', ' ')})"
+    return ", ".join(names.values()) or "all faces"
 
 
-def group_key(names: Sequence[str]) -> str:
+def group_key(group: Mapping[str, str]) -> str:
     """The first part of the names of a group's numbers on the page, such as ``group/female/all/20-29``."""
-    return "/".join(("group", *names))
+    return "/".join(("group", *group.values()))
 
 
 def _split_by(found: pd.DataFrame) -> "pd.Series[int]":
@@ -95,8 +99,8 @@ def _table(caption: str, found: pd.DataFrame, scores: Mapping[str, Score], fold:
     axes = axis_columns(found)
     rows: list[list[Content]] = []
     for row in found.to_dict("records"):
-        names = [row[axis] for axis in axes]
-        cells: list[Content] = [group_name(names), count(f"{group_key(names)}/faces", row["faces"])]
+        group = {axis: row[axis] for axis in axes}
+        cells: list[Content] = [group_name(group), count(f"{group_key(group)}/faces", row["faces"])]
         for name, score in scores.items():
             if not np.isnan(row[name]):
                 cells.append(_score(row, axes, name, score))
@@ -107,7 +111,7 @@ def _table(caption: str, found: pd.DataFrame, scores: Mapping[str, Score], fold:
 
 
 def _score(row: Mapping[Hashable, Any], axes: Sequence[str], name: str, score: Score) -> Content:
-    key = f"{group_key([row[axis] for axis in axes])}/{name}"
+    key = f"{group_key({axis: row[axis] for axis in axes})}/{name}"
     return score_interval(key, row[name], row[f"{name}_low"], row[f"{name}_high"], score.unit)
 
 
@@ -119,7 +123,7 @@ def _figure(found: pd.DataFrame, tasks: Tasks, name: str) -> Figure:
         best_first = single.sort_values(name, ascending=not score.higher_is_better).to_dict("records")
         parts: list[Content] = []
         for row in (best_first[0], best_first[-1]):
-            parts += [group_name([row[axis] for axis in axes]), _score(row, axes, name, score)]
+            parts += [group_name({axis: row[axis] for axis in axes}), _score(row, axes, name, score)]
         caption += words(" Best for {}: {}; worst for {}: {}.", *parts)
     drawing = figures.group_scores(found, tasks, name)
     return figure(drawing, f"groups-{name.replace('/', '-')}", score.heading, caption)

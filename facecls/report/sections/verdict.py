@@ -7,7 +7,7 @@ import pandas as pd
 from facecls.analysis.groups import ANY_GROUP, WorstGroup, axis_columns, worst_groups
 from facecls.analysis.scores import Interval, main_scores, scores_of
 from facecls.report.blocks import Block, Bullets, Content, Text, count, heading, listed, score, score_interval, words
-from facecls.report.sections.groups import group_key
+from facecls.report.sections.groups import group_key, group_name
 from facecls.run import Run
 
 _PHRASES = {
@@ -83,6 +83,6 @@ def _score(run: Run, name: str, found: Interval, guess: float | None) -> Content
 
 def _worst(run: Run, worst: WorstGroup, axes: list[str]) -> Content:
     unit = scores_of(run.tasks)[worst.score].unit
-    key = group_key([worst.group if axis == worst.axis else ANY_GROUP for axis in axes])
-    interval = score_interval(f"{key}/{worst.score}", worst.value, worst.low, worst.high, unit)
-    return words(f" Worst group: {{}}, {{}}{' years' if unit == 'years' else ''}.", worst.group, interval)
+    group = {axis: worst.group if axis == worst.axis else ANY_GROUP for axis in axes}
+    interval = score_interval(f"{group_key(group)}/{worst.score}", worst.value, worst.low, worst.high, unit)
+    return words(" Worst group: {}, {}{}.", group_name(group), interval, " years" if unit == "years" else "")
