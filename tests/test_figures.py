@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from run_folders import with_spread
-from simulated_predictions import predicted, simulated_labels
+from simulated_predictions import predicted, simulated_labels, with_ranges
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from facecls.analysis.groups import group_table
-from facecls.data.tasks import RACES
+from facecls.data.tasks import UTKFACE
 from facecls.report import figures, run_figures
 from facecls.report import style as svg
 from facecls.report.page import write_page
@@ -27,16 +27,18 @@ LINEAR = {  # Machado et al. 2009, severity 1 (doi:10.1109/TVCG.2009.113)
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
 }
+GENDER, RACE, AGE = UTKFACE["gender"], UTKFACE["race"], UTKFACE["age"]
 DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    "age_distribution": run_figures.age_distribution,
-    "class_distribution": lambda table: run_figures.class_distribution(table, "race"),
-    "confusion": lambda table: figures.confusion(table, "race"),
-    "roc": figures.roc,
-    "age_density": figures.age_density,
-    "age_error": figures.age_error,
-    "age_bias": figures.age_bias,
-    "cumulative_score": figures.cumulative_score,
-    "age_coverage": figures.age_coverage,
+    "age_distribution": lambda table: run_figures.age_distribution(table, AGE),
+    "class_distribution": lambda table: run_figures.class_distribution(table, RACE),
+    "range_distribution": lambda table: run_figures.range_distribution(with_ranges(table), AGE),
+    "confusion": lambda table: figures.confusion(table, RACE),
+    "roc": lambda table: figures.roc(table, GENDER),
+    "age_density": lambda table: figures.age_density(table, AGE),
+    "age_error": lambda table: figures.age_error(table, AGE),
+    "age_bias": lambda table: figures.age_bias(table, AGE),
+    "cumulative_score": lambda table: figures.cumulative_score(table, AGE),
+    "age_coverage": lambda table: figures.age_coverage(table, AGE),
 }
 
 
@@ -85,44 +87,44 @@ def _axes(figure: Figure, number: int = 0):
 
 def test_confusion_shows_every_count(table: pd.DataFrame) -> None:
     cells = confusion_matrix(table["race"].astype(int), table["race_predicted"])
-    texts = [text.get_text() for text in _axes(figures.confusion(table, "race")).texts]
+    texts = [text.get_text() for text in _axes(figures.confusion(table, RACE)).texts]
     wanted = [f"{count}\n{count / row.sum():.0%}" for row in cells for count in row]
     assert texts == wanted
 
 
 def test_roc_is_that_of_scikit_learn(table: pd.DataFrame) -> None:
-    line = _axes(figures.roc(table)).lines[1]
+    line = _axes(figures.roc(table, GENDER)).lines[1]
     false, true, _ = roc_curve(table["gender"].astype(int), table["p_female"], drop_intermediate=False)
     assert line.get_xdata() == pytest.approx(false)
     assert line.get_ydata() == pytest.approx(true)
 
 
 def test_density_has_every_face_once(table: pd.DataFrame) -> None:
-    cells = _axes(figures.age_density(table)).collections[0]
+    cells = _axes(figures.age_density(table, AGE)).collections[0]
     assert cells.get_array().sum() == len(table)
 
 
 def test_age_figures_are_those_of_pandas(table: pd.DataFrame) -> None:
     error = (table["age_predicted"] - table["age"]).astype(float)
     by_five = error.abs().groupby(table["age"].astype(int) // 5).mean()
-    points = np.asarray(_axes(figures.age_error(table)).collections[0].get_offsets())
+    points = np.asarray(_axes(figures.age_error(table, AGE)).collections[0].get_offsets())
     assert points[:, 0] == pytest.approx(5 * by_five.index.to_numpy() + 2)
     assert points[:, 1] == pytest.approx(by_five.to_numpy(), rel=1e-5)
     band = pd.cut(table["age"].astype(int), [-1, 9, 19, 29, 39, 59, 116])
-    heights = [bar.get_height() for bar in _axes(figures.age_bias(table)).patches]
+    heights = [bar.get_height() for bar in _axes(figures.age_bias(table, AGE)).patches]
     assert heights == pytest.approx([*error.groupby(band, observed=False).mean()], rel=1e-5)
     inside = table["age"].between(table["age_low"], table["age_high"]).astype(float)
-    heights = [bar.get_height() for bar in _axes(figures.age_coverage(table)).patches]
+    heights = [bar.get_height() for bar in _axes(figures.age_coverage(table, AGE)).patches]
     assert heights == pytest.approx([*inside.groupby(band, observed=False).mean()])
-    line = _axes(figures.cumulative_score(table)).lines[0]
+    line = _axes(figures.cumulative_score(table, AGE)).lines[0]
     assert [*line.get_xdata()] == [*range(16)]
     assert [*line.get_ydata()] == pytest.approx([(error.abs() <= years).mean() for years in range(16)])
 
 
 def test_reliability_is_that_of_scikit_learn(table: pd.DataFrame) -> None:
-    p = table[[f"p_{name}" for name in RACES]].to_numpy(float)
+    p = table[list(RACE.probabilities)].to_numpy(float)
     before = p ** table["temperature_race"].iloc[0]
-    lines = _axes(figures.reliability_diagram(table, "race")).lines[1:]
+    lines = _axes(figures.reliability_diagram(table, RACE)).lines[1:]
     for line, values in zip(lines, (before / before.sum(1, keepdims=True), p), strict=True):
         right = values.argmax(1) == table["race"].to_numpy(int)
         accuracy, confidence = calibration_curve(right, values.max(1), n_bins=15)
@@ -132,22 +134,31 @@ def test_reliability_is_that_of_scikit_learn(table: pd.DataFrame) -> None:
 
 def test_distributions_are_shares(table: pd.DataFrame) -> None:
     faces = table.assign(split=np.where(np.arange(len(table)) % 3, "train", "val"))
-    widths = [bar.get_width() for bar in _axes(run_figures.class_distribution(faces, "race")).patches]
+    widths = [bar.get_width() for bar in _axes(run_figures.class_distribution(faces, RACE)).patches]
     wanted = [
         (faces.loc[faces["split"] == split, "race"] == code).mean() for split in ("train", "val") for code in range(5)
     ]
     assert widths == pytest.approx(wanted)
-    stairs = _axes(run_figures.age_distribution(faces)).patches
+    ranges = with_ranges(faces)
+    widths = [bar.get_width() for bar in _axes(run_figures.range_distribution(ranges, AGE)).patches]
+    firsts = sorted(ranges["age_from"].unique())
+    wanted = [
+        (ranges.loc[ranges["split"] == split, "age_from"] == first).mean()
+        for split in ("train", "val")
+        for first in firsts
+    ]
+    assert widths == pytest.approx(wanted)
+    stairs = _axes(run_figures.age_distribution(faces, AGE)).patches
     assert [patch.get_data().values.sum() for patch in stairs] == pytest.approx([1, 1])
 
 
 def test_groups_are_drawn_with_their_intervals(table: pd.DataFrame) -> None:
-    groups = group_table(table)
-    axes = _axes(figures.group_scores(groups, "race/accuracy"))
+    groups = group_table(table, UTKFACE)
+    axes = _axes(figures.group_scores(groups, UTKFACE, "race/accuracy"))
     shown = groups[(groups[["gender", "race", "age_band"]] != "all").sum(axis=1) <= 1]
     points = np.concatenate([container.lines[0].get_xdata() for container in axes.containers])
     assert points == pytest.approx(shown["race/accuracy"].to_numpy(), nan_ok=True)
-    texts = [text.get_text() for text in _axes(figures.group_scores(groups, "race/f1_macro")).texts]
+    texts = [text.get_text() for text in _axes(figures.group_scores(groups, UTKFACE, "race/f1_macro")).texts]
     assert texts.count("one class") == 5
 
 
@@ -163,7 +174,8 @@ def test_svg_follows_its_page(name: str, table: pd.DataFrame) -> None:
     assert "<text" in text  # letters stay letters
     ids, used = re.findall(r' id="([^"]+)"', text), re.findall(r'(?:url\(#|href="#)([^")]+)', text)
     assert {*ids} == {*used}
-    assert all(one.startswith(f"{name}-") for one in ids)
+    other = svg.to_svg(DRAW[name](table), "other", "")
+    assert not {*ids} & {*re.findall(r' id="([^"]+)"', other)}  # figures of one page do not share ids
     assert text == svg.to_svg(DRAW[name](table), name, 'a "label" & <more>')
 
 
@@ -174,6 +186,6 @@ def test_figures_of_few_faces(name: str, table: pd.DataFrame) -> None:
 
 
 def test_a_style_of_the_users_does_not_matter(table: pd.DataFrame) -> None:
-    plain = svg.to_svg(figures.roc(table), "roc", "roc")
+    plain = svg.to_svg(figures.roc(table, GENDER), "roc", "roc")
     with mpl.rc_context({"font.size": 30, "text.color": "red", "lines.linewidth": 9, "axes.grid": False}):
-        assert svg.to_svg(figures.roc(table), "roc", "roc") == plain
+        assert svg.to_svg(figures.roc(table, GENDER), "roc", "roc") == plain

@@ -24,7 +24,7 @@ CONFIG = Path(__file__).parent.parent / "configs/probe.yaml"
 KEPT = Path("runs/probe/features.safetensors")
 BEST = "runs/probe/version_0/checkpoints/best.ckpt"
 SMALL = [f"--config={CONFIG}", "--model.trunk=test_resnet", "--data.image_size=64", "--data.batch_size=16"]
-SMALL += ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=2"]
+SMALL += ["--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_epochs=2"]
 SMALL += ["--model.optimizer.init_args.lr=0.03"]
 SMALL += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
 
@@ -73,8 +73,9 @@ def test_the_result_is_an_ordinary_model_on_an_unchanged_trunk(results: dict[str
     module = read_checkpoint(BEST).module
     for name, tensor in load_file("trunk.safetensors").items():
         assert torch.equal(module.model.trunk.net.state_dict()[name], tensor), name
-    assert open_predictor(BEST).tasks == ["gender", "race", "age"]
-    again = evaluate.main([f"--ckpt_path={BEST}", "--accelerator=cpu", "--data.num_workers=0"])  # from the pictures
+    assert list(open_predictor(BEST).tasks) == ["gender", "race", "age"]
+    words = [f"--ckpt_path={BEST}", "--accelerator=cpu", "--precision=32-true", "--data.num_workers=0"]
+    again = evaluate.main(words)  # from the images
     assert _tested(again) == pytest.approx(_tested(results), abs=1e-5)
     one, other = (pd.read_parquet(f"runs/{run}/version_0/predictions.parquet") for run in ("probe", "evaluate"))
     pd.testing.assert_frame_equal(one, other, atol=1e-4)

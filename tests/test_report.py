@@ -28,8 +28,8 @@ def test_pictures_are_read_back(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.images)
     out = capsys.readouterr().out
     assert f"wrote {path}" in out
-    assert "without what the heads looked at: Expected a checkpoint" in out
-    assert "checkpoint was not at hand" in page.sections["gallery"]
+    assert "without what the heads look at: Expected a checkpoint" in out
+    assert "checkpoint was not found" in page.sections["gallery"]
 
 
 def test_what_the_heads_looked_at(run: Path) -> None:
@@ -46,11 +46,11 @@ def test_faces_that_moved(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     page = Page(report.main([str(run)]))
     assert not page.images
     assert "there is nothing at gone" in capsys.readouterr().out
-    assert "not at hand" in page.sections["gallery"]
+    assert "not found" in page.sections["gallery"]
     assert Page(report.main([str(run), "--data.root", str(tmp_path / "moved")])).images
     with pytest.raises(UserError, match="nothing at nowhere"):
         report.main([str(run), "--data.root", "nowhere"])
-    with pytest.raises(UserError, match="are not there or changed"):
+    with pytest.raises(UserError, match="are missing or changed"):
         report.main([str(run), "--data.root", "synthetic:5"])
     assert Page(run / "report.html").images  # a page is not replaced by a mistake
 
@@ -122,7 +122,7 @@ def test_runs_without_pictures_or_a_common_task(run: Path, tmp_path: Path) -> No
     assert path == run / "compare.html"
     page = Page(path)
     assert "no task with labels in common" in page.sections["differences"]
-    assert "not at hand" in page.sections["disagreements"]
+    assert "not found" in page.sections["disagreements"]
     change(other, lambda table: table.assign(sha1="0"))
     with pytest.raises(UserError, match="share none"):
         report.main([str(run), str(other)])

@@ -55,7 +55,7 @@ def confusion(table: pd.DataFrame, task: Classification) -> pd.DataFrame:
     """
     known, classes = labelled(table, task), list(task.classes)
     labels, predicted = (
-        torch.from_numpy(known[column].to_numpy(np.int64)) for column in (task.name, f"{task.name}_predicted")
+        torch.tensor(known[column].to_numpy(np.int64)) for column in (task.name, f"{task.name}_predicted")
     )
     counts = multiclass_confusion_matrix(predicted, labels, len(classes))
     return pd.DataFrame(counts.numpy(), index=classes, columns=classes)
@@ -98,8 +98,8 @@ def roc(table: pd.DataFrame, task: Classification) -> Roc | None:
     labels = known[task.name].to_numpy(np.int64)
     if len(task.classes) != 2 or len(set(labels.tolist())) < 2:
         return None
-    scores = torch.from_numpy(known[task.probabilities[1]].to_numpy(np.float64))
-    false, true, _ = (values.numpy().astype(np.float64) for values in binary_roc(scores, torch.from_numpy(labels)))
+    scores = torch.tensor(known[task.probabilities[1]].to_numpy(np.float64))
+    false, true, _ = (values.numpy().astype(np.float64) for values in binary_roc(scores, torch.tensor(labels)))
     return Roc(false, true, float(np.trapezoid(true, false)))
 
 

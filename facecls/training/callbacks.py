@@ -149,6 +149,9 @@ class ExponentialAverage:
         steps = int(averaged)
         decay = min(self.decay, (1 + steps) / (10 + steps))
         if averages[0].is_floating_point():
+            if currents[0].dtype != averages[0].dtype:
+                # Lightning copies the module before it converts it, as precision 64-true and bf16-true do
+                currents = [current.to(averages[0].dtype) for current in currents]
             get_ema_multi_avg_fn(decay)(averages, currents, steps)  # type: ignore[no-untyped-call]
         else:
             for average, current in zip(averages, currents, strict=True):  # BatchNorm's counts of batches
