@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from facecls.data.synthetic import draw_faces, write_faces
-from facecls.data.tasks import GENDERS, MAX_AGE, RACES, LabelError, parse_name
+from facecls.data.synthetic import GENDERS, MAX_AGE, RACES, draw_faces, wears_glasses, write_faces
+from facecls.data.tasks import LabelError, parse_name
 
 
 def _digest(count, seed, size=200):
@@ -23,6 +23,12 @@ def _digest(count, seed, size=200):
     for name, encoded in draw_faces(count, seed, size):
         digest.update(name.encode() + encoded)
     return digest.hexdigest()
+
+
+def _codes(name):
+    """Age, gender and race, as UTKFace's names have them."""
+    parse_name(name)  # raises if it is none
+    return [int(code) for code in name.split("_")[:3]]
 
 
 def _decode(encoded):
@@ -33,7 +39,7 @@ def _decode(encoded):
 def faces():
     """Names' labels (N, 3) and images (N, 200, 200, 3) of 700 faces."""
     drawn = list(draw_faces(700, seed=3))
-    return np.array([parse_name(name) for name, _ in drawn]), np.stack([_decode(encoded) for _, encoded in drawn])
+    return np.array([_codes(name) for name, _ in drawn]), np.stack([_decode(encoded) for _, encoded in drawn])
 
 
 def test_same_seed_draws_the_same_faces_in_another_process():
@@ -123,6 +129,58 @@ def test_age_shows_over_the_whole_range(faces):
         train, test = chosen[::2], chosen[1::2]
         estimate = _estimate_age().fit(features[train], ages[train])
         assert np.corrcoef(estimate.predict(features[test]), ages[test])[0, 1] > 0.75
+
+
+GLASSED = 400
+
+
+@pytest.fixture(scope="module")
+def glassed():
+    """Who wears glasses (N,), and images (N, 200, 200, 3) with and without glasses of the same faces."""
+    worn = np.array([wears_glasses(3, index) for index in range(GLASSED)])
+    pairs = [
+        [_decode(encoded) for _, encoded in draw_faces(GLASSED, seed=3, glasses=glasses)] for glasses in (True, False)
+    ]
+    return worn, *map(np.stack, pairs)
+
+
+def test_faces_without_glasses_are_the_same_to_the_byte_and_names_too():
+    drawn = list(zip(draw_faces(60, 8), draw_faces(60, 8, glasses=True), strict=True))
+    assert all(plain[0] == other[0] for plain, other in drawn)
+    same = [plain[1] == other[1] for plain, other in drawn]
+    assert same == [not wears_glasses(8, index) for index in range(60)]
+    # what version 0.1 drew
+    assert _digest(50, 11) == "af937aad668c0b00c50f0992f8039b542e4a63593508bef5859433fc99099110"
+
+
+def test_glasses_change_what_is_around_the_eyes_and_nothing_else(glassed):
+    worn, images, plain = glassed
+    changed = np.abs(images.astype(int) - plain).max(3)[worn] > 40  # JPEG spreads small changes
+    share = changed.mean((1, 2))
+    assert share.min() > 0.01
+    assert share.max() < 0.15
+    rows = np.flatnonzero(changed.any((0, 2)))
+    assert rows.min() > 50  # below the top of the head and above the mouth
+    assert rows.max() < 150
+
+
+def test_glasses_are_as_frequent_in_every_group(faces):
+    worn = np.array([wears_glasses(3, index) for index in range(700)])
+    ages, genders, races = faces[0].T
+    assert abs(worn.mean() - 0.5) < 0.06
+    for group in (genders == 0, genders == 1, ages < 15, ages > 60, *(races == code for code in range(5))):
+        assert abs(worn[group].mean() - 0.5) < 0.15
+    other = [wears_glasses(4, index) for index in range(700)]
+    assert 0.4 < np.mean(worn == other) < 0.6
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_glasses_can_be_read_off_the_picture(glassed):
+    worn, images, _ = glassed
+    features = _features(images)
+    train, test = slice(0, 300), slice(300, None)
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+    assert classifier.fit(features[train], worn[train]).score(features[test], worn[test]) > 0.9
 
 
 def test_written_faces_are_those_drawn(tmp_path: Path):

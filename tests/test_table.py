@@ -170,6 +170,19 @@ def test_folders_that_are_links_are_searched_once_each(tmp_path: Path) -> None:
     ]
 
 
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, scandir = as_folder(tmp_path), os.scandir
+
+    def refuse(place: Path) -> object:
+        if place.name == "part 2":
+            raise PermissionError(13, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr("os.scandir", refuse)  # root, whom tests may run as, may list every folder
+    with pytest.raises(UserError, match=r"Can't read .*/part 2: Permission denied; make it readable"):
+        read_table(folder, seed=0)
+
+
 def test_what_is_no_regular_file_is_passed_over(tmp_path: Path) -> None:
     folder = as_folder(tmp_path)
     os.mkfifo(folder / "5_0_0_20170116174525125.jpg")

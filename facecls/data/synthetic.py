@@ -37,6 +37,7 @@ _APPARENT_AGE_SD = 1.5
 """Years by which a face looks older or younger than it is."""
 _GLASSES = 1
 """Marks the generator of the glasses, which is independent of the one that draws everything else."""
+_GLINT = np.array([214.0, 214.0, 218.0])
 _FRAMES = ((28.0, 26.0, 30.0), (96.0, 30.0, 34.0), (30.0, 44.0, 92.0), (22.0, 112.0, 78.0))
 _SUBPIXEL_BITS = 4
 _ALONG = np.linspace(0, 1, 16)
@@ -433,11 +434,13 @@ def _draw_glasses(face: _Face, pen: _Pen, rng: np.random.Generator) -> None:
     x, y = 0.34 + 0.03 * face.youth, face.eyes_y + 0.02
     rim = _oval((0, 0), 1, 1)
     rim = np.sign(rim) * np.abs(rim) ** (1 / squareness) * [half, high]  # a superellipse
+    lines = [_arc((0, y - 0.1 * high), x - half, -0.05)]
     for side in (-1, 1):
-        pen.line(rim + np.array([side * x, y]), colour, thick)
         temple = np.array([[side * (x + half), y - 0.3 * high], [side * face.width, y - 0.1]])
-        pen.line(temple, colour, thick)
-    pen.line(_arc((0, y - 0.1 * high), x - half, -0.05), colour, thick)
+        lines += [rim + np.array([side * x, y]), temple]
+    for shade, width in ((_GLINT, thick + 0.05), (colour, thick)):  # a light edge, so that they show on dark skin
+        for line in lines:
+            pen.line(line, shade, width)
 
 
 def _draw_fringe(face: _Face, pen: _Pen, rng: np.random.Generator) -> None:
