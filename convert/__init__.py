@@ -1,1 +1,1 @@
-"""Keras VGGFace2 ResNet-50 -> ONNX -> PyTorch trunk; run once."""
+"""Converts a Keras VGGFace2 ResNet-50 to ONNX and to a PyTorch trunk, once."""

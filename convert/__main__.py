@@ -1,4 +1,4 @@
-"""``python -m convert``: a Keras VGGFace2 ResNet-50 -> a trunk file, verified before it is written."""
+"""``python -m convert``: converts a Keras VGGFace2 ResNet-50 to a trunk file, verified before it is written."""
 
 import argparse
 import gc
@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from facecls import __version__
+from facecls._version import __version__
 from facecls.errors import UserError, command
 from facecls.files import replacing
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from convert.keras_h5 import KerasFile
 
-_ABOUT = "Turns keras-vggface's VGGFace2 ResNet-50 into a trunk file, and verifies it before anything is written."
+_DESCRIPTION = "Converts keras-vggface's VGGFace2 ResNet-50 to a trunk file, and verifies it before writing anything."
 CONVERTER = f"facecls {__version__}"
-"""What stands in the metadata."""
+"""Named in the metadata of the trunk file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on stderr if the file can't be converted.
     """
-    parser = argparse.ArgumentParser(prog="python -m convert", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog="python -m convert", description=_DESCRIPTION)
     parser.add_argument("source", type=Path, metavar="SOURCE.h5", help="whole model or weights only, saved by Keras 2")
     parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
-    parser.add_argument("--onnx", type=Path, metavar="FILE", help="write the ONNX model too (takes BGR minus mean)")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="also write the ONNX model (takes BGR minus mean)")
     parser.add_argument("--keep-classifier", action="store_true", help="keep the 8631 identities, for facecls.identify")
     options = parser.parse_args(arguments)
     with command("convert"):
@@ -42,35 +42,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def convert(source: Path, dest: Path, onnx_dest: Path | None, keep_classifier: bool) -> None:
-    """Converts a file, verifies the result, writes it and says what was done.
+    """Converts a file, verifies the result, writes it and prints a summary.
 
     Args:
         source: The Keras .h5 file.
         dest: The trunk file to write.
-        onnx_dest: Where to write the ONNX model too, if anywhere.
-        keep_classifier: Whether the classifier comes along.
+        onnx_dest: Where to write the ONNX model as well; ``None`` for nowhere.
+        keep_classifier: Whether the trunk file includes the classifier.
 
     Raises:
-        UserError: If the file can't be converted or the result not be written; then nothing is.
+        UserError: If the file can't be converted or the result can't be written; then nothing is written.
     """
-    places = [path.resolve() for path in (source, dest, onnx_dest) if path]
-    if len(set(places)) < len(places):
+    paths = [path.resolve() for path in (source, dest, onnx_dest) if path]
+    if len(set(paths)) < len(paths):
         raise UserError("Expected different files to read and to write, but one is named twice; name another.")
-    # the big libraries are imported late, so that neither --help nor a wrong file waits for them
+    # heavy libraries are imported late, so that neither --help nor a wrong file waits for them
     from convert.keras_h5 import open_keras
 
     with open_keras(source) as file, replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part:
         if keep_classifier and not file.classifier:
-            raise UserError(f"{source} has no classifier to keep; take a file that has one or drop --keep-classifier.")
-        with _scratch(dest, file, keep_classifier, onnx_part) as model:
+            raise UserError(f"{source} has no classifier to keep; use a file that has one or drop --keep-classifier.")
+        with _temporary_onnx(dest, file, keep_classifier, onnx_part) as model:
             state, measured = _verify(model, keep_classifier)
         _save(dest, file, state, measured)
-        _report(file, measured, {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {}))
+        _print_summary(file, measured, {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {}))
 
 
 @contextmanager
-def _scratch(dest: Path, file: "KerasFile", classifier: bool, onnx_part: Path | None) -> Iterator[Path]:
-    """Writes the ONNX model to a folder beside ``dest`` for a while, and to ``onnx_part`` to stay; both are checked."""
+def _temporary_onnx(dest: Path, file: "KerasFile", classifier: bool, onnx_part: Path | None) -> Iterator[Path]:
+    """Writes the ONNX model to a temporary folder beside ``dest``, and to ``onnx_part`` if given; both are checked."""
     import onnx
 
     from convert.onnx_graph import to_onnx
@@ -82,19 +82,19 @@ def _scratch(dest: Path, file: "KerasFile", classifier: bool, onnx_part: Path | 
     try:
         with TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as folder:
             path = Path(folder) / "model.onnx"
-            # weights in a file of their own, so that who reads the model maps them or reads them once
+            # weights in a file of their own, which readers map into memory or read only once
             onnx.save_model(model, path, save_as_external_data=True, location="model.weights")
-            del model  # holds all weights, even those that it has written
+            del model  # it still holds all weights, even those that it has written
             onnx.checker.check_model(path, full_check=True)
             yield path
     except OSError as error:
         raise UserError(
-            f"Can't write beside {dest}: {error.strerror or error}; name a writable folder with room for twice that."
+            f"Can't write beside {dest}: {error.strerror or error}; name a writable folder with room for two copies."
         ) from None
 
 
 def _verify(model: Path, classifier: bool) -> "tuple[dict[str, Tensor], dict[str, float]]":
-    """Makes the trunk's tensors of an ONNX file, and measures how far each stage is from ONNX Runtime."""
+    """Converts an ONNX file to the trunk's tensors, and measures the difference of each stage from ONNX Runtime."""
     from convert import parity
     from convert.trunk_weights import to_module, to_trunk, trunk_state
 
@@ -131,7 +131,7 @@ def _save(dest: Path, file: "KerasFile", state: "dict[str, Tensor]", measured: d
     save_trunk(dest, state, metadata)
 
 
-def _report(file: "KerasFile", measured: dict[str, float], written: dict[Path, str]) -> None:
+def _print_summary(file: "KerasFile", measured: dict[str, float], written: dict[Path, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -151,6 +151,6 @@ def _report(file: "KerasFile", measured: dict[str, float], written: dict[Path, s
 
 
 if __name__ == "__main__":
-    gc.disable()  # the imports make 640,000 objects that stay; to look for garbage among them takes a second,
+    gc.disable()  # the imports create 640,000 objects that stay; searching them for garbage takes a second,
     main()
-    gc.freeze()  # and half a second more at the end
+    gc.freeze()  # and half a second more at exit

@@ -1,4 +1,4 @@
-"""``model_config``, the JSON that Keras 2 saves with a whole model, -> layers in order."""
+"""Reads ``model_config``, the JSON that Keras 2 saves with a whole model, as a list of layers in order."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ def parse_graph(path: Path, model_config: str) -> tuple[list[Layer], str]:
     """Reads the graph of a functional Keras 2 model.
 
     Args:
-        path: Where it comes from, for messages.
+        path: The file it comes from, for messages.
         model_config: The JSON.
 
     Returns:
-        The layers, each after its inputs, and the name of the one whose output is the model's.
+        The layers, each after its inputs, and the name of the layer whose output is the model's output.
 
     Raises:
         UserError: If a layer is of an unknown class, or the graph is not that of a functional Keras 2 model with one
@@ -25,18 +25,18 @@ def parse_graph(path: Path, model_config: str) -> tuple[list[Layer], str]:
     try:
         model = json.loads(model_config)
         if model["class_name"] not in ("Functional", "Model"):
-            raise _unlike(path, f"the model's class is {model['class_name']}")
+            raise _not_functional(path, f"the model's class is {model['class_name']}")
         layers = [_layer(path, entry) for entry in model["config"]["layers"]]
         outputs = _names(path, model["config"]["output_layers"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise _unlike(path, f"it can't be understood ({error!r})") from None
+        raise _not_functional(path, f"it can't be understood ({error!r})") from None
     if len(outputs) != 1:
-        raise _unlike(path, f"it has the {len(outputs)} outputs {', '.join(outputs)}")
+        raise _not_functional(path, f"it has the {len(outputs)} outputs {', '.join(outputs)}")
     _check_order(path, layers, outputs[0])
     return layers, outputs[0]
 
 
-def _unlike(path: Path, what: str) -> UserError:
+def _not_functional(path: Path, what: str) -> UserError:
     return UserError(
         f"Expected the graph of a functional Keras 2 model with one output in {path}, but {what}; "
         "save keras-vggface's model with Keras 2 (tf_keras)."
@@ -54,18 +54,18 @@ def _layer(path: Path, entry: dict[str, Any]) -> Layer:
     if isinstance(dtype, dict):  # a policy, as newer versions write it
         dtype = dtype["config"]["name"]
     if dtype != "float32":
-        raise _unlike(path, f"layer {name} computes in {dtype}, not float32")
+        raise _not_functional(path, f"layer {name} computes in {dtype}, not float32")
     return Layer(name, kind, config, tuple(_names(path, entry["inbound_nodes"])))
 
 
 def _names(path: Path, nodes: Any) -> list[str]:
-    """Gives the layer names in references such as ``[[["conv1", 0, 0, {}]]]``, however deeply they are nested."""
+    """The layer names in references such as ``[[["conv1", 0, 0, {}]]]``, however deeply nested."""
     if not isinstance(nodes, list):
-        raise _unlike(path, f"{nodes!r} is not how Keras 2 refers to layers")
+        raise _not_functional(path, f"{nodes!r} is not how Keras 2 refers to layers")
     if nodes and isinstance(nodes[0], str):
         name, node, tensor = nodes[:3]
         if (node, tensor) != (0, 0):
-            raise _unlike(path, f"layer {name} is used more than once")
+            raise _not_functional(path, f"layer {name} is used more than once")
         return [name]
     return [name for inner in nodes for name in _names(path, inner)]
 
@@ -73,13 +73,15 @@ def _names(path: Path, nodes: Any) -> list[str]:
 def _check_order(path: Path, layers: list[Layer], output: str) -> None:
     seen: set[str] = set()
     for layer in layers:
-        wanted = {"InputLayer": 0, "Add": 2}.get(layer.kind, 1)
-        if len(layer.inputs) != wanted:
-            raise _unlike(path, f"layer {layer.name} has {len(layer.inputs)} inputs, not {wanted}")
+        expected = {"InputLayer": 0, "Add": 2}.get(layer.kind, 1)
+        if len(layer.inputs) != expected:
+            raise _not_functional(path, f"layer {layer.name} has {len(layer.inputs)} inputs, not {expected}")
         if late := [name for name in layer.inputs if name not in seen]:
-            raise _unlike(path, f"layer {layer.name} takes its input from {late[0]}, which does not come before it")
+            raise _not_functional(
+                path, f"layer {layer.name} takes its input from {late[0]}, which does not come before it"
+            )
         if layer.name in seen:
-            raise _unlike(path, f"layer {layer.name} is there twice")
+            raise _not_functional(path, f"layer {layer.name} is there twice")
         seen.add(layer.name)
     if output not in seen:
-        raise _unlike(path, f"its output {output} is no layer")
+        raise _not_functional(path, f"its output {output} is no layer")

@@ -1,7 +1,7 @@
-"""A Keras 2 .h5 file, whole model or weights only, -> layers and arrays; h5py, no TensorFlow.
+"""Reads layers and weights from a Keras 2 .h5 file, whole model or weights only, with h5py and without TensorFlow.
 
-What is read follows ``save_model_to_hdf5`` and ``save_weights_to_hdf5_group`` of Keras 2 (tf_keras,
-``saving/legacy/hdf5_format.py``) and their forms since 2018: attributes are bytes or str, scalar or array, in one piece
+The format is that of ``save_model_to_hdf5`` and ``save_weights_to_hdf5_group`` in Keras 2 (tf_keras,
+``saving/legacy/hdf5_format.py``) in all variants since 2018: attributes are bytes or str, scalar or array, in one piece
 or split into ``name0``, ``name1``, ...
 """
 
@@ -25,28 +25,28 @@ _LFS = b"version https://git-lfs.github.com/spec/v1"
 _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _WEIGHTED = {"Conv2D", "BatchNormalization", "Dense"}
-"""Keras' classes whose layers have weights in this network."""
+"""Keras classes whose layers have weights in this network."""
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
-"""What h5py raises when it meets nonsense inside a file."""
+"""What h5py raises for a file that is damaged inside."""
 
 Datasets = Mapping[str, Any]
-"""Weight name, such as ``conv1/7x7_s2/bn/gamma``, to the h5py dataset."""
+"""The h5py dataset by weight name, such as ``conv1/7x7_s2/bn/gamma``."""
 
 
 @dataclass(frozen=True)
 class KerasFile:
-    """An open file, checked: every weight of the network is there, float32 and of the right shape.
+    """An open file that holds every weight of the network, in float32 and the right shape.
 
     Attributes:
         path: The file.
-        sha256: Of its bytes, in hexadecimal.
+        sha256: SHA-256 of its bytes, in hexadecimal.
         kind: ``whole model`` or ``weights only``.
-        keras_version: The Keras that wrote it, as it says itself.
+        keras_version: The version of Keras that wrote it, according to the file.
         layers: The graph, each layer after its inputs.
-        features: Name of the layer whose output are the features.
-        output: Name of the layer that ends the graph: the classifier's last, or the one of the features.
-        parameters: How many numbers the weights hold.
-        datasets: Where the weights lie.
+        features: Name of the layer whose output is the features.
+        output: Name of the last layer: of the classifier, or else the one of the features.
+        parameters: Number of parameters.
+        datasets: The weights, not yet read.
     """
 
     path: Path
@@ -65,10 +65,10 @@ class KerasFile:
         return self.features != self.output
 
     def read(self, weight: str) -> NDArray[np.float32]:
-        """Reads one weight as Keras keeps it: kernels are (H, W, in, out).
+        """Reads one weight in Keras' layout: kernels are (H, W, in, out).
 
         Raises:
-            UserError: If it can't be read or holds anything but finite numbers.
+            UserError: If it can't be read or holds NaN or Inf.
         """
         try:
             array: NDArray[np.float32] = self.datasets[weight][()]
@@ -83,16 +83,16 @@ class KerasFile:
 
 @contextmanager
 def open_keras(path: Path) -> Iterator[KerasFile]:
-    """Opens a file that Keras 2 wrote of keras-vggface's VGGFace2 ResNet-50, and checks all but the numbers in it.
+    """Opens keras-vggface's VGGFace2 ResNet-50 as saved by Keras 2, and checks everything except the values of weights.
 
     Args:
         path: The .h5 file.
 
     Yields:
-        The open file; its arrays are read one at a time, so that no more than needed is in memory.
+        The open file; weights are read one at a time, to save memory.
 
     Raises:
-        UserError: If it is anything else, or a weight is missing, unknown, misshapen or not float32.
+        UserError: If it is any other file, or a weight is missing, unknown, of another shape or not float32.
     """
     sha256 = _digest(path)
     try:
@@ -104,7 +104,7 @@ def open_keras(path: Path) -> Iterator[KerasFile]:
 
 
 def _digest(path: Path) -> str:
-    """Gives the SHA-256 of a file that begins as HDF5 does."""
+    """The SHA-256 of a file, after a look at its first bytes."""
     if not path.is_file():
         raise UserError(
             f"Expected a Keras file at {path}, but there is none; get one with `python -m facecls.download weights`."
@@ -120,7 +120,7 @@ def _digest(path: Path) -> str:
         ) from None
     if head.startswith(_LFS):
         raise UserError(
-            f"{path} is only a Git LFS pointer to the file; run `git lfs pull` in the repository it is from."
+            f"Expected a Keras file, but {path} is only a Git LFS pointer to it; run `git lfs pull` in its repository."
         )
     if head.startswith(_ZIP):
         raise UserError(
@@ -170,7 +170,7 @@ def _read(path: Path, file: Any, sha256: str) -> KerasFile:
 
 
 def _texts(attributes: Any, name: str) -> list[str]:
-    """Gives an attribute's strings in whichever form they were written; none if there is no such attribute."""
+    """The strings of an attribute, in whichever form they were written; empty if there is no such attribute."""
     parts = [name]
     if name not in attributes:
         parts = list(takewhile(attributes.__contains__, (f"{name}{part}" for part in count())))
@@ -188,7 +188,7 @@ def _datasets(path: Path, group: Any) -> Datasets:
     datasets = {}
     for layer in names:
         for weight in _texts(group[layer].attrs, "weight_names"):
-            # only the end tells which weight it is: Keras may have added _1 to the layer's name in between
+            # only the last part says which weight it is: Keras may have added _1 to the layer's name before it
             name = f"{layer}/{weight.rpartition('/')[2].partition(':')[0]}"
             if weight not in group[layer]:
                 raise UserError(f"Weight {name} is named in {path}, but is not in it; get the file again.")
@@ -210,7 +210,7 @@ def _check_shapes(path: Path, datasets: Datasets, known: Mapping[str, tuple[int,
         if tuple(data.shape) != known[name] or data.dtype != np.float32:
             raise UserError(
                 f"Expected weight {name} to be float32 of shape {known[name]}, but in {path} it is {data.dtype} of "
-                f"shape {tuple(data.shape)}; take the file of keras-vggface's VGGFace2 ResNet-50."
+                f"shape {tuple(data.shape)}; use the file of keras-vggface's VGGFace2 ResNet-50."
             )
 
 

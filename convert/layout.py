@@ -1,7 +1,7 @@
-"""keras-vggface's VGGFace2 ResNet-50 in Keras' own words: what a weights-only file does not say.
+"""The layers of keras-vggface's VGGFace2 ResNet-50, which a weights-only file does not describe.
 
 Source: ``RESNET50`` in github.com/rcmalli/keras-vggface, ``keras_vggface/models.py``. Names and settings are those that
-Keras writes into ``model_config``, so that one path leads from here and from a whole saved model to ONNX.
+Keras writes into ``model_config``, so that this description and a saved model are converted by the same code.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 SIZE = 224
-"""Pixels, height and width of the input."""
+"""Height and width of the input in pixels."""
 CLASSES = 8631
-"""Identities of VGGFace2's training part."""
+"""Identities in the training set of VGGFace2."""
 CLASSIFIER = "classifier"
 STAGES = ((2, 3, 64), (3, 4, 128), (4, 6, 256), (5, 3, 512))
-"""Of each stage its number in the names, its blocks, and the channels of its 3x3 convolutions."""
+"""By stage: its number in layer names, how many blocks it has, and the channels of its 3x3 convolutions."""
 EXPANSION = 4
-"""A block has this many times the channels of its 3x3 convolution."""
+"""A block's output has this many times the channels of its 3x3 convolution."""
 FEATURES = EXPANSION * STAGES[-1][-1]
 
 KINDS = (
@@ -32,7 +32,7 @@ KINDS = (
     "Flatten",
     "Dense",
 )
-"""Keras' classes of layers that can be converted."""
+"""Keras classes of layers that can be converted."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Layer:
     """One layer of a Keras graph.
 
     Attributes:
-        name: Its name, which may hold slashes.
-        kind: Keras' class name.
-        config: Keras' configuration of it.
-        inputs: Names of the layers whose output it takes, in order.
+        name: Its name, which may contain slashes.
+        kind: Its Keras class.
+        config: Its Keras configuration.
+        inputs: Names of its input layers, in order.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Conv:
-    """A convolution with its BatchNorm: name, kernel size, stride, channels in and out, and whose output it takes."""
+    """A convolution with its BatchNorm: name, kernel size, stride, input and output channels, and input layer."""
 
     name: str
     size: int
@@ -69,7 +69,7 @@ _STEM = _Conv("conv1/7x7_s2", 7, 2, 3, STAGES[0][-1], "input_1")
 
 @dataclass(frozen=True)
 class _Block:
-    """A residual block: its name, its convolutions, and whose output is added to the last one's."""
+    """A residual block: its name, its convolutions, and its input layer."""
 
     name: str
     reduce: _Conv
@@ -105,13 +105,13 @@ def _convolutions() -> Iterator[_Conv]:
 
 
 def known_shapes(classifier: bool) -> dict[str, tuple[int, ...]]:
-    """Gives every weight that the network has.
+    """The shapes of all weights of the network.
 
     Args:
         classifier: Whether the file has the classifier.
 
     Returns:
-        Weight name, such as ``conv1/7x7_s2/bn/gamma``, to its shape as Keras keeps it: kernels are (H, W, in, out).
+        Shapes in Keras' layout, kernels (H, W, in, out), by weight name, such as ``conv1/7x7_s2/bn/gamma``.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for conv in _convolutions():
@@ -125,13 +125,14 @@ def known_shapes(classifier: bool) -> dict[str, tuple[int, ...]]:
 
 
 def known_layers(classifier: bool) -> list[Layer]:
-    """Gives the network's layers, each after its inputs.
+    """The layers of the network.
 
     Args:
         classifier: Whether the file has the classifier.
 
     Returns:
-        The layers; the names of those without weights are ours, since Keras numbers them as they come.
+        The layers, each after its inputs. Layers without weights have names of our own, since Keras numbers them in the
+        order of their creation.
     """
     graph = [
         Layer("input_1", "InputLayer", {"batch_input_shape": [None, SIZE, SIZE, 3]}, ()),
@@ -160,7 +161,7 @@ def known_layers(classifier: bool) -> list[Layer]:
 
 
 def _conv_bn(conv: _Conv) -> list[Layer]:
-    # "same" and "valid" mean the same for the 1x1 kernels; epsilon and momentum are Keras' defaults
+    # for 1x1 kernels "same" and "valid" are alike; epsilon and momentum are Keras' defaults
     return [
         Layer(conv.name, "Conv2D", {"strides": conv.stride, "padding": "same", "activation": "linear"}, (conv.source,)),
         Layer(f"{conv.name}/bn", "BatchNormalization", {"axis": 3, "epsilon": 1e-3, "momentum": 0.99}, (conv.name,)),

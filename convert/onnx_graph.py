@@ -1,8 +1,8 @@
-"""Keras layers -> an ONNX model, one node per layer, BatchNormalization kept, pads written out.
+"""Converts Keras layers to an ONNX model: one node per layer, BatchNormalization kept, padding explicit.
 
-The model does what Keras' does, only with channels first: its input ``images`` is (N, 3, 224, 224) float32, BGR, 0..255
-minus ``BGR_MEAN``; its outputs are ``features`` (N, 2048) and, with a classifier, ``probabilities`` (N, 8631). The same
-contract stands in the model's metadata. A fused activation, such as the classifier's softmax, is a node of its own.
+The model computes what the Keras model does, but with channels first: its input ``images`` is (N, 3, 224, 224) float32,
+BGR, 0..255 minus ``BGR_MEAN``; its outputs are ``features`` (N, 2048) and, with a classifier, ``probabilities``
+(N, 8631). The model's metadata says so too. A fused activation, such as the classifier's softmax, gets its own node.
 """
 
 import json
@@ -24,24 +24,25 @@ BGR_MEAN = (91.4953, 103.8827, 131.0912)
 INPUT, FEATURES, PROBABILITIES = "images", "features", "probabilities"
 """Names of the model's input and outputs."""
 
-_OPSET = 17  # the newest of those that onnx2torch 1.5.15 was made for
-_IR_VERSION = 8  # the one that goes with opset 17
+_OPSET = 17  # the newest that onnx2torch 1.5.15 supports
+_IR_VERSION = 8  # the one that belongs to opset 17
 _ACTIVATIONS = {"relu": "Relu", "softmax": "Softmax"}
 _AXES = {"Softmax": {"axis": 1}}
 
 
 def to_onnx(file: KerasFile, classifier: bool) -> onnx.ModelProto:
-    """Writes the layers of a Keras file as an ONNX model.
+    """Converts the layers of a Keras file to an ONNX model.
 
     Args:
         file: The open Keras file.
-        classifier: Whether to go on beyond the features; the file must then have a classifier.
+        classifier: Whether to include the classifier, which the file must then have.
 
     Returns:
-        The model, not checked yet; see the head of this file for its input and outputs. Same file, same model.
+        The model, not checked yet, the same for the same file; its input and outputs are described at the top of this
+        file.
 
     Raises:
-        UserError: If a layer is configured in a way that can't be converted, or a weight is not finite.
+        UserError: If a layer has a setting that can't be converted, or a weight holds NaN or Inf.
     """
     outputs = {file.features: FEATURES} | ({file.output: PROBABILITIES} if classifier else {})
     graph = _Graph(file, outputs)
@@ -49,14 +50,14 @@ def to_onnx(file: KerasFile, classifier: bool) -> onnx.ModelProto:
         try:
             graph.add(layer)
         except (KeyError, TypeError, ValueError) as error:
-            raise _unlike(layer, f"its settings can't be understood ({error!r})") from None
+            raise _unsupported(layer, f"its settings can't be understood ({error!r})") from None
     return graph.finish()
 
 
-def _unlike(layer: Layer, what: str) -> UserError:
+def _unsupported(layer: Layer, what: str) -> UserError:
     return UserError(
         f"Expected layer {layer.name} to be as in VGGFace2's ResNet-50, but {what}; "
-        "take the unchanged file of keras-vggface."
+        "use the unchanged file of keras-vggface."
     )
 
 
@@ -70,7 +71,7 @@ def _upstream(layers: list[Layer], ends: Iterable[str]) -> list[Layer]:
 
 @dataclass(frozen=True)
 class _Operator:
-    """An ONNX operator: its type, attributes, weights in ONNX' layout by name, and what shape it gives."""
+    """An ONNX operator: its type, output shape, attributes, and weights by name in ONNX' layout."""
 
     type: str
     shape: tuple[int, ...]  # (C, H, W) or (C,), without the batch
@@ -79,20 +80,20 @@ class _Operator:
 
 
 class _Graph:
-    """The growing graph; it knows the shape of every value in it."""
+    """The graph under construction, with the shape of every value in it."""
 
     def __init__(self, file: KerasFile, outputs: dict[str, str]) -> None:
         self.file = file
         self.outputs = outputs
         self.names = dict(outputs)
         self.shapes: dict[str, tuple[int, ...]] = {}
-        # filled in place: onnx.helper.make_graph and make_model would each copy all weights
+        # filled in place, since onnx.helper.make_graph and make_model each copy all weights
         self.model = onnx.ModelProto(ir_version=_IR_VERSION, producer_name="facecls")
         self.model.opset_import.add(domain="", version=_OPSET)
         self.model.graph.name = "vggface2_resnet50"
 
     def add(self, layer: Layer) -> None:
-        """Adds one layer; its inputs must be there already."""
+        """Adds one layer, whose inputs must have been added before."""
         if layer.kind == "InputLayer":
             self.shapes[layer.name] = _input_shape(layer)
             self.names[layer.name] = INPUT
@@ -120,7 +121,7 @@ class _Graph:
         self.model.graph.node.append(node)
 
     def finish(self) -> onnx.ModelProto:
-        """Adds inputs, outputs and metadata, and gives the model."""
+        """Adds inputs, outputs and metadata, and returns the model."""
         contract = {"channels": "BGR", "range": [0, 255], "mean_bgr": BGR_MEAN, "subtract_mean_before": True}
         helper.set_model_props(self.model, {"input": json.dumps(contract), "source_sha256": self.file.sha256})
         self.model.graph.input.append(_value_info(INPUT, (3, SIZE, SIZE), "float32 BGR, 0..255 minus mean_bgr"))
@@ -164,7 +165,7 @@ def _operator(file: KerasFile, layer: Layer, shape: tuple[int, ...]) -> _Operato
             window, after = _window(layer, shape, config["pool_size"], config["strides"])
             return _Operator("MaxPool", (shape[0], *after), window)
         case "AveragePooling2D":
-            _allow(layer, "padding", "valid")  # onnx2torch knows no other mean than one over whole windows
+            _allow(layer, "padding", "valid")  # onnx2torch only supports averages over whole windows
             window, after = _window(layer, shape, config["pool_size"], config["strides"])
             return _Operator("AveragePool", (shape[0], *after), window)
         case "GlobalAveragePooling2D":
@@ -172,42 +173,42 @@ def _operator(file: KerasFile, layer: Layer, shape: tuple[int, ...]) -> _Operato
             return _Operator("ReduceMean", shape[:1], {"axes": [2, 3], "keepdims": 0})
         case "Flatten":
             if shape[1:] not in ((), (1, 1)):
-                raise _unlike(layer, f"it flattens {shape[1:]} places, not one")  # Keras would in another order
+                raise _unsupported(layer, f"it flattens {shape[1:]} places, not one")  # in another order than Keras
             return _Operator("Flatten", shape[:1], {"axis": 1})
         case "Dense":
             kernel = file.read(f"{layer.name}/kernel").T  # (in, out) -> (out, in)
             weights = {"kernel": kernel, "bias": file.read(f"{layer.name}/bias")}
             return _Operator("Gemm", kernel.shape[:1], {"transB": 1}, weights)
-    raise AssertionError(f"no operator for {layer.kind}, which layout.KINDS promises")
+    raise AssertionError(f"no operator for {layer.kind}, which is in layout.KINDS")
 
 
 def _activation(layer: Layer, shape: tuple[int, ...]) -> _Operator:
     activation = layer.config["activation"]
     if activation not in _ACTIVATIONS:
-        raise _unlike(layer, f"its activation is {activation}, not {' or '.join(_ACTIVATIONS)}")
+        raise _unsupported(layer, f"its activation is {activation}, not {' or '.join(_ACTIVATIONS)}")
     kind = _ACTIVATIONS[activation]
     return _Operator(kind, shape, _AXES.get(kind, {}))
 
 
 def _allow(layer: Layer, key: str, *allowed: Any) -> None:
-    """Refuses a setting, one number or several, that is there and none of those allowed."""
+    """Refuses a setting, of one or several numbers, that is present and not among those allowed."""
     for value in np.atleast_1d(layer.config.get(key, allowed[0])).tolist():
         if value not in allowed:
-            raise _unlike(layer, f"its {key} is {value}, not {' or '.join(map(str, allowed))}")
+            raise _unsupported(layer, f"its {key} is {value}, not {' or '.join(map(str, allowed))}")
 
 
 def _input_shape(layer: Layer) -> tuple[int, int, int]:
     batch_shape = layer.config.get("batch_input_shape") or layer.config["batch_shape"]
     height, width, channels = (SIZE if size is None else size for size in batch_shape[1:])
     if (height, width, channels) != (SIZE, SIZE, 3):
-        raise _unlike(layer, f"its shape is {batch_shape}, not [None, {SIZE}, {SIZE}, 3]")
+        raise _unsupported(layer, f"its shape is {batch_shape}, not [None, {SIZE}, {SIZE}, 3]")
     return channels, height, width
 
 
 def _window(layer: Layer, shape: tuple[int, ...], kernel: Any, stride: Any) -> tuple[dict[str, Any], list[int]]:
-    """Gives the attributes of a sliding window, pads written out, and the height and width after it.
+    """The attributes of a sliding window, with explicit padding, and the height and width of its output.
 
-    TensorFlow's "same" gives ceil(size / stride) places; an odd number of padded rows has the one more at the end
+    TensorFlow's "same" has an output of ceil(size / stride); where the padding is odd, the extra row is at the end
     (tensorflow.org/api_docs/python/tf/nn, "Notes on padding").
     """
     _allow(layer, "padding", "valid", "same")

@@ -1,4 +1,4 @@
-"""The same seeded faces through ONNX Runtime, onnx2torch's module and the trunk: how far do they differ?"""
+"""Compares ONNX Runtime, onnx2torch's module and the trunk on the same seeded images."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,8 @@ from facecls.errors import UserError
 from facecls.model.trunk import Trunk
 
 LIMIT = 1e-5
-"""Of the largest feature, or in probability; a hundred roundings of float32. A pad in the wrong place makes 3e-2."""
+"""Largest difference accepted, of features relative to the largest one, and of probabilities: about a hundred rounding
+errors of float32. Padding on the wrong side makes 3e-2."""
 IMAGES, SEED = 2, 0
 
 _PATCH = 28  # pixels; divides 224
@@ -28,7 +29,7 @@ Outputs = list[NDArray[np.float32]]
 
 
 def seeded_images() -> NDArray[np.uint8]:
-    """Makes the inputs: coloured patches with noise on them, so that both coarse and fine mistakes show.
+    """The inputs: coloured patches with noise on them, so that both coarse and fine mistakes show.
 
     Returns:
         (IMAGES, 3, 224, 224) uint8 RGB, always the same.
@@ -41,13 +42,13 @@ def seeded_images() -> NDArray[np.uint8]:
 
 
 def keras_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Makes of (N, 3, H, W) uint8 RGB what the Keras model and the ONNX model take: float32 BGR minus the mean."""
+    """Turns (N, 3, H, W) uint8 RGB into the input of the Keras and the ONNX model: float32 BGR minus the mean."""
     centred: NDArray[np.float32] = images[:, ::-1] - np.array(BGR_MEAN, np.float32).reshape(3, 1, 1)
     return centred
 
 
 def run_onnx(model: Path, images: NDArray[np.uint8]) -> Outputs:
-    """Runs an ONNX file with ONNX Runtime as it stands, without fusing nodes.
+    """Runs an ONNX file with ONNX Runtime, without graph optimisations such as fusing nodes.
 
     Args:
         model: The ONNX file.
@@ -59,7 +60,7 @@ def run_onnx(model: Path, images: NDArray[np.uint8]) -> Outputs:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1  # as in _one_thread
-    options.enable_cpu_mem_arena = False  # would keep the memory for a second run
+    options.enable_cpu_mem_arena = False  # it would keep the memory for a second run
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     outputs: Outputs = session.run(
@@ -87,7 +88,7 @@ def run_trunk(trunk: Trunk, state: dict[str, Tensor], images: NDArray[np.uint8])
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Computes on one thread: two images are done in half a second, ten times that when threads wait for busy cores."""
+    """Computes on one thread: two images take half a second, but ten times that when threads wait for busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -97,42 +98,42 @@ def _one_thread() -> Iterator[None]:
 
 
 def differences(name: str, reference: Sequence[NDArray[np.float32]], outputs: Outputs) -> dict[str, float]:
-    """Measures by how much outputs differ from ONNX Runtime's.
+    """Measures how far outputs differ from those of ONNX Runtime.
 
     Args:
-        name: Whose outputs they are.
+        name: Name of the model whose outputs are compared.
         reference: ONNX Runtime's outputs.
-        outputs: The others, in the same order.
+        outputs: The model's outputs, in the same order.
 
     Returns:
-        For each output the largest difference: of features relative to the largest, of probabilities as it is, since
-        rounding a logit of 20 alone moves a probability by a millionth of itself.
+        The largest difference by output: of features relative to the largest one, of probabilities absolute, since
+        rounding a logit of 20 already changes a probability by a millionth of itself.
 
     Raises:
-        UserError: If one is above ``LIMIT`` or no number.
+        UserError: If a difference is above ``LIMIT`` or NaN.
     """
     measured = {}
-    for output, expected, got in zip((FEATURES, PROBABILITIES), reference, outputs, strict=False):
+    for output, expected, actual in zip((FEATURES, PROBABILITIES), reference, outputs, strict=False):
         scale = np.abs(expected).max() if output == FEATURES else 1.0
-        with np.errstate(invalid="ignore"):  # no number comes out, and is refused
-            difference = float(np.abs(expected - got).max() / scale)
+        with np.errstate(invalid="ignore"):  # the result is NaN, and is refused
+            difference = float(np.abs(expected - actual).max() / scale)
         if not difference <= LIMIT:
             raise UserError(
                 f"Expected the {output} of {name} within {LIMIT:g} of ONNX Runtime's, but they differ by "
-                f"{difference:.1e}; nothing was written. Take the unchanged file of keras-vggface."
+                f"{difference:.1e}; nothing was written. Use the unchanged file of keras-vggface."
             )
         measured[f"{name} {output}"] = difference
     return measured
 
 
 def bound(difference: float) -> float:
-    """Rounds a difference up to a power of ten, at least 1e-6: the digits below depend on the processor.
+    """Rounds a difference up to a power of ten, at least 1e-6, since its exact value depends on the processor.
 
     Args:
-        difference: A relative difference, not negative.
+        difference: The difference, 0 or more.
 
     Returns:
-        The bound.
+        An upper bound.
 
     Examples:
         >>> bound(3.7e-7), bound(1.2e-6)

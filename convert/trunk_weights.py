@@ -1,4 +1,4 @@
-"""An ONNX model -> onnx2torch -> an explicit table of names -> the trunk's state dict, strict both ways."""
+"""Converts an ONNX model to the trunk's state dict, by onnx2torch and a table of names that is strict both ways."""
 
 import math
 from pathlib import Path
@@ -16,25 +16,25 @@ _CONV = ("weight",)
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _LINEAR = ("weight", "bias")
 _PARTS = (("1x1_reduce", 1), ("3x3", 2), ("1x1_increase", 3))
-"""End of the Keras name of each convolution on a block's long way, and its number in timm."""
+"""For each convolution on a block's residual branch: the end of its Keras name, and its number in timm."""
 
 
 def to_module(model: Path) -> fx.GraphModule:
-    """Makes a torch module of an ONNX file.
+    """Converts an ONNX file to a torch module.
 
     Args:
-        model: The ONNX file; its weights may lie in a file beside it.
+        model: The ONNX file; its weights may be in a file beside it.
 
     Returns:
         onnx2torch's module in evaluation mode; its submodules have the names of the ONNX nodes.
     """
     module: fx.GraphModule = onnx2torch.convert(model)
-    module.eval()  # it comes in training mode
+    module.eval()  # onnx2torch returns it in training mode
     return module
 
 
 def norm_table() -> dict[str, str]:
-    """Gives the 53 BatchNorms: name in onnx2torch's module -> name in the timm model."""
+    """The 53 BatchNorms: name in onnx2torch's module -> name in the timm model."""
     table = {"conv1/7x7_s2/bn": "bn1"}
     for here, there, projected in _blocks():
         table |= {f"{here}_{part}/bn": f"{there}.bn{number}" for part, number in _PARTS}
@@ -44,8 +44,8 @@ def norm_table() -> dict[str, str]:
 
 
 def conv_table() -> dict[str, str]:
-    """Gives the 53 convolutions: name in onnx2torch's module -> name in the timm model."""
-    table = {"conv1/7x7_s2.1": "conv1"}  # .0 is the padding, which onnx2torch keeps apart where it is uneven
+    """The 53 convolutions: name in onnx2torch's module -> name in the timm model."""
+    table = {"conv1/7x7_s2.1": "conv1"}  # .0 is the padding, a module of its own in onnx2torch where it is uneven
     for here, there, projected in _blocks():
         table |= {f"{here}_{part}": f"{there}.conv{number}" for part, number in _PARTS}
         if projected:
@@ -54,13 +54,13 @@ def conv_table() -> dict[str, str]:
 
 
 def tensor_table(classifier: bool) -> dict[str, str]:
-    """Gives every tensor: name in onnx2torch's state dict -> name in a trunk file.
+    """All tensors: name in onnx2torch's state dict -> name in a trunk file.
 
     Args:
-        classifier: Whether the classifier is among them.
+        classifier: Whether to include the classifier.
 
     Returns:
-        One entry a tensor; no two have the same name on either side.
+        One entry per tensor; names are unique on both sides.
     """
     kinds = [(conv_table(), _CONV), (norm_table(), _NORM), ({CLASSIFIER: CLASSIFIER} if classifier else {}, _LINEAR)]
     return {
@@ -72,7 +72,7 @@ def tensor_table(classifier: bool) -> dict[str, str]:
 
 
 def _blocks() -> list[tuple[str, str, bool]]:
-    """Gives of each block its name in Keras and in timm, and whether it has a projection."""
+    """For each block, its name in Keras, its name in timm, and whether it has a projection."""
     return [
         (f"conv{stage}_{block}", f"layer{stage - 1}.{block - 1}", block == 1)
         for stage, blocks, _ in STAGES
@@ -83,15 +83,15 @@ def _blocks() -> list[tuple[str, str, bool]]:
 def trunk_state(module: fx.GraphModule, classifier: bool) -> dict[str, Tensor]:
     """Renames the tensors of onnx2torch's module to those of a trunk file.
 
-    The module takes BGR and the trunk RGB: the first convolution's input channels are turned round, here and nowhere
+    The module takes BGR and the trunk RGB: the input channels of the first convolution are reversed here, and nowhere
     else.
 
     Args:
-        module: What ``to_module`` gave.
+        module: As returned by ``to_module``.
         classifier: Whether it has the classifier.
 
     Returns:
-        Tensors by their names in a trunk file; all but the first convolution's share the module's memory.
+        Tensors by their names in a trunk file; all but the first convolution's kernel share memory with the module.
 
     Raises:
         UserError: If a tensor is missing or left over.
@@ -102,7 +102,7 @@ def trunk_state(module: fx.GraphModule, classifier: bool) -> dict[str, Tensor]:
         name = min(odd)
         raise UserError(
             f"Expected the graph of VGGFace2's ResNet-50, but its tensor {name} is "
-            f"{'missing' if name in table else 'not known'}; take the file of keras-vggface."
+            f"{'missing' if name in table else 'not known'}; use the file of keras-vggface."
         )
     state = {there: tensors[here] for here, there in table.items()}
     state["conv1.weight"] = state["conv1.weight"].flip(1)
@@ -110,19 +110,19 @@ def trunk_state(module: fx.GraphModule, classifier: bool) -> dict[str, Tensor]:
 
 
 def to_trunk(module: fx.GraphModule, state: dict[str, Tensor]) -> Trunk:
-    """Puts converted tensors into the trunk and checks that it has the settings that go with them.
+    """Creates the trunk from converted tensors and checks that its BatchNorms have the same settings.
 
     Args:
-        module: What ``to_module`` gave.
-        state: What ``trunk_state`` made of it.
+        module: As returned by ``to_module``.
+        state: As returned by ``trunk_state``.
 
     Returns:
-        The trunk in evaluation mode; it shares the memory of ``state``.
+        The trunk in evaluation mode; it shares memory with ``state``.
 
     Raises:
-        UserError: If a tensor is missing, left over or misshapen, or a BatchNorm's epsilon or momentum is another one.
+        UserError: If a tensor is missing, left over or of another shape, or a BatchNorm's epsilon or momentum differs.
     """
-    with torch.device("meta"):  # without numbers: random ones for 23 million weights take a quarter of a second
+    with torch.device("meta"):  # initialising 23 million weights at random would take a quarter of a second
         net = timm.create_model(VGGFACE2, num_classes=0)
     trunk = Trunk(net, VGGFACE2)
     own = {name: tensor for name, tensor in state.items() if not name.startswith(f"{CLASSIFIER}.")}
@@ -138,9 +138,9 @@ def to_trunk(module: fx.GraphModule, state: dict[str, Tensor]) -> Trunk:
 
 def _check_norm(name: str, converted: nn.Module, own: nn.Module) -> None:
     for setting in ("eps", "momentum"):
-        # ONNX keeps both as float32, and torch's momentum is 1 minus Keras'
+        # ONNX stores both as float32, and torch's momentum is 1 minus Keras'
         if not math.isclose(getattr(converted, setting), getattr(own, setting), rel_tol=1e-4):
             raise UserError(
                 f"Expected BatchNorm {name} to have the {setting} {getattr(own, setting):g}, but it has "
-                f"{getattr(converted, setting):g}; take the file of keras-vggface."
+                f"{getattr(converted, setting):g}; use the file of keras-vggface."
             )

@@ -1,19 +1,22 @@
-"""Gender, race and age from faces."""
+"""Gender, race, age and other attributes of faces."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from facecls._version import __version__ as __version__
+from facecls._version import __version__
+from facecls.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from facecls.predict.faces import Faces
+    from facecls.predict.faces import FacePredictor
+
+__all__ = ["FacePredictor", "UserError", "__version__", "load"]
 
 
 def load(
     path: "str | Path", device: Literal["auto", "cpu", "cuda"] = "auto", tta: Literal["none", "flip"] = "none"
-) -> "Faces":
-    """Loads a trained model to predict faces with.
+) -> "FacePredictor":
+    """Loads a trained model.
 
     Args:
         path: A checkpoint of ``facecls.fit``, or a ``.onnx`` file of ``facecls.export``.
@@ -21,22 +24,27 @@ def load(
         tta: ``flip`` averages over a face and its mirror image, at twice the time.
 
     Returns:
-        The model; its ``predict`` takes paths, arrays, Pillow's pictures or a tensor and returns a DataFrame.
+        The model; its ``predict`` takes paths, arrays, Pillow images or a tensor and returns a DataFrame.
 
     Raises:
-        UserError: If there is no such file, it is none of these, or the device is missing.
+        UserError: If there is no such file, it is neither, or the device is missing.
 
     Examples:
-        >>> import numpy as np
-        >>> faces = load("best.ckpt")
-        >>> grey = np.full((200, 180, 3), 128, np.uint8)
-        >>> table = faces.predict([grey, "no_such_file.jpg"])
-        >>> list(table.columns)[:6]
-        ['path', 'gender', 'p_male', 'p_female', 'race', 'p_white']
-        >>> table["error"].tolist()
-        [nan, 'missing file']
+        A file that can't be read has a row too, with the reason under ``error``::
+
+            table = facecls.load("best.ckpt").predict(["face.jpg", "gone.jpg"])
+            print(table[["path", "gender", "p_female", "age", "error"]])
     """
     from facecls.model.predictor import open_predictor
-    from facecls.predict.faces import Faces
+    from facecls.predict.faces import FacePredictor
 
-    return Faces(open_predictor(path, device, tta))
+    return FacePredictor(open_predictor(path, device, tta))
+
+
+def __getattr__(name: str) -> Any:
+    """Imports ``FacePredictor``, and torch with it, only when it is asked for."""
+    if name == "FacePredictor":
+        from facecls.predict.faces import FacePredictor
+
+        return FacePredictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A user's mistake, and how a command ends on it."""
+"""A user's mistake, and how a command names itself and ends on it."""
 
 import sys
 from collections.abc import Iterator
@@ -27,3 +27,16 @@ def command(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def program(module: str) -> str:
+    """How the user started a command, for its usage line.
+
+    Args:
+        module: Of the command, such as ``facecls.fit``.
+
+    Returns:
+        ``python -m facecls.fit`` if Python was started so, else ``facecls fit``.
+    """
+    started_as_module = f" -m {module} " in f" {' '.join(sys.orig_argv)} "
+    return f"python -m {module}" if started_as_module else f"facecls {module.removeprefix('facecls.')}"

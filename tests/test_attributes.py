@@ -57,15 +57,25 @@ def test_a_fourth_attribute_is_reported(run: Path) -> None:
     assert "glasses" in page.sections["summary"]
     for name, which in (("without", table["glasses"] == 0), ("with", table["glasses"] == 1)):
         of_group = (table["gender"] == table["gender_predicted"])[which].mean()
-        found = [value for key, value in page.values.items() if key.startswith("group/") and key.endswith(f"/{name}/gender/accuracy")]
+        found = [
+            value
+            for key, value in page.values.items()
+            if key.startswith("group/") and key.endswith(f"/{name}/gender/accuracy")
+        ]
         assert found == [pytest.approx(of_group)], f"gender among faces {name} glasses"
 
 
 def test_a_fourth_attribute_is_predicted_and_exported(run: Path, tmp_path: Path) -> None:
     best, photos = run / "checkpoints/best.ckpt", tmp_path / "photos"
     manifest = write_glasses(photos, 40, seed=77, size=64)
-    assert predict.main([str(best), str(photos), "--out", str(tmp_path / "out.csv"), "--device=cpu"]) == 1  # the manifest
-    told = pd.read_csv(tmp_path / "out.csv").dropna(subset="glasses").assign(file=lambda t: t["path"].map(lambda p: Path(p).name))
+    assert (
+        predict.main([str(best), str(photos), "--out", str(tmp_path / "out.csv"), "--device=cpu"]) == 1
+    )  # the manifest
+    told = (
+        pd.read_csv(tmp_path / "out.csv")
+        .dropna(subset="glasses")
+        .assign(file=lambda t: t["path"].map(lambda p: Path(p).name))
+    )
     truth = pd.read_csv(manifest).set_index("path")["glasses"]
     assert accuracy_score(truth[told["file"]], told["glasses"]) > 0.85
     assert (told["p_glasses_without"] + told["p_glasses_with"]).to_numpy() == pytest.approx(1, abs=1e-5)

@@ -1,4 +1,4 @@
-"""The bench: what it reports is what a stopwatch of known work says, and it leaves nothing behind."""
+"""The bench reports what a stopwatch of known work says, and leaves no files behind."""
 
 import json
 import signal
@@ -6,15 +6,19 @@ import time
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from facecls.bench.__main__ import main
 from facecls.bench.clock import Clock
-from facecls.bench.machine import began, operations
+from facecls.bench.loop import BareTraining
+from facecls.bench.machine import forward_flops, process_start
 from facecls.bench.show import verdict
+from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
-from facecls.model.heads import FaceModel
+from facecls.model.heads import HeadOptions
 from facecls.model.module import FaceModule
+from facecls.model.network import FaceModel
 from facecls.model.trunk import create_trunk
 
 SMALL = ["--model.trunk=test_resnet", "--data.image_size=64", "--data.batch_size=8", "--trainer.accelerator=cpu"]
@@ -66,14 +70,30 @@ def test_a_clock_tells_medians_and_compares_within_rounds(monkeypatch: pytest.Mo
     assert clock.ratio("ours", "theirs") == 0.8  # the median of 0.5, 1 and 0.8
 
 
-def test_operations_are_those_of_the_layers() -> None:
-    model = FaceModel(create_trunk("resnet18"), ["gender"], [], 0.0)
-    # He et al. 2016, table 1: 1.8e9 multiplications and additions for ResNet-18 at 224 pixels, here counted as two
-    assert operations(model, 224) == pytest.approx(2 * 1.8e9, rel=0.02)
+def test_flops_are_those_of_the_layers() -> None:
+    model = FaceModel(create_trunk("resnet18"), [UTKFACE["gender"]], HeadOptions())
+    # He et al. 2016, table 1: 1.8e9 multiply-adds for ResNet-18 at 224 pixels; here each counts as two
+    assert forward_flops(model, 224) == pytest.approx(2 * 1.8e9, rel=0.02)
 
 
-def test_a_process_began_before_now() -> None:
-    start = began()
+def test_a_bare_step_trains_every_head() -> None:
+    module = FaceModule(
+        "test_resnet", age_head="regression", image_size=64, task_options={"glasses": {"classes": ["without", "with"]}}
+    )
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    step = BareTraining(trainer, module)
+    step(
+        {"image": torch.zeros(4, 3, 64, 64, dtype=torch.uint8)}
+        | dict.fromkeys(module.model.tasks, torch.ones(4).long())
+    )
+    assert list(step.model.heads) == ["gender", "race", "age", "glasses"]
+    for name, head in step.model.heads.items():
+        before = dict(module.model.heads[name].named_parameters())
+        assert all(not torch.equal(before[which], after) for which, after in head.named_parameters())
+
+
+def test_a_process_started_before_now() -> None:
+    start = process_start()
     assert start is not None
     assert 0 < time.time() - start < 24 * 3600
 
@@ -81,22 +101,26 @@ def test_a_process_began_before_now() -> None:
 @pytest.mark.parametrize(
     ("rates", "workers", "on_gpu", "said"),
     [
-        ({"input": 300, "step": 200, "step / peak": None}, 4, False, "bound by the step; "),
-        ({"input": 100, "step": 200}, 1, True, "bound by the input, more --data.num_workers than 1"),
-        ({"input": 100, "step": 200}, 4, True, "bound by the input, a machine with more cores"),
+        ({"input": 300, "step": 200, "step / peak": None}, 4, False, "the step is the bottleneck, "),
+        ({"input": 100, "step": 200}, 1, True, "the input is the bottleneck, more --data.num_workers than 1"),
+        ({"input": 100, "step": 200}, 4, True, "the input is the bottleneck, a machine with more cores"),
         ({"input": 300, "step": 200}, 4, True, "larger --data.batch_size"),
         ({"input": 300, "step": 200}, 4, False, "a GPU"),
     ],
 )
-def test_the_verdict_names_what_bounds(rates: dict[str, float], workers: int, on_gpu: bool, said: str) -> None:
+def test_the_verdict_names_the_bottleneck(rates: dict[str, float], workers: int, on_gpu: bool, said: str) -> None:
     text = verdict("training", RATES | rates, workers, 4, on_gpu)
     assert said in text
-    assert "together 98 %" in text
+    assert "at 98 % of the slower" in text
 
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [("--out=no/such/bench.json", "folder for --out"), ("--seconds=0", "above 0"), ("--probe=true", "probe")],
+    [
+        ("--out=no/such/bench.json", "--out in a folder that exists"),
+        ("--seconds=0", "above 0"),
+        ("--probe=true", "probe"),
+    ],
 )
 def test_mistakes_are_said_before_anything_is_timed(option: str, said: str, faces: Path) -> None:
     with pytest.raises(UserError, match=said):

@@ -1,8 +1,8 @@
-"""Benchmarks, to be run alone on a machine: ``pytest -m bench``; not part of the default run.
+"""Benchmarks: ``pytest -m bench``, on a machine with no other load; not part of the default run.
 
-Each leaves its rows in ``benchmarks.json``, or where ``--bench_json`` says, with the device and the versions;
-``python tests/write_benchmarks.py`` makes BENCHMARKS.md of them. ``--bench_data`` names other faces than drawn ones.
-Nothing is asserted about time: what was measured stands beside its target. What is compared takes turns.
+Each writes its rows to ``benchmarks.json``, or to the file given by ``--bench_json``, with the device and the versions;
+``python tests/write_benchmarks.py`` turns them into BENCHMARKS.md. ``--bench_data`` takes other faces than drawn ones.
+Nothing is asserted about time: measurements stand beside their targets. What is compared is timed in alternation.
 """
 
 import json
@@ -45,22 +45,22 @@ Record = Callable[[str, list[Row]], None]
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
-    """Puts rows into the JSON, in place of those that an earlier run left under the same title."""
+    """Writes rows to the JSON file, in place of those that an earlier run wrote under the same title."""
     path: Path = request.config.getoption("--bench_json")
 
     def add(title: str, rows: list[Row]) -> None:
-        found = json.loads(path.read_text()) if path.exists() else {}
+        results = json.loads(path.read_text()) if path.exists() else {}
         trainer = pl.Trainer(accelerator="auto", devices=1, logger=False, enable_checkpointing=False)
-        told = {"device": device_name(trainer), "versions": versions(), "git_commit": git_commit()}
-        found[title] = {**told, "rows": rows}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        environment = {"device": device_name(trainer), "versions": versions(), "git_commit": git_commit()}
+        results[title] = {**environment, "rows": rows}
+        path.write_text(json.dumps(results, indent=1) + "\n")
 
     return add
 
 
 @pytest.fixture(scope="module")
 def data(request: pytest.FixtureRequest) -> str:
-    """The faces that are used: those of ``--bench_data``."""
+    """The faces to train on, as ``--bench_data`` says."""
     name: str = request.config.getoption("--bench_data")
     return name
 
@@ -76,19 +76,19 @@ status = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
 print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 sys.exit(status)
 """
-"""A small process in between, since the system counts what a process held before it became another program."""
+"""A small process in between, since a child's peak memory starts from that of the process it was forked from."""
 
 
-def _ended(words: list[str], folder: Path, given: Path | None = None) -> tuple[float, float]:
-    """Seconds and MiB at most of a program of this Python, which writes to ``log.txt``."""
+def _measure(words: list[str], folder: Path, stdin_file: Path | None = None) -> tuple[float, float]:
+    """Runs Python with some words, output in ``log.txt``; returns seconds and peak memory in MiB."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with (folder / "log.txt").open("w+") as log, Path(given or os.devnull).open() as stdin:
-        ended = subprocess.run(
+    with (folder / "log.txt").open("w+") as log, Path(stdin_file or os.devnull).open() as stdin:
+        done = subprocess.run(
             [sys.executable, "-c", _LAUNCHER, sys.executable, *words],
             cwd=folder, stdin=stdin, stdout=subprocess.PIPE, stderr=log, env=environment, text=True, check=False,
         )  # fmt: skip
-    assert ended.returncode == 0, (folder / "log.txt").read_text()[-2000:]
-    seconds, mib = map(float, ended.stdout.split())
+    assert done.returncode == 0, (folder / "log.txt").read_text()[-2000:]
+    seconds, mib = map(float, done.stdout.split())
     return seconds, mib
 
 
@@ -96,8 +96,8 @@ def _ended(words: list[str], folder: Path, given: Path | None = None) -> tuple[f
 def test_the_loop_and_its_parts(name: str, data: str, record: Record, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     words = ["-m", "facecls.bench", f"--config={ROOT / 'configs' / name}.yaml", f"--data.root={data}"]
-    _ended([*words, "--model.weights=null", f"--out={out}"], tmp_path)
-    found = json.loads(out.read_text())
+    _measure([*words, "--model.weights=null", f"--out={out}"], tmp_path)
+    results = json.loads(out.read_text())
     rows = []
     targets = {
         "together": ("together / min(input, step)", 0.97),
@@ -108,21 +108,23 @@ def test_the_loop_and_its_parts(name: str, data: str, record: Record, tmp_path: 
     }
     for stage in ("training", "evaluation"):
         for group in ("input", "loop"):
-            rows += [_row(f"{stage}: {part}", rate["median"], "faces/s") for part, rate in found[stage][group].items()]
+            rows += [
+                _row(f"{stage}: {part}", rate["median"], "faces/s") for part, rate in results[stage][group].items()
+            ]
         for part, (text, least) in targets.items():
-            if (value := found[stage]["ratios"].get(part)) is not None:
+            if (value := results[stage]["ratios"].get(part)) is not None:
                 if part == "pipeline / augmentation alone" and name != "base":
                     least = None  # its augmentation is milder, so that decoding is more beside it
                 met = None if least is None else value >= least
                 rows.append(_row(f"{stage}: {text}", value, "", f"at least {least}" if least else "", met))
-        value, least = found[stage]["ratios"]["step / bare"], 0.95 if stage == "evaluation" else None
+        value, least = results[stage]["ratios"]["step / bare"], 0.95 if stage == "evaluation" else None
         target = f"at least {least}" if least else ""
         rows.append(_row(f"{stage}: step / bare loop of torch", value, "", target, least and value >= least))
-    memory, start = found["memory"], found["start_seconds"]
+    memory, start = results["memory"], results["start_seconds"]
     rows.append(_row("start to first step", start, "s", "at most 15" if name == "base" else "", start <= 15))
     rows.append(_row("images, held once", memory["images_mib"], "MiB"))
     rows.append(_row("a worker's own memory, at most", max(memory["worker_private_mib"]), "MiB"))
-    record(f"{name}.yaml at batches of {found['batch_size']}, {found['workers']} workers, {Path(data).name}", rows)
+    record(f"{name}.yaml at batches of {results['batch_size']}, {results['workers']} workers, {Path(data).name}", rows)
 
 
 _TF2ONNX = """
@@ -134,13 +136,13 @@ tf2onnx.convert.from_keras(model, [image], opset=17, output_path="peer.onnx")
 
 
 def test_conversion(record: Record, tmp_path: Path) -> None:
-    _ended([str(ROOT / "tests/keras_files.py"), str(tmp_path)], tmp_path)
-    found: dict[str, list[tuple[float, float]]] = {"imports": [], "ours": []}
+    _measure([str(ROOT / "tests/keras_files.py"), str(tmp_path)], tmp_path)
+    measured: dict[str, list[tuple[float, float]]] = {"imports": [], "ours": []}
     for _ in range(ROUNDS):
-        found["imports"].append(_ended(["-c", "import torch, timm, onnxruntime"], tmp_path))
-        found["ours"].append(_ended(["-m", "convert", "whole.h5", "trunk.safetensors"], tmp_path))
-    peer = _ended(["-c", _TF2ONNX, "whole.h5"], tmp_path)
-    (seconds, mib), (base, base_mib) = (np.median(found[name], axis=0).tolist() for name in ("ours", "imports"))
+        measured["imports"].append(_measure(["-c", "import torch, timm, onnxruntime"], tmp_path))
+        measured["ours"].append(_measure(["-m", "convert", "whole.h5", "trunk.safetensors"], tmp_path))
+    peer = _measure(["-c", _TF2ONNX, "whole.h5"], tmp_path)
+    (seconds, mib), (base, base_mib) = (np.median(measured[name], axis=0).tolist() for name in ("ours", "imports"))
     above = (mib - base_mib) * MIB / 1e6
     rows = [
         _row("importing torch, timm and onnxruntime", base, "s"),
@@ -160,12 +162,12 @@ def test_start(record: Record, tmp_path: Path) -> None:
         "python -m facecls.predict --help": ["-m", "facecls.predict", "--help"],
         "python -m convert --help": ["-m", "convert", "--help"],
     }
-    found: dict[str, list[float]] = {name: [] for name in commands}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(2 * ROUNDS):
         for name, words in commands.items():
-            found[name].append(_ended(words, tmp_path)[0])
-    took = {name: median(seconds[1:]) for name, seconds in found.items()}
-    rows = [_row(name, seconds, "s") for name, seconds in took.items()]
+            seconds[name].append(_measure(words, tmp_path)[0])
+    took = {name: median(rounds[1:]) for name, rounds in seconds.items()}
+    rows = [_row(name, value, "s") for name, value in took.items()]
     ratio = took["python -m facecls.fit --help"] / took["import pytorch_lightning.cli"]
     rows.append(_row("fit --help / import pytorch_lightning.cli", ratio, "", "at most 1.3", ratio <= 1.3))
     for row in rows[2:4]:
@@ -176,25 +178,29 @@ def test_start(record: Record, tmp_path: Path) -> None:
 _TABLE = """
 import hashlib, json, sys, time
 from facecls.data import table
+from facecls.data.sources import Record
 from facecls.data.split import assign_split
+from facecls.data.tasks import UTKFACE
 
-def inspected(count):
-    for i in range(count):
+def open_source(*_):
+    for i in range(int(sys.argv[1])):
         name = f"faces/{i * 7919 % 117}_{i % 2}_{i % 5}_{20170116000000000 + i}.jpg.chip.jpg"
-        yield table._named(name, bytes), hashlib.sha1(name.encode()).hexdigest()
+        yield Record(name, bytes)
 
+table.open_source = open_source
 started = time.perf_counter()
-faces = table._collect(inspected(int(sys.argv[1]))).faces
-split = assign_split(faces, 0.1, 0.1, 0)
+files = table._files("faces", 0, UTKFACE)
+faces = table._collect(((file, hashlib.sha1(file.path.encode()).hexdigest()) for file in files), UTKFACE).faces
+split = assign_split(faces, 0.1, 0.1, 0, UTKFACE)
 print(json.dumps(time.perf_counter() - started))
 """
-"""Names -> labels -> table -> split; what the images' bytes take is not counted."""
+"""Names -> labels -> table -> split; images have no bytes here."""
 
 
 def test_table_of_names(record: Record, tmp_path: Path) -> None:
     rows = []
     for count, least in ((23_708, 1), (1_000_000, 20)):
-        _, mib = _ended(["-c", _TABLE, str(count)], tmp_path)
+        _, mib = _measure(["-c", _TABLE, str(count)], tmp_path)
         seconds = float((tmp_path / "log.txt").read_text())
         rows.append(_row(f"table and split of {count:,} names", seconds, "s", f"at most {least}", seconds <= least))
         megabytes = mib * MIB / 1e6
@@ -207,14 +213,14 @@ def test_memory_of_predict(record: Record, tmp_path: Path) -> None:
     write_faces(tmp_path / "faces", 50, seed=0)
     save_checkpoint(tmp_path / "model.ckpt")
     names = [f"faces/{path.name}" for path in (tmp_path / "faces").iterdir()]
-    held = {}
+    peaks = {}
     for count in (1_000, 100_000):
-        given = tmp_path / "list.txt"
-        given.write_text("".join(f"{names[i % len(names)]}\n" for i in range(count)))
+        listed = tmp_path / "list.txt"
+        listed.write_text("".join(f"{names[i % len(names)]}\n" for i in range(count)))
         words = ["-m", "facecls.predict", "model.ckpt", "-", f"--out={count}.csv", "--device=cpu"]
-        held[count] = _ended(words, tmp_path, given)[1]
-    ratio = held[100_000] / held[1_000]
-    rows = [_row(f"predict, {count:,} inputs", mib, "MiB") for count, mib in held.items()]
+        peaks[count] = _measure(words, tmp_path, listed)[1]
+    ratio = peaks[100_000] / peaks[1_000]
+    rows = [_row(f"predict, {count:,} inputs", mib, "MiB") for count, mib in peaks.items()]
     rows.append(_row("100,000 inputs / 1,000 inputs", ratio, "", "0.95 to 1.05", 0.95 <= ratio <= 1.05))
     record(f"memory of predict, a small trunk at {SIZE} pixels", rows)
 
@@ -259,7 +265,7 @@ def test_input_against_torchvision(record: Record, tmp_path: Path) -> None:
 def test_prediction_and_export(record: Record, tmp_path: Path) -> None:
     write_faces(tmp_path / "faces", 512, seed=0)
     words = ["-m", "facecls.fit", "--name=run", "--model.trunk=resnet18", "--data.root=synthetic:64"]
-    _ended([*words, "--data.batch_size=16", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"], tmp_path)
+    _measure([*words, "--data.batch_size=16", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"], tmp_path)
     checkpoint = tmp_path / "runs/run/version_0/checkpoints/best.ckpt"
     torch_model = open_predictor(checkpoint, "cpu")
     export([str(checkpoint), str(tmp_path / "model.onnx")])
@@ -312,8 +318,8 @@ def test_probe(record: Record, data: str, tmp_path: Path, monkeypatch: pytest.Mo
     ratio = rates["bare"].median / rates["probe"].median
     small = ["--model.trunk=test_resnet", "--data.image_size=64", "--trainer.max_epochs=50"]
     words = ["-m", "facecls.fit", words[0], "--model.weights=null", f"--data.root={data}", *small]
-    _ended(words, tmp_path)  # the features are computed
-    seconds, _ = _ended(words, tmp_path)  # and used again
+    _measure(words, tmp_path)  # the features are computed
+    seconds, _ = _measure(words, tmp_path)  # and used again
     rows = [
         _row("one bare pass of the trunk", rates["bare"].median, "faces/s"),
         _row("features of all faces, read, resized, kept", rates["probe"].median, "faces/s"),
@@ -325,7 +331,7 @@ def test_probe(record: Record, data: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_report(record: Record, tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run", 5_000)
-    seconds, mib = _ended(["-m", "facecls.report", str(run)], tmp_path)
+    seconds, mib = _measure(["-m", "facecls.report", str(run)], tmp_path)
     size = (run / "report.html").stat().st_size / 1e6
     rows = [
         _row("python -m facecls.report", seconds, "s", "at most 30", seconds <= 30),

@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from simulated_predictions import simulated
 
+from facecls.data.tasks import UTKFACE
 from facecls.training import tensorboard as board
 
 
@@ -19,16 +20,16 @@ class _Run:
         self.drawn: list[int] = []
         self.table = simulated(30, 0)
         collector: Any = SimpleNamespace(batches=[1], table=lambda data: self.table, faces=lambda: self.table.index)
-        self.board = board.StudyBoard(collector)
+        self.board = board.FigureLogger(collector)
         logger = _Logger()
         logger.add_figure = lambda tag, figure, step: self.drawn.append(step)
         self.trainer: Any = SimpleNamespace(
             is_global_zero=True, loggers=[logger], sanity_checking=False,
-            datamodule=SimpleNamespace(picture=lambda face: face),
+            datamodule=SimpleNamespace(picture=lambda face: face, tasks=UTKFACE),
             checkpoint_callback=SimpleNamespace(best_model_score=None), callback_metrics={}, global_step=0,
         )  # fmt: skip
         monkeypatch.setattr(board, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(board, "board_figures", lambda table: [])
+        monkeypatch.setattr(board, "create_figures", lambda table, tasks: [])
         monkeypatch.setattr(board, "draw", self._draw)
 
     def _draw(self, pictures: object, titles: object) -> None:

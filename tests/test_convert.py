@@ -31,6 +31,7 @@ from convert import parity, trunk_weights
 from convert.__main__ import main
 from convert.keras_h5 import open_keras
 from convert.onnx_graph import to_onnx
+from facecls._version import __version__
 from facecls.errors import UserError
 from facecls.model.trunk import create_trunk, read_trunk
 
@@ -124,7 +125,7 @@ def test_metadata_says_what_it_is(converted: dict[str, Path], folder: Path) -> N
         },
         "classes": 8631,
         "parity": {"reference": "onnxruntime", "images": 2, "seed": 0, "limit": 1e-5},
-        "converter": "facecls 0.1.0",
+        "converter": f"facecls {__version__}",
     }
 
 

@@ -18,11 +18,12 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from trained_model import save_checkpoint
 
 from facecls import evaluate, fit
-from facecls.data.datamodule import FacesDataModule, PlanSampler
+from facecls.data.datamodule import FacesDataModule
+from facecls.data.sampler import FaceBatchSampler
 from facecls.data.split import assign_split
 from facecls.data.synthetic import write_faces
 from facecls.data.table import read_table
-from facecls.data.tasks import TASKS
+from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 from facecls.predict import __main__ as predict
 from facecls.predict.outputs import appended
@@ -43,7 +44,7 @@ WORDS = [
     "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}",
     "--model.task_weights={age: 0.05}",
     "--model.class_weights={race: [1, 2, 1, 3, 2]}",
-    "--model.schedule={frozen: {0: -1, 1: 2, 2: 0}, norms: none, layer_decay: 0.9, warmup: 0, decay: constant}",
+    "--model.schedule={frozen: {0: -1, 1: 2, 2: 0}, batchnorm: frozen, layer_decay: 0.9, warmup: 0, decay: constant}",
     "--ema=0.9",
     "--seed_everything=1",
     "--trainer.accelerator=cpu",
@@ -71,13 +72,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with drawn faces and a manifest of them, in which labels are missing."""
     folder = tmp_path_factory.mktemp("runs")
     write_faces(folder / "faces", FACES, seed=7)
-    faces = read_table(str(folder / "faces"), seed=1).faces
-    faces["split"] = assign_split(faces, 0.11, 0.3, seed=1)
+    faces = read_table(str(folder / "faces"), 1, UTKFACE).faces
+    faces["split"] = assign_split(faces, 0.11, 0.3, 1, UTKFACE)
     draws = np.random.default_rng(3).random((FACES, 3))
-    for task, share, draw in zip(TASKS, (0.2, 0.3, 0.6), draws.T, strict=True):
+    for task, share, draw in zip(UTKFACE, (0.2, 0.3, 0.6), draws.T, strict=True):
         faces.loc[draw < share, task] = pd.NA
     faces["path"] = "faces/" + faces["path"]
-    faces[["path", "split", *TASKS]].to_csv(folder / "m.csv", index=False)
+    faces[["path", "split", *UTKFACE]].to_csv(folder / "m.csv", index=False)
     return folder
 
 
@@ -122,7 +123,7 @@ def runs(folder: Path, stopped: Path) -> Path:
     stopped.unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(fit, "write_study", lambda *_: None)  # takes longer than all the rest
+        patch.setattr("facecls.report.page.write_report", lambda *_: None)  # takes longer than all the rest
         fit.main([*WORDS, "--name=one", "--data.batch_size=16", epochs])
     return folder
 
@@ -185,12 +186,14 @@ def test_metrics_are_those_of_all_faces(runs: Path, monkeypatch: pytest.MonkeyPa
     assert found["faces/tested"] == 37
     assert found["device"].startswith("2 x cpu")
     tested = _predictions(runs, "two")
-    assert {task: found[f"test/{task}/faces"] for task in TASKS} == {task: tested[task].notna().sum() for task in TASKS}
+    assert {task: found[f"test/{task}/faces"] for task in UTKFACE} == {
+        task: tested[task].notna().sum() for task in UTKFACE
+    }
     wanted = _recomputed(tested)
     assert {name: found[f"test/{name}"] for name in wanted} == pytest.approx(wanted, rel=1e-5)
 
     best = "runs/two/version_0/checkpoints/best.ckpt"
-    monkeypatch.setattr(evaluate, "write_study", lambda *_: None)
+    monkeypatch.setattr("facecls.report.page.write_report", lambda *_: None)
     evaluate.main([f"--ckpt_path={best}", "--data.split=val", "--accelerator=cpu"])
     wanted = _recomputed(_predictions(runs, "evaluate"))
     curves = read_scalars(Path("runs/two/version_0"))
@@ -217,7 +220,7 @@ def test_a_part_with_fewer_faces_than_devices_is_refused() -> None:
     data = FacesDataModule("synthetic:60", image_size=64)
     data.setup()
     data.trainer = SimpleNamespace(global_rank=0, world_size=61)  # type: ignore[assignment]
-    with pytest.raises(UserError, match="Expected a face for each of 61 devices in each part, but one has 6"):
+    with pytest.raises(UserError, match="Expected a face for each of 61 devices in each part, but one part has 6"):
         data.test_dataloader()
 
 
@@ -225,8 +228,8 @@ def test_a_part_with_fewer_faces_than_devices_is_refused() -> None:
 @pytest.mark.parametrize("seed", [None, 5])
 def test_processes_cut_the_batches_of_one(ranks: int, seed: int | None) -> None:
     rows = np.arange(100, 147)
-    whole = list(PlanSampler(rows, 4 * ranks, seed))
-    parts = [list(PlanSampler(rows, 4, seed, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    whole = list(FaceBatchSampler(rows, 4 * ranks, seed))
+    parts = [list(FaceBatchSampler(rows, 4, seed, rank=rank, ranks=ranks)) for rank in range(ranks)]
     for number, plan in enumerate(whole):
         cut = [part[number] for part in parts if number < len(part)]
         assert sorted(np.concatenate([each.faces for each in cut])) == sorted(plan.faces)

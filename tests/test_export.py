@@ -1,4 +1,4 @@
-"""An exported file says what the checkpoint says, to the last digit that matters, and tells what 8 bits change."""
+"""An exported file agrees with the checkpoint within rounding, and the report says what 8 bits change."""
 
 import json
 import subprocess
@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from trained_model import SIZE, TEMPERATURES, save_checkpoint
 
@@ -23,13 +25,20 @@ from facecls.errors import UserError
 from facecls.export import __main__ as export
 from facecls.export import graph as graphs
 from facecls.export import quantisation
-from facecls.model.module import FaceModule, load_module
+from facecls.model.checkpoint import read_checkpoint
+from facecls.model.module import FaceModule
 
 Arrays = dict[str, npt.NDArray[Any]]
 SHAPES = {"gender": ["batch", 2], "race": ["batch", 5], "age": ["batch"], "age_distribution": ["batch", 117]}
+OTHER_TASKS: dict[str, Any] = {
+    "race": {
+        "classes": ["White", "Black", "Latino_Hispanic", "East Asian", "Southeast Asian", "Indian", "Middle Eastern"]
+    },
+    "glasses": {"classes": ["without", "with"]},
+}
 
 
-def trained_on(checkpoint: Path, root: Path) -> Path:
+def trained_on(checkpoint: Path, root: Path, **options: Any) -> Path:
     """Adds to a checkpoint what ``facecls.fit`` keeps of its data."""
     kept = torch.load(checkpoint, weights_only=True)
     transform = {"class_path": "facecls.data.transforms.TrainTransform", "init_args": {"size": SIZE, "noise": 0.0}}
@@ -42,6 +51,7 @@ def trained_on(checkpoint: Path, root: Path) -> Path:
         "train_transform": transform,
         "seed": 3,
         "_instantiator": "pytorch_lightning.cli.instantiate_module",
+        **options,
     }
     torch.save(kept, checkpoint)
     return checkpoint
@@ -54,12 +64,12 @@ def checkpoint(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def graph(checkpoint: Path) -> onnx.ModelProto:
-    """What torch makes of the checkpoint, so that it need not do so in every test."""
-    return graphs.to_onnx(load_module(checkpoint), 18)
+    """The graph of the checkpoint, exported only once, since that takes seconds."""
+    return graphs.to_onnx(read_checkpoint(checkpoint).module, 18)
 
 
 @pytest.fixture
-def _exported_already(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+def _reuse_graph(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     def copied(module: FaceModule, opset: int) -> onnx.ModelProto:
         copy = onnx.ModelProto()
         copy.CopyFrom(graph)
@@ -68,7 +78,7 @@ def _exported_already(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(graphs, "to_onnx", copied)
 
 
-def drawn(count: int, size: int = SIZE) -> torch.Tensor:
+def draw_images(count: int, size: int = SIZE) -> torch.Tensor:
     """Faces that no checkpoint here has seen."""
     data = FacesDataModule(f"synthetic:{count}", size, count, num_workers=0, split="all", seed=11)
     data.setup()
@@ -76,25 +86,25 @@ def drawn(count: int, size: int = SIZE) -> torch.Tensor:
     return images
 
 
-def said(model: Path | bytes, images: torch.Tensor) -> Arrays:
-    """What ONNX Runtime makes of a file."""
+def run_onnx(model: Path | bytes, images: torch.Tensor) -> Arrays:
+    """The outputs of ONNX Runtime for a file."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"image": images.contiguous().numpy()}), strict=True))
 
 
-def agree(found: Arrays, module: FaceModule, images: torch.Tensor) -> None:
+def assert_agree(outputs: Arrays, module: FaceModule, images: torch.Tensor) -> None:
     with torch.inference_mode():
-        wanted = {name: values.numpy() for name, values in module(images).items()}
-    assert {*found} == {*wanted}
-    for name, values in wanted.items():
-        assert found[name].shape == values.shape
-        assert found[name] == pytest.approx(
+        expected = {name: values.numpy() for name, values in module(images).items()}
+    assert {*outputs} == {*expected}
+    for name, values in expected.items():
+        assert outputs[name].shape == values.shape
+        assert outputs[name] == pytest.approx(
             values, rel=1e-4 if name == "age" else 0, abs=1e-3 if name == "age" else 1e-4
         )
 
 
-def left(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -105,17 +115,17 @@ def shapes(model: onnx.ModelProto) -> dict[str, list[str | int]]:
     }
 
 
-def test_a_file_says_what_the_checkpoint_says(
+def test_a_file_agrees_with_the_checkpoint(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dest = tmp_path / "model.onnx"
     facts = export.main([str(checkpoint), str(dest)])
-    assert left(tmp_path) == ["model.onnx"]  # weights and all
-    module = load_module(checkpoint)
+    assert names_in(tmp_path) == ["model.onnx"]  # weights and all
+    module = read_checkpoint(checkpoint).module
     for count in (1, 3, 40):
-        agree(said(dest, drawn(count)), module, drawn(count))
+        assert_agree(run_onnx(dest, draw_images(count)), module, draw_images(count))
     with torch.inference_mode():
-        assert module(drawn(40))["gender"][:, 0].std() > 0.01  # else any order of the faces would do
+        assert module(draw_images(40))["gender"][:, 0].std() > 0.01  # else any order of the faces would do
 
     model = onnx.load(dest)
     assert shapes(model) == {"image": ["batch", 3, SIZE, SIZE], **SHAPES}
@@ -134,16 +144,17 @@ def test_a_file_says_what_the_checkpoint_says(
         assert text in shown
 
 
-@pytest.mark.usefixtures("_exported_already")
-def test_a_file_says_what_it_is(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_reuse_graph")
+def test_metadata_describes_the_file(checkpoint: Path, tmp_path: Path) -> None:
     dest = tmp_path / "model.onnx"
     export.main([str(checkpoint), str(dest)])
     about = json.loads({entry.key: entry.value for entry in onnx.load(dest).metadata_props}["facecls"])
-    assert about["tasks"] == ["gender", "race", "age"]
-    assert about["classes"] == {
-        "gender": ["male", "female"],
-        "race": ["white", "black", "asian", "indian", "others"],
+    assert about["tasks"] == {
+        "gender": {"classes": ["male", "female"]},
+        "race": {"classes": ["white", "black", "asian", "indian", "others"]},
+        "age": {"highest": 116},
     }
+    assert [*about["tasks"]] == ["gender", "race", "age"]
     assert about["image_size"] == SIZE
     assert [about["temperatures"][task] for task in about["tasks"]] == pytest.approx(TEMPERATURES)
     assert about["precision"] == "fp32"
@@ -171,23 +182,96 @@ def test_a_file_has_the_outputs_that_the_model_has(options: Any, names: list[str
     assert ("", 21) in {(entry.domain, entry.version) for entry in model.opset_import}
     assert {name.split("/")[1] for name in facts if name.startswith("difference/")} == {*names}
     for length in (1, 9):
-        assert said(dest, drawn(length))[names[0]].shape[0] == length
+        assert run_onnx(dest, draw_images(length))[names[0]].shape[0] == length
 
 
-def test_the_padding_of_vggface2() -> None:
+def test_other_tasks_come_along(faces: Path, tmp_path: Path) -> None:
+    races, years = OTHER_TASKS["race"]["classes"], {"26": (26, 26), "20-29": (20, 29), "more than 70": (70, 116)}
+    rows = [
+        {
+            "path": str(path),
+            "gender": ["Male", "F"][number % 2],
+            "race": races[number % 7],
+            "age": [*years][number % 3],
+            "glasses": ["without", "With", ""][number % 3],
+        }
+        for number, path in enumerate(sorted(faces.glob("*.chip.jpg"))[:80])
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "faces.csv", index=False)
+    checkpoint = save_checkpoint(tmp_path / "best.ckpt", task_options=OTHER_TASKS)
+    trained_on(checkpoint, tmp_path / "faces.csv", tasks=OTHER_TASKS)
+    module = read_checkpoint(checkpoint).module
+    plain, dest = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    export.main([str(checkpoint), str(plain)])
+    assert_agree(run_onnx(plain, draw_images(9)), module, draw_images(9))
+    facts = export.main([str(checkpoint), str(dest), "--int8"])
+    model = onnx.load(dest)
+    assert shapes(model) == {
+        "image": ["batch", 3, SIZE, SIZE], **SHAPES, "race": ["batch", 7], "glasses": ["batch", 2]
+    }  # fmt: skip
+    about = json.loads(model.metadata_props[0].value)
+    assert {name: about["tasks"][name] for name in OTHER_TASKS} == OTHER_TASKS
+    assert [*about["temperatures"]] == [*about["tasks"]] == ["gender", "race", "age", "glasses"]
+
+    data = FacesDataModule(
+        str(tmp_path / "faces.csv"), SIZE, 100, 0, val_fraction=0.4, test_fraction=0.1, seed=3, tasks=OTHER_TASKS
+    )
+    data.setup()
+    batch = next(iter(data.val_dataloader()))
+    truth = pd.DataFrame(rows).set_index("path").loc[data.faces["path"].iloc[batch["index"].numpy()]]
+    with torch.inference_mode():
+        before = {name: values.numpy() for name, values in module(batch["image"]).items()}
+    after = run_onnx(dest, batch["image"])
+    for model_name, each in (("torch", before), ("int8", after)):
+        named = np.array([name.lower() for name in OTHER_TASKS["glasses"]["classes"]])[each["glasses"].argmax(1)]
+        known = (truth["glasses"] != "").to_numpy()
+        right = accuracy_score(truth["glasses"].str.lower()[known], named[known])
+        assert facts[f"accuracy/glasses/{model_name}"] == pytest.approx(right)
+        assert facts[f"accuracy/race/{model_name}"] == pytest.approx(
+            accuracy_score(truth["race"], np.array(races)[each["race"].argmax(1)])
+        )
+        low, high = np.array([years[text] for text in truth["age"]]).T
+        single, rounded = low == high, each["age"].round()
+        within = (low <= rounded) & (rounded <= high)
+        assert facts[f"band_accuracy/age/{model_name}"] == pytest.approx(within[~single].mean())
+        off = mean_absolute_error(low[single], each["age"][single])
+        assert facts[f"mae_years/age/{model_name}"] == pytest.approx(off, rel=1e-5)
+    changed = (before["glasses"].argmax(1) != after["glasses"].argmax(1)).mean()
+    assert facts["changed/glasses/int8"] == pytest.approx(changed)
+
+
+def test_a_checkpoint_of_version_0_1(tmp_path: Path) -> None:
+    old = Path(__file__).parent / "data/version_0_1.ckpt"
+    dest = tmp_path / "model.onnx"
+    export.main([str(old), str(dest)])
+    outputs = run_onnx(dest, draw_images(9))
+    with torch.inference_mode():
+        features = read_checkpoint(old).module.model.trunk(draw_images(9)).numpy()
+    weights = {name: values.numpy() for name, values in torch.load(old, weights_only=True)["state_dict"].items()}
+    temperatures = weights["model.temperatures"]  # of gender, race and age
+    logits = {
+        task: features @ weights[f"model.heads.{task}.1.weight"].T + weights[f"model.heads.{task}.1.bias"]
+        for task in ("gender", "race", "age")
+    }
+    for task, temperature in zip(("gender", "race"), temperatures, strict=False):
+        assert outputs[task] == pytest.approx(softmax(logits[task] / temperature, 1), abs=1e-5)
+    assert outputs["age"] == pytest.approx(softmax(logits["age"], 1) @ np.arange(117), rel=1e-5)
+    assert outputs["age_distribution"] == pytest.approx(softmax(logits["age"] / temperatures[2], 1), abs=1e-6)
+
+
+def test_padding_of_vggface2() -> None:
     torch.manual_seed(0)
     module = FaceModule(hidden=[4], image_size=65).eval()  # another padding than at even sizes
-    file = graphs.finished(graphs.to_onnx(module, 18), {})
-    agree(said(file, drawn(3, 65)), module, drawn(3, 65))
+    file = graphs.serialise(graphs.to_onnx(module, 18), {})
+    assert_agree(run_onnx(file, draw_images(3, 65)), module, draw_images(3, 65))
 
 
 def tampered(graph: onnx.ModelProto, shift: float) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
-    bias = next(entry for entry in copy.graph.initializer if entry.name == "model.heads.race.1.bias")
-    bias.CopyFrom(
-        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([shift, 0, 0, 0, 0]), bias.name)
-    )
+    bias = next(entry for entry in copy.graph.initializer if entry.name == "model.heads.race.layers.1.bias")
+    shifted = onnx.numpy_helper.to_array(bias) + np.array([shift, 0, 0, 0, 0], np.float32)
+    bias.CopyFrom(onnx.numpy_helper.from_array(shifted, bias.name))
     return copy
 
 
@@ -197,14 +281,14 @@ def test_a_file_that_differs_is_not_written(
 ) -> None:
     monkeypatch.setattr(graphs, "to_onnx", lambda module, opset: tampered(graph, shift))
     dest = tmp_path / "model.onnx"
-    dest.write_bytes(b"of before")
+    dest.write_bytes(b"an older file")
     with pytest.raises(UserError, match=r"agree with torch within 0\.0001, but race differs by"):
         export.main([str(checkpoint), str(dest)])
-    assert left(tmp_path) == ["model.onnx"]
-    assert dest.read_bytes() == b"of before"
+    assert names_in(tmp_path) == ["model.onnx"]
+    assert dest.read_bytes() == b"an older file"
 
 
-def test_a_difference_of_rounding_is_let_through(
+def test_a_difference_of_rounding_is_accepted(
     checkpoint: Path, graph: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "to_onnx", lambda module, opset: tampered(graph, 5e-5))
@@ -212,8 +296,8 @@ def test_a_difference_of_rounding_is_let_through(
     assert 1e-6 < facts["difference/race/fp32"] < 5e-5
 
 
-@pytest.mark.usefixtures("_exported_already")
-def test_int8_tells_what_it_changes(
+@pytest.mark.usefixtures("_reuse_graph")
+def test_int8_reports_what_it_changes(
     checkpoint: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scratch, dest, plain = tmp_path / "scratch", tmp_path / "int8.onnx", tmp_path / "fp32.onnx"
@@ -224,13 +308,13 @@ def test_int8_tells_what_it_changes(
     quantise = quantisation.quantise
 
     def spied(model: bytes, batches: Any) -> onnx.ModelProto:
-        calibrated.extend(np.concatenate([plan.faces for plan in batches.sampler]).tolist())
+        calibrated.extend(torch.cat([batch["index"] for batch in batches]).tolist())
         return quantise(model, batches)
 
     monkeypatch.setattr(quantisation, "quantise", spied)
     facts = export.main([str(checkpoint), str(dest), "--int8"])
     export.main([str(checkpoint), str(plain)])
-    assert left(scratch) == []
+    assert names_in(scratch) == []
     assert dest.stat().st_size < plain.stat().st_size / 2
 
     data = FacesDataModule(str(faces), SIZE, 100, num_workers=0, val_fraction=0.4, test_fraction=0.1, seed=3)
@@ -238,20 +322,25 @@ def test_int8_tells_what_it_changes(
     assert {*calibrated} == {*np.flatnonzero(data.faces["split"] == "train")}
     batch = next(iter(data.val_dataloader()))
     with torch.inference_mode():
-        before = {name: values.numpy() for name, values in load_module(checkpoint)(batch["image"]).items()}
-    after = said(dest, batch["image"])
+        before = {name: values.numpy() for name, values in read_checkpoint(checkpoint).module(batch["image"]).items()}
+    after = run_onnx(dest, batch["image"])
     for task in ("gender", "race"):
         decided = [each[task].argmax(1) for each in (before, after)]
         assert facts[f"changed/{task}/int8"] == pytest.approx(1 - accuracy_score(*decided))
         for model, guess in zip(("torch", "int8"), decided, strict=True):
             assert facts[f"accuracy/{task}/{model}"] == pytest.approx(accuracy_score(batch[task], guess))
     for model, each in (("torch", before), ("int8", after)):
-        assert facts[f"mae_years/{model}"] == pytest.approx(mean_absolute_error(batch["age"], each["age"]), rel=1e-5)
+        assert facts[f"mae_years/age/{model}"] == pytest.approx(
+            mean_absolute_error(batch["age"], each["age"]), rel=1e-5
+        )
     for name in before:
         apart = np.abs(after[name] - before[name]) / (before[name] if name == "age" else 1)
         assert 1e-4 < facts[f"difference/{name}/int8"] == pytest.approx(apart.max(), rel=1e-2)
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{facts['mae_years/int8']:.3f} ({facts['mae_years/int8'] - facts['mae_years/torch']:+.3f})" in shown
+    assert (
+        f"{facts['mae_years/age/int8']:.3f} ({facts['mae_years/age/int8'] - facts['mae_years/age/torch']:+.3f})"
+        in shown
+    )
     assert f"{facts['changed/race/int8']:.2%}" in shown
 
     model = onnx.load(dest)
@@ -270,11 +359,11 @@ def test_int8_tells_what_it_changes(
         )
         > 1
     )
-    assert sorted(weights["Gemm"]) == [f"model.heads.{task}.1.weight" for task in ("age", "gender", "race")]
+    assert sorted(weights["Gemm"]) == [f"model.heads.{task}.layers.1.weight" for task in ("age", "gender", "race")]
     assert {kinds[name] for name in weights["Gemm"]} == {onnx.TensorProto.FLOAT}
 
 
-@pytest.mark.usefixtures("_exported_already")
+@pytest.mark.usefixtures("_reuse_graph")
 def test_other_faces_can_be_named(checkpoint: Path, tmp_path: Path) -> None:
     kept = torch.load(checkpoint, weights_only=True)
     kept["datamodule_hyper_parameters"] |= {"root": "gone", "split_file": "gone.csv"}
@@ -309,16 +398,16 @@ def test_mistakes_are_one_line(
     with pytest.raises(UserError) as caught:
         export.main(words)
     assert message in str(caught.value)
-    assert left(tmp_path) == ["best.ckpt", "empty.ckpt"]
+    assert names_in(tmp_path) == ["best.ckpt", "empty.ckpt"]
 
 
 def test_help_and_mistakes_are_answered_at_once() -> None:
-    ask = "import sys, runpy; sys.argv = ['export', *{words}]\n"
-    ask += "try: runpy.run_module('facecls.export', run_name='__main__')\n"
-    ask += "except SystemExit as end: print(end.code, 'torch' in sys.modules, 'onnx' in sys.modules)"
-    for words, code in ((["--help"], 0), (["a.ckpt", "b.onnx", "--opset=9"], 2)):
-        ended = subprocess.run(
-            [sys.executable, "-c", ask.format(words=words)], capture_output=True, text=True, check=True
+    code = "import sys, runpy; sys.argv = ['export', *{words}]\n"
+    code += "try: runpy.run_module('facecls.export', run_name='__main__')\n"
+    code += "except SystemExit as end: print(end.code, 'torch' in sys.modules, 'onnx' in sys.modules)"
+    for words, status in ((["--help"], 0), (["a.ckpt", "b.onnx", "--opset=9"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words=words)], capture_output=True, text=True, check=True
         )
-        assert ended.stdout.splitlines()[-1] == f"{code} False False"
-        assert len(ended.stderr.splitlines()) == (code != 0)
+        assert done.stdout.splitlines()[-1] == f"{status} False False"
+        assert len(done.stderr.splitlines()) == (status != 0)

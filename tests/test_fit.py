@@ -27,11 +27,11 @@ from facecls import evaluate, fit
 from facecls.analysis.predictions import predictions_table
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.synthetic import write_faces
-from facecls.data.tasks import CLASSES, TASKS
+from facecls.data.tasks import UTKFACE, classifications
 from facecls.errors import UserError, command
-from facecls.model.module import load_module
+from facecls.model.checkpoint import read_checkpoint
 from facecls.model.trunk import create_trunk, save_trunk
-from facecls.training import callbacks, cli
+from facecls.training import callbacks, cli, precision
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMALL = ["--data.image_size=64", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
@@ -116,7 +116,7 @@ def test_what_a_run_leaves(faces: Path) -> None:
     assert len(pd.read_csv(run / "rejects.csv")) == results["rejects"] == 5
     everybody = pd.read_parquet(run / "faces.parquet")
     assert everybody["split"].value_counts()["test"] == 24
-    assert everybody.merge(table, on=["path", "sha1", "split", *TASKS]).shape[0] == 24
+    assert everybody.merge(table, on=["path", "sha1", "split", *UTKFACE]).shape[0] == 24
     tags = EventAccumulator(str(run)).Reload().Tags()
     assert {"val/gallery", "val/race/confusion", "val/gender/reliability", "val/age/predicted_against_true"} <= {
         *tags["images"]
@@ -162,23 +162,24 @@ def test_temperatures_are_those_that_make_the_validation_faces_most_probable(fac
     words = ["--trainer.max_epochs=2", "--data.val_fraction=0.4", "--model.optimizer.lr=0.01", "--model.tta=flip"]
     results = fit.main([*TINY, f"--data.root={faces}", *words])
     best = "runs/tiny/version_0/checkpoints/best.ckpt"
-    kept = dict(zip(TASKS, load_module(best).model.temperatures.tolist(), strict=True))
+    heads = read_checkpoint(best).module.model.heads
+    kept = {task: head.temperature.item() for task, head in heads.items()}
     assert {f"temperature/{task}": value for task, value in kept.items()} == pytest.approx(
         {name: value for name, value in results.items() if name.startswith("temperature/")}
     )
     evaluate.main([f"--ckpt_path={best}", "--data.split=val", "--accelerator=cpu"])
     table = pd.read_parquet("runs/evaluate/version_0/predictions.parquet")
-    for task, names in CLASSES.items():
-        probabilities = table[[f"p_{name}" for name in names]].to_numpy(float)
-        logits = kept[task] * np.log(probabilities)  # up to a constant in each row
-        truth = table[task].to_numpy(int)
+    for task in classifications(UTKFACE.values()):
+        probabilities = table[list(task.probabilities)].to_numpy(float)
+        logits = kept[task.name] * np.log(probabilities)  # up to a constant in each row
+        truth = table[task.name].to_numpy(int)
 
         def surprise(temperature: float, logits: np.ndarray = logits, truth: np.ndarray = truth) -> float:
             return float(-log_softmax(logits / temperature, 1)[np.arange(len(truth)), truth].mean())
 
         lowest = minimize_scalar(surprise, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-6})
-        assert kept[task] != 1
-        assert surprise(kept[task]) == pytest.approx(lowest.fun, rel=1e-4)
+        assert kept[task.name] != 1
+        assert surprise(kept[task.name]) == pytest.approx(lowest.fun, rel=1e-4)
 
 
 def test_intervals_before_and_after_a_temperature() -> None:
@@ -187,7 +188,7 @@ def test_intervals_before_and_after_a_temperature() -> None:
     faces = pd.DataFrame({"path": ["a"], "sha1": ["0"], "split": ["test"], "gender": [0], "race": [1], "age": [40]})
     spread = softmax(logits / 4)[None].astype(np.float32)  # a temperature of 4 doubles the standard deviation
     estimates = {"age": np.array([40.0]), "age_distribution": spread}
-    row = predictions_table(faces, estimates, {"gender": 1.0, "race": 1.0, "age": 4.0}).iloc[0]
+    row = predictions_table(faces, estimates, {"gender": 1.0, "race": 1.0, "age": 4.0}, UTKFACE).iloc[0]
     for low, high, sigma in (("age_low_raw", "age_high_raw", 4), ("age_low", "age_high", 8)):
         assert abs(row[low] - norm(40, sigma).ppf(0.05)) <= 1
         assert abs(row[high] - norm(40, sigma).ppf(0.95)) <= 1
@@ -263,7 +264,7 @@ def test_frozen_means_frozen_statistics_too(faces: Path, trunks: Path) -> None:
     weights = trunks / "tf_efficientnet_lite0.safetensors"
     frozen = ["--model.trunk=tf_efficientnet_lite0", f"--model.weights={weights}", "--model.schedule.frozen={0: -1}"]
     fit.main([*TINY, *frozen, f"--data.root={faces}", "--trainer.max_epochs=2", "--ema=0.9"])
-    state = load_module("runs/tiny/version_0/checkpoints/best.ckpt").model.trunk.net.state_dict()
+    state = read_checkpoint("runs/tiny/version_0/checkpoints/best.ckpt").module.model.trunk.net.state_dict()
     before = create_trunk("tf_efficientnet_lite0", weights).net.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in before.items())
 
@@ -317,6 +318,7 @@ def test_a_development_run_keeps_nothing(faces: Path) -> None:
         (["--ckpt_path=missing.ckpt"], "missing.ckpt"),
         (["--seed_everything=true"], "seed_everything"),
         (["--model.schedule.warmup=7"], "warmup"),
+        (["--ema=1.5"], "ema from 0 to below 1"),
         (["--data.val_fraction=0.9", "--data.test_fraction=0.3"], "fraction"),
         (["--data.val_fraction=0"], "val part"),
         (["--trainer.enable_checkpointing=false"], "checkpoint"),
@@ -407,7 +409,7 @@ def test_a_run_without_an_average_goes_on_from_the_weights_themselves(faces: Pat
 
 
 def test_the_average_is_that_of_its_definition() -> None:
-    rule, wanted = callbacks.Average(0.9), 1.0
+    rule, wanted = callbacks.ExponentialAverage(0.9), 1.0
     averages = [torch.tensor(1.0), torch.tensor([1.0, 0.5])]
     for step in range(1, 200):
         current = float(step % 7)
@@ -433,7 +435,7 @@ def test_precision_follows_what_the_processor_has(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes[0])
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: computes[1])
-    assert cli.choose_precision("cpu")[0] == wanted
+    assert precision.choose_precision("cpu")[0] == wanted
 
 
 def test_clipping_that_a_fused_optimizer_cannot_do_is_refused_and_otherwise_done(faces: Path) -> None:

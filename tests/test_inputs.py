@@ -1,6 +1,5 @@
 """What is named becomes a stream of faces, each once, in order and as it is, and what can't be read says why."""
 
-import doctest
 import io
 import os
 import tarfile
@@ -17,10 +16,9 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
-from facecls.data import columns, sources
+from facecls.data import columns
+from facecls.data.archives import UnreadableError
 from facecls.data.parallel import WORKERS, in_order
-from facecls.data.sources import UnreadableError
-from facecls.data.tasks import Labels
 from facecls.errors import UserError
 from facecls.predict.inputs import Input, check, count, stream
 
@@ -203,22 +201,28 @@ def test_manifests_name_files_and_truths(
         }
     )
     rows.to_csv(manifest, index=False) if manifest.endswith("csv") else rows.to_parquet(manifest)
-    inputs = list(stream([manifest]))
+    inputs = list(stream([manifest], tasks=["gender", "race", "age"]))
     assert [each.path for each in inputs] == [
         "lists/../faces/b.png",
         f"{tmp_path}/faces/a.png",
         "lists/gone.png",
-        "",
+        manifest,
         "lists/../faces/b.png",
     ]
-    assert [reason(each) for each in inputs] == [
-        None,
-        None,
-        "missing file",
-        f"no path in a row of {manifest}",
-        None,
+    assert [reason(each) for each in inputs] == [None, None, "missing file", "no path", None]
+    assert [each.labels for each in inputs[:3]] == [
+        {"race": "2", "age": "26"},
+        {"race": "", "age": "x"},
+        {"race": "7", "age": "0"},
     ]
-    assert [each.labels for each in inputs[:3]] == [Labels(26, -1, 2), Labels(-1, -1, -1), Labels(0, -1, -1)]
+    assert [each.labels for each in stream([manifest])] == [{}] * 5
+
+
+def test_a_manifest_as_others_write_it(tree: list[str]) -> None:
+    Path("fairface.csv").write_text("file,age,gender,race,service_test\nfaces/b.png,20-29,Male,East Asian,True\n")
+    (given,) = stream(["fairface.csv"], tasks=["age", "race"])
+    assert (given.path, reason(given)) == ("faces/b.png", None)
+    assert given.labels == {"age": "20-29", "race": "East Asian"}
 
 
 def test_a_manifest_is_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +379,3 @@ def test_threads_keep_the_order_and_take_no_more_than_they_may() -> None:
         assert taken - given <= 24 + 8
     assert given == taken == 1000
     assert WORKERS >= 1
-
-
-def test_examples_run() -> None:
-    assert doctest.testmod(sources) == (0, 1)

@@ -23,13 +23,13 @@ from trained_model import SIZE, save_checkpoint
 
 import facecls
 from facecls.data.synthetic import write_faces
-from facecls.data.tasks import Labels
+from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError, command
 from facecls.model.predictor import TorchPredictor
 from facecls.predict.__main__ import main
 from facecls.predict.faces import Batch
 from facecls.predict.grid import Grid, title
-from facecls.predict.outputs import Output, appended
+from facecls.predict.outputs import Journal, journal_of
 
 ENDINGS = ["csv", "jsonl", "parquet"]
 

@@ -1,7 +1,7 @@
 """A trained model says the same whichever file it comes from and however faces are handed to it."""
 
-import doctest
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,19 +17,20 @@ import pytest
 import torch
 from PIL import Image
 from scipy.special import expit, softmax
-from trained_model import SIZE, TEMPERATURES, save_checkpoint
+from trained_model import GLASSES, SIZE, TEMPERATURES, save_checkpoint
 
 import facecls
 from facecls.data.synthetic import draw_faces
-from facecls.data.tasks import GENDERS, RACES
+from facecls.data.tasks import UTKFACE, create_tasks, to_options
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
 from facecls.export import graph
-from facecls.model.module import load_module
+from facecls.model.checkpoint import read_checkpoint
 from facecls.model.predictor import OnnxPredictor, TorchPredictor, averaged, open_predictor
-from facecls.predict.faces import predict_stream
+from facecls.predict.faces import FacePredictor, predict_stream
 from facecls.predict.inputs import Input
 
+GENDERS, RACES = ("male", "female"), ("white", "black", "asian", "indian", "others")
 SIZES = {"gender": 2, "race": 5, "age": 117}
 COLUMNS = ["path", "gender", "p_male", "p_female", "race", *(f"p_{name}" for name in RACES)]
 COLUMNS += ["age", "age_low", "age_high", "error"]
@@ -43,9 +44,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(model: Path) -> Path:
     """The same model as ``facecls.export`` writes it."""
-    module = load_module(model)
+    module = read_checkpoint(model).module
     path = model.with_name("model.onnx")
-    path.write_bytes(graph.finished(graph.to_onnx(module, 18), graph.metadata(module, model)))
+    path.write_bytes(graph.serialise(graph.to_onnx(module, 18), graph.metadata(module, model)))
     return path
 
 
@@ -74,7 +75,7 @@ def resized(files: list[Path]) -> torch.Tensor:
 
 def logits_of(model: Path, images: torch.Tensor) -> dict[str, npt.NDArray[np.float64]]:
     with torch.inference_mode():
-        return {task: values.double().numpy() for task, values in load_module(model).model(images).items()}
+        return {task: values.double().numpy() for task, values in read_checkpoint(model).module.model(images).items()}
 
 
 def wanted(logits: dict[str, npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.float64]]:
@@ -99,11 +100,8 @@ def test_estimates_follow_from_the_logits(
         logits = {task: (values + mirrored[task]) / 2 for task, values in logits.items()}
     predictor = open_predictor(request.getfixturevalue(kind), "cpu", tta)
     assert isinstance(predictor, TorchPredictor if kind == "model" else OnnxPredictor)
-    assert (predictor.image_size, predictor.tasks, predictor.age_head) == (
-        SIZE,
-        ["gender", "race", "age"],
-        "distribution",
-    )
+    assert (predictor.image_size, predictor.tasks) == (SIZE, UTKFACE)
+    assert {*predictor.outputs} == {"gender", "race", "age", "age_distribution"}
     found = predictor.estimate(images)
     truth = wanted(logits)
     assert {*truth} <= {*found}
@@ -117,12 +115,13 @@ def test_logits_are_averaged_though_only_probabilities_are_left() -> None:
     random = np.random.default_rng(0)
     one, other = ({task: 3 * random.normal(size=(9, size)) for task, size in SIZES.items()} for _ in "ab")
     mean = {task: (one[task] + other[task]) / 2 for task in one}
-    found = averaged(_float32(wanted(one)), _float32(wanted(other)), TEMPERATURES[2])
+    found = averaged(UTKFACE, _float32(wanted(one)), _float32(wanted(other)), {"age": TEMPERATURES[2]})
     for name, values in wanted(mean).items():
         assert found[name] == pytest.approx(values, abs=1e-3 if name == "age" else 1e-5)
     first, second = random.normal(size=(2, 9))
-    regressed = averaged({"age": 116 * expit(first)}, {"age": 116 * expit(second)}, 1.0)
-    assert regressed["age"] == pytest.approx(116 * expit((first + second) / 2), abs=1e-4)
+    tasks = create_tasks({"age": {"highest": 90}})
+    regressed = averaged({"age": tasks["age"]}, {"age": 90 * expit(first)}, {"age": 90 * expit(second)}, {"age": 1.0})
+    assert regressed["age"] == pytest.approx(90 * expit((first + second) / 2), abs=1e-4)
 
 
 def _float32(values: dict[str, npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[np.float32]]:
@@ -247,9 +246,53 @@ def test_a_model_of_some_tasks_has_their_columns_alone(tmp_path: Path, files: li
         assert table["age"].between(0, 116).tolist() == [True, False]
 
 
+def test_a_further_attribute_has_columns_of_its_own(tmp_path: Path, files: list[Path]) -> None:
+    path = save_checkpoint(tmp_path / "best.ckpt", tasks=["glasses", "gender"], task_options=GLASSES)
+    logits = logits_of(path, resized(files))
+    for tta in ("none", "flip"):
+        table = facecls.load(path, device="cpu", tta=tta).predict(files)
+        own = ["glasses", "p_glasses_without", "p_glasses_with"]
+        assert list(table.columns) == ["path", "gender", "p_male", "p_female", *own, "error"]
+    table = facecls.load(path, device="cpu").predict(files)
+    p = softmax(logits["glasses"] / 2.0, axis=1)
+    assert table[own[1:]].to_numpy() == pytest.approx(p, abs=1e-4)
+    assert table["glasses"].tolist() == [("without", "with")[code] for code in p.argmax(1)]
+
+
+def _exported_as(model: Path, exported: Path, dest: Path, **changes: Any) -> Path:
+    """The exported model with other metadata."""
+    file = onnx.load(exported)
+    about = json.loads(next(entry.value for entry in file.metadata_props if entry.key == "facecls"))
+    onnx.helper.set_model_props(file, {"facecls": json.dumps(about | changes)})
+    onnx.save(file, dest)
+    return dest
+
+
+def test_exported_files_of_version_0_1_are_still_read(
+    model: Path, exported: Path, files: list[Path], tmp_path: Path
+) -> None:
+    classes = {"gender": GENDERS, "race": RACES}
+    temperatures = dict(zip(("gender", "race", "age"), TEMPERATURES, strict=True))
+    old = {"tasks": ["gender", "race", "age"], "classes": classes, "temperatures": temperatures}
+    for name, changes in {
+        "old.onnx": old,
+        "new.onnx": {"tasks": to_options(UTKFACE.values()), "temperatures": temperatures},
+    }.items():
+        path = _exported_as(model, exported, tmp_path / name, **changes)
+        predictor = open_predictor(path, "cpu")
+        assert predictor.tasks == UTKFACE
+        assert list(predictor.tasks) == ["gender", "race", "age"]
+        for tta in ("none", "flip"):
+            same(
+                facecls.load(path, device="cpu", tta=tta).predict(files),
+                facecls.load(model, device="cpu", tta=tta).predict(files),
+                1e-3,
+            )
+
+
 def test_no_more_faces_are_taken_than_two_batches_ahead(model: Path) -> None:
     class Counting:
-        image_size, tasks, age_head = SIZE, ["gender"], "distribution"
+        image_size, tasks, outputs = SIZE, {"gender": UTKFACE["gender"]}, ("gender",)
 
         def estimate(self, images: torch.Tensor) -> dict[str, npt.NDArray[np.float32]]:
             ahead.append(taken - seen)
@@ -288,9 +331,9 @@ def test_models_that_are_none_are_refused(tmp_path: Path, model: Path) -> None:
     other.output.append(onnx.helper.make_tensor_value_info("age", onnx.TensorProto.UINT8, [1]))
     opset = [onnx.helper.make_opsetid("", 18)]
     onnx.save(onnx.helper.make_model(other, opset_imports=opset, ir_version=8), tmp_path / "other.onnx")
-    with pytest.raises(UserError, match=r"model of facecls\.export, but .*other\.onnx is another one"):
+    with pytest.raises(UserError, match=r"model of facecls\.export, but .*other\.onnx has no metadata"):
         facecls.load(tmp_path / "other.onnx")
-    with pytest.raises(UserError, match=r"checkpoint of facecls\.fit, but could not load .*text\.ckpt"):
+    with pytest.raises(UserError, match=r"checkpoint of facecls\.fit, but could not read .*text\.ckpt"):
         facecls.load(tmp_path / "text.ckpt")
     with pytest.raises(UserError, match="Expected a GPU"):
         facecls.load(model, device="cuda")
@@ -303,9 +346,9 @@ def test_a_gpu_is_refused_where_onnx_runtime_has_none(exported: Path) -> None:
 
 def test_importing_and_asking_for_help_do_not_import_torch() -> None:
     code = (
-        "import sys, facecls, facecls.predict\n"
+        "import sys, facecls, facecls.predict.__main__ as predict\n"
         "assert callable(facecls.load)\n"
-        "try: facecls.predict.main(['--help'])\n"
+        "try: predict.main(['--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit(' '.join({'torch', 'numpy', 'pandas', 'cv2'} & {*sys.modules}) or None)"
     )
@@ -314,7 +357,13 @@ def test_importing_and_asking_for_help_do_not_import_torch() -> None:
     assert "--resume" in ended.stdout
 
 
-def test_the_example_runs(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(model.parent)
-    failed, tried = doctest.testmod(facecls)
-    assert (failed, tried) == (0, 6)
+def test_the_names_of_the_package() -> None:
+    assert facecls.__all__ == ["FacePredictor", "UserError", "__version__", "load"]
+    assert facecls.FacePredictor is FacePredictor
+    assert facecls.UserError is UserError
+    with pytest.raises(AttributeError, match="no attribute 'Faces'"):
+        _ = facecls.Faces  # type: ignore[attr-defined]
+
+
+def test_a_model_says_what_it_predicts(model: Path) -> None:
+    assert repr(facecls.load(model, device="cpu")) == "FacePredictor(gender, race, age; 64 x 64 pixels)"

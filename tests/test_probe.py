@@ -14,11 +14,11 @@ from facecls import evaluate, fit
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
-from facecls.model.features import features_key
-from facecls.model.module import load_module
+from facecls.model.checkpoint import read_checkpoint
 from facecls.model.predictor import open_predictor
 from facecls.model.trunk import Trunk, create_trunk, save_trunk
 from facecls.training import probe as probing
+from facecls.training.probe import features_key
 
 CONFIG = Path(__file__).parent.parent / "configs/probe.yaml"
 KEPT = Path("runs/probe/features.safetensors")
@@ -70,7 +70,7 @@ def test_the_heads_learn(results: dict[str, object]) -> None:
 
 
 def test_the_result_is_an_ordinary_model_on_an_unchanged_trunk(results: dict[str, object]) -> None:
-    module = load_module(BEST)
+    module = read_checkpoint(BEST).module
     for name, tensor in load_file("trunk.safetensors").items():
         assert torch.equal(module.model.trunk.net.state_dict()[name], tensor), name
     assert open_predictor(BEST).tasks == ["gender", "race", "age"]
@@ -140,8 +140,8 @@ def test_stale_and_damaged_features_are_replaced(results: dict[str, object], fac
     [
         ("--model.tta=flip", "tta none"),
         ("--data.train_transform=facecls.data.transforms.EvalTransform", "train_transform"),
-        ('--model.schedule.frozen={"0": -1, "1": 0}', "the trunk stays as it is"),
-        ('--model.schedule.frozen={"1": -1}', "the trunk stays as it is"),
+        ('--model.schedule.frozen={"0": -1, "1": 0}', "trains the heads alone"),
+        ('--model.schedule.frozen={"1": -1}', "trains the heads alone"),
     ],
 )
 def test_what_a_probe_cannot_do_is_refused(results: dict[str, object], faces: Path, option: str, said: str) -> None:

@@ -36,7 +36,7 @@ def test_freezing_is_a_function_of_the_epoch(net: nn.Module, epoch: int, trains:
     norms = {module for module in net.modules() if isinstance(module, nn.BatchNorm2d)}
     frozen_norms = {module for module in norms if not module.weight.requires_grad}
     assert set(kept) == frozen_norms
-    assert set(freeze(net, Schedule(frozen={0: 0}, norms="none"), epoch)) == norms
+    assert set(freeze(net, Schedule(frozen={0: 0}, batchnorm="frozen"), epoch)) == norms
 
 
 def test_at_epoch_takes_the_last_change() -> None:
@@ -58,8 +58,8 @@ def test_warm_up_and_cosine_are_those_of_pytorch() -> None:
     assert values[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
 
 
-def test_constant_with_drops() -> None:
-    schedule = Schedule(warmup=0.0, decay="constant", drops={10: 0.1})
+def test_constant_with_milestones() -> None:
+    schedule = Schedule(warmup=0.0, decay="constant", lr_milestones={10: 0.1})
     assert [learning_rate_factor(schedule, step, 15, step) for step in (0, 9, 10, 14)] == [1.0, 1.0, 0.1, 0.1]
 
 

@@ -14,11 +14,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from labelled_faces import FAIRFACE_RACES, write_fairface
 
+from facecls.data import table as table_module
 from facecls.data.store import decode
-from facecls.data.table import Table, read_table
-from facecls.data.tasks import parse_name
+from facecls.data.synthetic import draw_faces, wears_glasses
+from facecls.data.table import Table
+from facecls.data.tasks import UTKFACE, Tasks, create_tasks, parse_name
 from facecls.errors import UserError
+
+LABELS = ["gender", "race", "age"]
+
+
+def read_table(root: str | Path, seed: int, tasks: Tasks = UTKFACE) -> Table:
+    return table_module.read_table(root, seed, tasks)
 
 
 def face(seed: int, ending: str = ".jpg") -> bytes:
@@ -27,12 +36,12 @@ def face(seed: int, ending: str = ".jpg") -> bytes:
 
 
 FACES = {
-    "UTKFace/26_1_2_20170116174525125.jpg.chip.jpg": (face(0), (26, 1, 2)),
-    "UTKFace/0_0_4_20161219200650636.jpg.chip.jpg": (face(1), (0, 0, 4)),
-    "UTKFace/24_0_1_20170116220224657 .jpg.chip.jpg": (face(2), (24, 0, 1)),
-    "UTKFace/55_0_0_20170116232725357jpg.chip.jpg": (face(3), (55, 0, 0)),
-    "UTKFace/part 2/116_1_3_20170120134921760.png": (face(4, ".png"), (116, 1, 3)),
-    "UTKFace/part 2/30_1_0_20170120134921761.jpg": (face(0), (30, 1, 0)),  # the first one's bytes, another label
+    "UTKFace/26_1_2_20170116174525125.jpg.chip.jpg": (face(0), (1, 2, 26)),
+    "UTKFace/0_0_4_20161219200650636.jpg.chip.jpg": (face(1), (0, 4, 0)),
+    "UTKFace/24_0_1_20170116220224657 .jpg.chip.jpg": (face(2), (0, 1, 24)),
+    "UTKFace/55_0_0_20170116232725357jpg.chip.jpg": (face(3), (0, 0, 55)),
+    "UTKFace/part 2/116_1_3_20170120134921760.png": (face(4, ".png"), (1, 3, 116)),
+    "UTKFace/part 2/30_1_0_20170120134921761.jpg": (face(0), (1, 0, 30)),  # the first one's bytes, another label
 }
 REJECTS = {
     "README.txt": (b"faces", "malformed name"),
@@ -98,11 +107,9 @@ def reasons(table: Table) -> dict[str, str]:
 def test_every_file_of_a_source_is_a_face_or_a_reject(make: Callable[[Path], Path], tmp_path: Path) -> None:
     table = read_table(make(tmp_path), seed=0)
     order = sorted(FACES) if make is as_folder else list(FACES)
-    assert list(table.faces.columns) == ["path", "age", "gender", "race", "sha1"]
+    assert list(table.faces.columns) == ["path", *LABELS, "sha1"]
     assert list(table.faces["path"]) == order
-    assert list(table.faces[["age", "gender", "race"]].itertuples(index=False, name=None)) == [
-        FACES[path][1] for path in order
-    ]
+    assert list(table.faces[LABELS].itertuples(index=False, name=None)) == [FACES[path][1] for path in order]
     assert list(table.faces["sha1"]) == [hashlib.sha1(FILES[path]).hexdigest() for path in order]
     assert [bytes(table.store[row]) for row in range(len(table.store))] == [FILES[path] for path in order]
     assert reasons(table) == {path: reason for path, (_, reason) in REJECTS.items()}
@@ -111,7 +118,7 @@ def test_every_file_of_a_source_is_a_face_or_a_reject(make: Callable[[Path], Pat
 
 def test_columns_have_the_types_that_are_promised(tmp_path: Path) -> None:
     faces = read_table(as_tar(tmp_path), seed=0).faces
-    assert all(faces[column].dtype == "Int16" for column in ("age", "gender", "race"))
+    assert all(faces[column].dtype == "Int16" for column in LABELS)
     assert all(isinstance(value, str) for column in ("path", "sha1") for value in faces[column])
     assert faces.index.equals(pd.RangeIndex(len(FACES)))
 
@@ -232,11 +239,40 @@ def test_a_damaged_or_encrypted_member_of_a_zip_is_a_reject(tmp_path: Path) -> N
     assert list(table.faces["path"]) == list(FACES)[2:]
 
 
+GLASSES = create_tasks({"glasses": {"classes": ["without", "with"]}})
+
+
+def test_drawn_faces_wear_glasses_where_that_is_a_task() -> None:
+    table = read_table("synthetic:20", 3, GLASSES)
+    assert list(table.faces.columns) == ["path", *LABELS, "glasses", "sha1"]
+    assert table.faces["glasses"].tolist() == [int(wears_glasses(3, index)) for index in range(20)]
+    assert [bytes(table.store[row]) for row in range(20)] == [data for _, data in draw_faces(20, 3, glasses=True)]
+    assert list(read_table("synthetic:2", 3).faces.columns) == ["path", *LABELS, "sha1"]
+
+
+def test_file_names_say_nothing_about_further_tasks(tmp_path: Path) -> None:
+    table = read_table(as_tar(tmp_path), 0, GLASSES)
+    assert table.faces["glasses"].isna().all()
+    assert list(table.faces["gender"]) == [FACES[path][1][0] for path in FACES]
+
+
+def test_file_names_give_classes_and_not_codes(tmp_path: Path) -> None:
+    tasks = create_tasks({"race": {"classes": ["Indian", "Black", "White"]}, "age": {"highest": 60}})
+    table = read_table(as_tar(tmp_path), 0, tasks)
+    assert list(table.faces["race"]) == [1, 2, 2]  # black, white, white
+    found = reasons(table)
+    assert found["UTKFace/26_1_2_20170116174525125.jpg.chip.jpg"] == "race is not 0 (Indian), 1 (Black), 2 (White)"
+    assert found["UTKFace/part 2/116_1_3_20170120134921760.png"] == (
+        "age is not a whole number of years from 0 to 60 or a range of them"
+    )
+
+
 def test_drawn_faces_carry_their_names_labels() -> None:
     table = read_table("synthetic:6", seed=3)
     assert len(table.faces) == len(table.store) == 6
     for row in table.faces.itertuples():
-        assert (row.age, row.gender, row.race) == parse_name(row.path)
+        words = {task.name: task.text(getattr(row, task.name)) for task in UTKFACE.values()}
+        assert words == parse_name(row.path)
     assert list(read_table(Path("synthetic:6"), seed=3).faces["sha1"]) == list(table.faces["sha1"])
     assert list(read_table("synthetic:6", seed=4).faces["sha1"]) != list(table.faces["sha1"])
 
@@ -256,7 +292,7 @@ def manifest(place: Path, columns: dict[str, list[object]], ending: str) -> Path
 
 
 def labels_of(table: Table) -> list[tuple[int | None, ...]]:
-    labels = table.faces[["age", "gender", "race"]].astype(object)
+    labels = table.faces[LABELS].astype(object)
     return [tuple(row) for row in labels.where(labels.notna(), None).itertuples(index=False, name=None)]
 
 
@@ -272,9 +308,9 @@ def test_a_manifest_gives_labels_where_it_has_them(ending: str, tmp_path: Path) 
         "age": [None, 116, 0],
     }
     table = read_table(manifest(tmp_path, columns, ending), seed=0)
-    assert list(table.faces.columns) == ["path", "age", "gender", "race", "sha1"]
+    assert list(table.faces.columns) == ["path", *LABELS, "sha1"]
     assert list(table.faces["path"]) == columns["path"]
-    assert labels_of(table) == [(None, None, 4), (116, None, None), (0, None, 0)]
+    assert labels_of(table) == [(None, 4, None), (None, None, 116), (None, 0, 0)]
     assert [bytes(table.store[row]) for row in range(3)] == [face(number) for number in range(3)]
     assert not len(table.rejects)
 
@@ -290,15 +326,15 @@ def test_labels_are_not_read_from_the_names_in_a_manifest(ending: str, tmp_path:
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
-        ("gender", "female", "gender is not 0 (male), 1 (female)"),
+        ("gender", "femal", "gender is not 0 (male), 1 (female)"),
         ("gender", "2", "gender is not 0 (male), 1 (female)"),
         ("gender", "True", "gender is not 0 (male), 1 (female)"),
         ("race", "-1", "race is not 0 (white), 1 (black), 2 (asian), 3 (indian), 4 (others)"),
-        ("age", "117", "age is not a whole number of years from 0 to 116"),
-        ("age", "26.5", "age is not a whole number of years from 0 to 116"),
-        ("age", "inf", "age is not a whole number of years from 0 to 116"),
+        ("age", "117", "age is not a whole number of years from 0 to 116 or a range of them"),
+        ("age", "26.5", "age is not a whole number of years from 0 to 116 or a range of them"),
+        ("age", "inf", "age is not a whole number of years from 0 to 116 or a range of them"),
         ("path", "4.jpg", "missing file"),
-        ("path", ".", "missing file"),
+        ("path", ".", "unreadable (Is a directory)"),
         ("path", "", "no path"),
         ("path", "text.jpg", "not an image"),
         ("path", "cut.jpg", "truncated"),
@@ -311,14 +347,14 @@ def test_a_bad_row_of_a_manifest_is_a_reject(ending: str, column: str, value: st
     columns |= {"race": ["0", "1"]}
     columns[column][1] = value
     table = read_table(manifest(tmp_path, columns, ending), seed=0)
-    assert labels_of(table) == [(1, 0, 0)]
+    assert labels_of(table) == [(0, 0, 1)]
     assert reasons(table) == {columns["path"][1]: reason}
 
 
 @pytest.mark.parametrize("empty", ["", " ", "NA", "nan", "None", "NULL", "<NA>"])
 def test_empty_cells_are_no_labels(empty: str, tmp_path: Path) -> None:
     path = manifest(tmp_path, {"path": ["0.jpg", "1.jpg"], "age": [empty, " 7 "], "race": ["3.0", empty]}, ".csv")
-    assert labels_of(read_table(path, seed=0)) == [(None, None, 3), (7, None, None)]
+    assert labels_of(read_table(path, seed=0)) == [(None, 3, None), (None, None, 7)]
 
 
 def test_every_sensible_type_of_a_parquet_column_is_read(tmp_path: Path) -> None:
@@ -331,7 +367,7 @@ def test_every_sensible_type_of_a_parquet_column_is_read(tmp_path: Path) -> None
     }
     pd.DataFrame(columns).set_index("path").to_parquet(tmp_path / "indexed.parquet")
     table = read_table(tmp_path / "indexed.parquet", seed=0)
-    assert labels_of(table) == [(26, 1, 4), (None, None, None), (3, 0, 0)]
+    assert labels_of(table) == [(1, 4, 26), (None, None, None), (0, 0, 3)]
     pq.write_table(pa.table({"path": ["0.jpg"], "gender": [True]}), tmp_path / "bool.parquet")
     with pytest.raises(UserError, match=r"gender is not 0 \(male\), 1 \(female\)"):
         read_table(tmp_path / "bool.parquet", seed=0)
@@ -395,6 +431,68 @@ def test_a_split_column_must_be_complete_and_known(
         read_table(path, seed=0)
 
 
+def test_fairfaces_own_file_works_as_it_is(tmp_path: Path) -> None:
+    tasks = create_tasks({"race": {"classes": FAIRFACE_RACES}})
+    path = write_fairface(tmp_path, 60, seed=1, size=32)
+    assert path.read_text().startswith("file,age,gender,race,service_test\ntrain/1.jpg,")
+    table = read_table(path, 0, tasks)
+    assert list(table.faces.columns) == ["path", *LABELS, "age_from", "age_to", "sha1"]
+    assert all(table.faces[name].dtype == "Int16" for name in ("age", "age_from", "age_to"))
+    rows = pd.read_csv(path)
+    assert table.faces["path"].tolist() == rows["file"].tolist()
+    assert [("Male", "Female")[code] for code in table.faces["gender"]] == rows["gender"].tolist()
+    assert [FAIRFACE_RACES[code] for code in table.faces["race"]] == rows["race"].tolist()
+    assert table.faces["age"].isna().all()
+    ends = table.faces[["age_from", "age_to"]].itertuples(index=False, name=None)
+    assert ["more than 70" if low == 70 else f"{low}-{high}" for low, high in ends] == rows["age"].tolist()
+    assert set(table.faces["age_to"][rows["age"] == "more than 70"]) == {116}
+    assert len(table.faces["race"].unique()) == 7
+
+
+@both_kinds
+def test_columns_are_found_under_the_names_people_give_them(ending: str, tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(face(1))
+    columns: dict[str, list[object]] = {
+        "Image": ["1.jpg"],
+        "Sex": ["F"],
+        "ETHNICITY": ["Asian"],
+        "Age": ["30+"],
+        "Glasses": ["With"],
+        "Split": ["val"],
+    }
+    table = read_table(manifest(tmp_path, columns, ending), 0, GLASSES)
+    row = table.faces.iloc[0]
+    assert row.drop(["age", "sha1"]).astype(str).to_dict() == {
+        "path": "1.jpg",
+        "gender": "1",
+        "race": "2",
+        "age_from": "30",
+        "age_to": "116",
+        "glasses": "1",
+        "split": "val",
+    }
+
+
+@both_kinds
+def test_an_exact_name_wins(ending: str, tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "file": ["no.jpg"],
+        "Path": ["no.jpg"],
+        "path": ["1.jpg"],
+        "sex": ["male"],
+        "GENDER": ["female"],
+    }
+    table = read_table(manifest(tmp_path, columns, ending), seed=0)
+    assert labels_of(table) == [(1, None, None)]
+    tasks = create_tasks(
+        {"sex": {"classes": ["male", "female"]}}
+    )  # then it is that task's and not another name of gender
+    del columns["GENDER"]
+    table = read_table(manifest(tmp_path, columns, ending), 0, tasks)
+    assert table.faces["sex"].tolist() == [0]
+    assert labels_of(table) == [(None, None, None)]
+
+
 # --- mistakes ---
 
 
@@ -411,6 +509,10 @@ def test_a_split_column_must_be_complete_and_known(
         ("faces.csv", b"", "CSV .*faces.csv"),
         ("faces.csv", b"path,age\n", "no file in it"),
         ("faces.csv", b"file;age\nx;1\n", "columns path .*path is missing among file;age"),
+        ("faces.csv", b"path,age,path\nx,1,y\n", "one column for path .* path and path could both be it"),
+        ("faces.csv", b"file,image\nx,y\n", "file and image could both be it; rename the right one to path"),
+        ("faces.csv", b"path,AGE,Age\nx,1,2\n", "one column for age .* AGE and Age"),
+        ("faces.csv", b"path,sex,Sex\nx,1,2\n", "one column for gender .* sex and Sex"),
         ("faces.csv", b'path\n"x', "CSV .*faces.csv"),
         ("faces.csv", face(0), "CSV .*faces.csv"),
         ("faces.csv", b"path\nx.jpg\ny.jpg\n", r"all 2 files were rejected.*missing file \(2, such as x.jpg\)"),

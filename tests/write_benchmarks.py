@@ -1,4 +1,4 @@
-"""Makes BENCHMARKS.md of what the benchmarks measured: ``python tests/write_benchmarks.py [benchmarks.json]``."""
+"""Writes BENCHMARKS.md from the results of the benchmarks: ``python tests/write_benchmarks.py [benchmarks.json]``."""
 
 import json
 import sys
@@ -8,8 +8,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 HEAD = """# Benchmarks
 
-Written by `python tests/write_benchmarks.py` from `benchmarks.json`, which `pytest -m bench` writes, alone on a
-machine. What is compared took turns in one run; rates are medians. Compare ratios, not rates, between machines.
+Written by `python tests/write_benchmarks.py` from `benchmarks.json`, which `pytest -m bench` writes on an idle
+machine. What is compared was timed in alternation in one run; rates are medians. Compare ratios, not rates, between
+machines.
 """
 
 
@@ -17,7 +18,7 @@ def markdown(results: dict[str, Any]) -> str:
     """The page.
 
     Args:
-        results: As the benchmarks leave them: by title, the device, versions and rows.
+        results: The contents of ``benchmarks.json``: device, versions and rows by title.
 
     Returns:
         Markdown.

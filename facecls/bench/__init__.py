@@ -1,1 +1,1 @@
-"""Is the machine well used? What ``python -m facecls.bench`` measures."""
+"""Measures how well the machine is used: data loading, training step and evaluation step, alone and together."""

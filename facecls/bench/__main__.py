@@ -1,7 +1,7 @@
-"""``python -m facecls.bench --config configs/base.yaml [--out bench.json]``: is the machine well used?
+"""``python -m facecls.bench --config configs/base.yaml [--out bench.json]``: how well is the machine used?
 
-Takes every option of ``facecls.fit``. The real loop is timed in turns with its parts in one process: making batches,
-stepping on a batch that lies on the device, and a bare loop of torch. Layers are frozen as in the last epoch.
+Takes every option of ``facecls.fit``. The training loop and its parts are timed in alternation: making batches,
+stepping on a batch that is already on the device, and a loop in plain torch. Layers are frozen as in the last epoch.
 """
 
 import json
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
 
-import facecls
+from facecls._version import __version__
 from facecls.bench.clock import Clock, Rate
 from facecls.bench.loop import BARE, STEP, TOGETHER, time_evaluation, time_training
-from facecls.bench.machine import began, operations, peak
+from facecls.bench.machine import forward_flops, peak_flops, process_start
 from facecls.bench.pipeline import (
-    ALL,
+    ALL_WORKERS,
     AUGMENT,
     COLLATE,
     DECODE,
-    ONE,
+    ONE_WORKER,
     READ,
     RESIZE_ALONE,
     WHOLE,
@@ -41,31 +41,37 @@ from facecls.training.outcome import device_name, git_commit, versions
 
 
 class BenchCLI(FaceCLI):
-    """The options of ``facecls.fit`` and the bench's own, and objects that leave nothing behind.
+    """The parser and the objects of ``facecls.fit``, with the bench's own options, set up to leave no files behind.
 
     Attributes:
-        folder: What the trainer takes for the folder of all runs.
+        folder: Temporary folder, where the trainer keeps its run.
     """
 
     prog = "python -m facecls.bench"
     folder: "TemporaryDirectory[str]"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the bench's own."""
+        """Adds the options of the bench."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--out", type=str | None, help="Where to write the results too, as JSON.")
-        parser.add_argument("--seconds", type=float, default=3.0, help="How long a thing is timed, five times each.")
+        parser.add_argument("--out", type=str | None, help="Also write the results to this file, as JSON.")
+        parser.add_argument(
+            "--seconds", type=float, default=3.0, help="How long each block is timed; there are five of each."
+        )
 
     def before_instantiate_classes(self) -> None:
-        """Makes the training one epoch like the last one of the configuration, without validation."""
+        """Shortens the training to one epoch, frozen as in the configuration's last one, without validation."""
         super().before_instantiate_classes()
         config = self.config
         if config.probe:
-            raise UserError("Expected no probe, which runs the trunk only once; --probe false times the whole model.")
+            raise UserError(
+                "Expected no probe, whose training steps leave out the trunk; add --probe false to time the model."
+            )
         if config.out is not None and not Path(config.out).absolute().parent.is_dir():
-            raise UserError(f"Expected a folder for --out, but there is none at {Path(config.out).parent}.")
+            raise UserError(
+                f"Expected --out in a folder that exists, but there is none at {Path(config.out).parent}; create it."
+            )
         if config.seconds <= 0:
-            raise UserError(f"Expected --seconds above 0, but got {config.seconds}.")
+            raise UserError(f"Expected --seconds above 0, but got {config.seconds}; leave it out for 3.")
         self.folder = TemporaryDirectory()
         schedule, trainer = config.model.schedule, config.trainer
         schedule.frozen = {0: at_epoch(schedule.frozen, (trainer.max_epochs or 1) - 1, 0)}
@@ -77,10 +83,10 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the command.
 
     Args:
-        args: Words of the command line; ``None`` for the program's own.
+        args: As on the command line; ``None`` takes those.
 
     Returns:
-        What is in the JSON.
+        The results, as written to the JSON file.
 
     Raises:
         UserError: For a mistake in the options or the data.
@@ -99,20 +105,20 @@ def measure(cli: BenchCLI) -> dict[str, Any]:
     """Takes all measurements.
 
     Args:
-        cli: With trainer, module and data.
+        cli: Holds trainer, module and data.
 
     Returns:
-        What is in the JSON.
+        The results, as written to the JSON file.
     """
     trainer, module, data, seconds = cli.trainer, cli.model, cli.datamodule, cli.config.seconds
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
     data.setup()
-    data.trainer = trainer  # says whether batches go to a GPU
-    clocks = {stage: Clock(torch.cuda.synchronize if on_gpu else _nothing) for stage in ("training", "evaluation")}
+    data.trainer = trainer  # its device decides whether batches are pinned
+    clocks = {stage: Clock(torch.cuda.synchronize) if on_gpu else Clock() for stage in ("training", "evaluation")}
     training, evaluation = clocks.values()
     with console().status("timing the training") as status:
-        turns = time_training(trainer, module, data, training, seconds)
+        alternating = time_training(trainer, module, data, training, seconds)
         device_mib = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
         status.update("timing the evaluation")
         time_evaluation(trainer, module, data, evaluation, seconds)
@@ -122,27 +128,15 @@ def measure(cli: BenchCLI) -> dict[str, Any]:
         time_stages(data, data.train_dataloader(), training)
         time_stages(data, data.val_dataloader(), evaluation)
         status.update("measuring the device's peak")
-        best = peak(device, _dtype(str(trainer.precision)), training)
-        forward = operations(module.model, data.image_size)
-    start, memory = began(), turns.memory
-    # the way back takes twice what the way forward takes, where nothing is frozen
-    is_whole = all(parameter.requires_grad for parameter in module.model.parameters())
-    operated = {"training": 3 * forward if is_whole else None, "evaluation": forward}
-    cores = len(os.sched_getaffinity(0))
-    results: dict[str, Any] = {
-        "name": cli.config.name,
-        "trunk": module.model.trunk.name,
-        "image_size": data.image_size,
-        "batch_size": data.batch_size,
-        "workers": data.num_workers,
-        "cores": cores,
-        "device": device_name(trainer),
-        "precision": str(trainer.precision),
-        "version": facecls.__version__,
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "peak_flops": best,
-        "start_seconds": None if start is None else round(turns.first - start, 2),
+        peak = peak_flops(device, _dtype(str(trainer.precision)), training)
+        forward = forward_flops(module.model, data.image_size)
+    # with nothing frozen, the backward pass takes twice the operations of the forward pass
+    trains_all = all(parameter.requires_grad for parameter in module.model.parameters())
+    flops = {"training": 3 * forward if trains_all else None, "evaluation": forward}
+    start, memory = process_start(), alternating.memory
+    results = _describe(cli) | {
+        "peak_flops": peak,
+        "start_seconds": None if start is None else round(alternating.first_step - start, 2),
         "memory": {
             "device_mib": device_mib,
             "images_mib": round(data.encoded_bytes() / 2**20, 1),
@@ -151,48 +145,62 @@ def measure(cli: BenchCLI) -> dict[str, Any]:
         },
     }
     for stage, clock in clocks.items():
-        results[stage] = _stage(stage, clock, data.num_workers, operated[stage], best)
-        rates = {**results[stage]["ratios"], "input": _input(clock.rates()).median, "step": clock.rates()[STEP].median}
-        results[stage]["verdict"] = verdict(stage, rates, data.num_workers, cores, on_gpu)
+        results[stage] = _stage(stage, clock, data.num_workers, flops[stage], peak)
+        rates = {
+            **results[stage]["ratios"],
+            "input": _input_rate(clock.rates()).median,
+            "step": clock.rates()[STEP].median,
+        }
+        results[stage]["verdict"] = verdict(stage, rates, data.num_workers, results["cores"], on_gpu)
     return results
 
 
-def _stage(stage: str, clock: Clock, workers: int, operated: float | None, best: float) -> dict[str, Any]:
+def _describe(cli: BenchCLI) -> dict[str, Any]:
+    """What was timed, on which machine and with which versions."""
+    trainer, data = cli.trainer, cli.datamodule
+    return {
+        "name": cli.config.name,
+        "trunk": cli.model.model.trunk.name,
+        "image_size": data.image_size,
+        "batch_size": data.batch_size,
+        "workers": data.num_workers,
+        "cores": len(os.sched_getaffinity(0)),
+        "device": device_name(trainer),
+        "precision": str(trainer.precision),
+        "version": __version__,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def _stage(stage: str, clock: Clock, workers: int, flops: float | None, peak: float) -> dict[str, Any]:
     rates = clock.rates()
-    stages = (READ, DECODE, AUGMENT, COLLATE, WHOLE, ONE, ALL)
-    made, step = _input(rates), rates[STEP]
+    stages = (READ, DECODE, AUGMENT, COLLATE, WHOLE, ONE_WORKER, ALL_WORKERS)
+    made, step = _input_rate(rates), rates[STEP]
     together = rates[TOGETHER].median / made.median if made.median < step.median else clock.ratio(TOGETHER, STEP)
+    peer, alone = ("augmentation", AUGMENT) if stage == "training" else ("OpenCV", RESIZE_ALONE)
     ratios = {
         "together": together,
         "step / bare": clock.ratio(STEP, BARE),
-        "step / peak": None if operated is None else step.median * operated / best,
-        "pipeline / augmentation alone": clock.ratio(WHOLE, AUGMENT),
-        "pipeline / OpenCV alone": clock.ratio(WHOLE, RESIZE_ALONE),
+        "step / peak": None if flops is None else step.median * flops / peak,
+        f"pipeline / {peer} alone": clock.ratio(WHOLE, alone),
     }
-    if stage == "evaluation":
-        del ratios["pipeline / augmentation alone"]
-    else:
-        del ratios["pipeline / OpenCV alone"]
     if workers > 1:
-        ratios["workers / linear"] = clock.ratio(ALL, ONE) / workers
+        ratios["workers / linear"] = clock.ratio(ALL_WORKERS, ONE_WORKER) / workers
     return {
         "input": {name: rates[name]._asdict() for name in stages if name in rates},
         "loop": {name: rates[name]._asdict() for name in (STEP, TOGETHER, BARE)},
-        "flops_per_face": operated,
+        "flops_per_face": flops,
         "ratios": ratios,
     }
 
 
-def _input(rates: dict[str, Rate]) -> Rate:
-    return rates.get(ALL, rates[WHOLE])
+def _input_rate(rates: dict[str, Rate]) -> Rate:
+    return rates.get(ALL_WORKERS, rates[WHOLE])
 
 
 def _dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
-
-
-def _nothing() -> None:
-    pass
 
 
 if __name__ == "__main__":

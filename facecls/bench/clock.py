@@ -1,4 +1,4 @@
-"""Durations of the same work, taken in turns with other work, as a rate with its spread."""
+"""Rates with their spread, from blocks of work that are timed in alternation."""
 
 import time
 from collections import defaultdict
@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 ROUNDS = 5
-"""How often each thing is timed; what is compared takes turns, so that a busy neighbour disturbs all of it."""
+"""How often each block is timed. Blocks that are compared alternate, so that other load slows them alike."""
 
 
 class Rate(NamedTuple):
@@ -20,10 +20,10 @@ class Rate(NamedTuple):
 
 
 class Clock:
-    """Times blocks of work by name.
+    """Times named blocks of work.
 
     Args:
-        synchronize: Waits until the device has done what it was told.
+        synchronize: Waits until the device has finished, since work on a GPU is only queued by the calls that start it.
     """
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
@@ -35,8 +35,8 @@ class Clock:
         """Times the body.
 
         Args:
-            name: What it is.
-            faces: How many it works on.
+            name: Name of the block.
+            faces: How many faces it processes.
         """
         self.synchronize()
         started = time.perf_counter()
@@ -45,9 +45,9 @@ class Clock:
         self._rates[name].append(faces / (time.perf_counter() - started))
 
     def rates(self) -> dict[str, Rate]:
-        """What was timed so far."""
-        return {name: Rate(median(found), min(found), max(found)) for name, found in self._rates.items()}
+        """The rates of all blocks timed so far, by name."""
+        return {name: Rate(median(rates), min(rates), max(rates)) for name, rates in self._rates.items()}
 
     def ratio(self, one: str, other: str) -> float:
-        """How one rate compares with another: the median over the rounds, each compared within itself."""
+        """The rate of one block divided by that of another: the median of the ratios within each round."""
         return median(a / b for a, b in zip(self._rates[one], self._rates[other], strict=True))

@@ -1,4 +1,4 @@
-"""The real loop, fed in turns by its loader and by a batch that lies on the device, beside a bare loop of torch."""
+"""Times Lightning's loop, fed by its loader or by a batch already on the device, against a loop in plain torch."""
 
 import copy
 import multiprocessing
@@ -16,37 +16,38 @@ from pytorch_lightning.callbacks import Checkpoint
 from facecls.bench.clock import ROUNDS, Clock
 from facecls.bench.machine import Memory, memory_of_workers
 from facecls.data.datamodule import FacesDataModule, ResumableLoader
-from facecls.data.tasks import MISSING, TASKS
+from facecls.data.tasks import MISSING
 from facecls.model.module import Batch, FaceModule
 from facecls.model.schedule import freeze
-from facecls.training.tensorboard import StudyBoard
+from facecls.training.tensorboard import FigureLogger
 
 TOGETHER, STEP, BARE = "together", "step", "bare"
-"""The loop as it is; the same on a batch that lies on the device; forward, backward and optimizer in plain torch."""
+"""Blocks: the whole loop; the loop on a batch already on the device; forward and backward pass and optimizer step in
+plain torch on that batch."""
 T = TypeVar("T")
-_WARM = 2
-"""Batches before anything is timed: the first one allocates and chooses algorithms."""
+_WARM_UP = 2
+"""Batches before anything is timed: the first one allocates memory and chooses algorithms."""
 
 
-class Turns:
-    """A loader whose batches come in turns from another one and from the device, and which times what is done to them.
+class AlternatingLoader:
+    """A loader that alternates between fresh batches and one that stays on the device, and times the loop it feeds.
 
-    A block is as many batches as take ``seconds``. Of those from the loader the first ones, which its workers had ready
-    while the others were running, are not counted where there are enough of them.
+    A block is as many batches as take ``seconds``. The loader's workers prefetch while the other blocks run, so where a
+    block is long enough, the prefetched batches come before it and are not timed.
 
-    Nothing is prepared before the first step but what every fit prepares, so that ``first`` is true of them.
+    Before the first step nothing is done that ``facecls.fit`` would not do, so that ``first_step`` holds for it too.
 
     Args:
-        loader: The real one; its first batch is kept on the device.
+        loader: The wrapped loader; its first batch is kept on the device.
         device: Where the trainer computes.
-        create_bare: Gives what does to a resident batch what a plain loop does.
+        create_bare: Returns a function that processes a batch on the device as a plain loop does.
         clock: Keeps the times.
         seconds: How long a block takes.
-        others: Processes that are not the loader's workers.
+        others: Child processes that are not the loader's workers.
 
     Attributes:
-        first: When the first step began, as ``time.time`` has it.
-        memory: What the loader's workers hold after the first batches; ``None`` without any.
+        first_step: When the first step began, in seconds as by ``time.time``.
+        memory: Memory of the loader's workers after the first batches; ``None`` without workers.
     """
 
     def __init__(
@@ -64,19 +65,19 @@ class Turns:
         self.clock = clock
         self.seconds = seconds
         self.others = others
-        self.first = 0.0
+        self.first_step = 0.0
         self.memory: Memory | None = None
 
     def __len__(self) -> int:
-        """More than will be asked for; it ends when all is timed."""
+        """More batches than will be used; iteration ends when everything is timed."""
         return 10**9
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches; what is done to one has been done when the next is asked for."""
-        fresh = endless(self.loader)
+        """The batches; the loop has finished a batch when it asks for the next one."""
+        fresh = cycle(self.loader)
         batch = next(fresh)
-        self.first = time.time()
-        for _ in range(_WARM):
+        self.first_step = time.time()
+        for _ in range(_WARM_UP):
             started = time.perf_counter()
             yield batch
             self.clock.synchronize()
@@ -86,12 +87,12 @@ class Turns:
         bare = self.create_bare()
         bare(resident)
         count = max(1, round(self.seconds / took))
-        ready = self.loader.num_workers * (self.loader.prefetch_factor or 0)
+        prefetched = self.loader.num_workers * (self.loader.prefetch_factor or 0)
         faces = len(resident["index"])
         for turn in range(ROUNDS):
             for kind in (TOGETHER, STEP, BARE)[turn:] + (TOGETHER, STEP, BARE)[:turn]:
-                if kind == TOGETHER and count > 2 * ready:
-                    for _ in range(ready):
+                if kind == TOGETHER and count > 2 * prefetched:
+                    for _ in range(prefetched):
                         yield next(fresh)
                 with self.clock.block(kind, count * faces):
                     for _ in range(count):
@@ -101,35 +102,35 @@ class Turns:
                             yield next(fresh) if kind == TOGETHER else resident
 
 
-def endless(items: Iterable[T]) -> Iterator[T]:
-    """All items, again and again."""
+def cycle(items: Iterable[T]) -> Iterator[T]:
+    """Iterates again and again; unlike ``itertools.cycle`` it keeps no items."""
     while True:
         yield from items
 
 
 def time_training(
     trainer: pl.Trainer, module: FaceModule, data: FacesDataModule, clock: Clock, seconds: float
-) -> Turns:
+) -> AlternatingLoader:
     """Times the training loop, its step and the bare loop.
 
     Args:
-        trainer: Of one epoch, without validation.
+        trainer: A trainer for one epoch, without validation.
         module: The module.
         data: After its ``setup``.
         clock: Keeps the times.
         seconds: How long a block takes.
 
     Returns:
-        What was fed to it.
+        The loader, which knows when the first step began and how much memory the workers hold.
     """
-    # what comes after a validation or every ten minutes is no part of the loop
-    rare = (Checkpoint, StudyBoard)
+    # what happens only after a validation or every ten minutes is no part of the loop
+    rare = (Checkpoint, FigureLogger)
     trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, rare)]  # type: ignore[attr-defined]
     others, loader = multiprocessing.active_children(), data.train_dataloader()
     device = trainer.strategy.root_device
-    turns = Turns(loader, device, partial(BareTraining, trainer, module), clock, seconds, others)
-    trainer.fit(module, turns, data.val_dataloader())  # of which no batch is asked for; without any, Lightning warns
-    return turns
+    alternating = AlternatingLoader(loader, device, partial(BareTraining, trainer, module), clock, seconds, others)
+    trainer.fit(module, alternating, data.val_dataloader())  # no validation runs, but without a loader Lightning warns
+    return alternating
 
 
 def time_evaluation(
@@ -143,16 +144,16 @@ def time_evaluation(
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             module.model(batch["image"])
 
-    turns = Turns(data.val_dataloader(), device, lambda: bare, clock, seconds)
-    trainer.validate(module, dataloaders=turns, verbose=False)
+    alternating = AlternatingLoader(data.val_dataloader(), device, lambda: bare, clock, seconds)
+    trainer.validate(module, dataloaders=alternating, verbose=False)
 
 
 class BareTraining:
-    """What a loop in plain torch does to a batch: forward, cross-entropies, backward, optimizer, and no more.
+    """A training step in plain torch: forward pass, cross-entropies, backward pass, optimizer step, and no more.
 
     Args:
-        trainer: Says where and in which precision.
-        module: Its model, which the training has begun with, is copied, and frozen as in its first epoch.
+        trainer: Gives device and precision.
+        module: Its model is copied and frozen as in the first epoch.
     """
 
     def __init__(self, trainer: pl.Trainer, module: FaceModule) -> None:
@@ -163,15 +164,14 @@ class BareTraining:
         self.autocast = trainer.precision_plugin.forward_context
 
     def __call__(self, batch: Batch) -> None:
-        """Takes a step with a batch that lies on the device."""
+        """Takes a step with a batch that is on the device."""
         with self.autocast():
             logits = self.model(batch["image"])
             losses = [
-                F.cross_entropy(logits[task], batch[task], ignore_index=MISSING)
-                if logits[task].shape[1] > 1
-                else logits[task].mean()
-                for task in TASKS
-                if task in logits
+                F.cross_entropy(logits[name], batch[name], ignore_index=MISSING)
+                if head.has_distribution
+                else logits[name].mean()
+                for name, head in self.model.heads.items()
             ]
             loss: Any = torch.stack(losses).sum()
         self.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""What the machine has: its memory as the system counts it, its peak in arithmetic, and when this process began."""
+"""The memory of the workers, the arithmetic of a forward pass, the peak of the device, and when this process began."""
 
 import copy
 import multiprocessing
@@ -13,17 +13,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from facecls.bench.clock import Clock
-from facecls.model.heads import FaceModel
+from facecls.model.network import FaceModel
 
 _MIB = 2**20
 
 
 class Memory(NamedTuple):
-    """What the processes that prepare batches hold.
+    """Memory of the worker processes, in MiB.
 
     Attributes:
-        private_mib: Of each worker, what no other process shares.
-        shared_mib: Of each worker, its part of what it shares (PSS less private).
+        private_mib: By worker, what no other process shares.
+        shared_mib: By worker, its part of what it shares (PSS less private).
     """
 
     private_mib: list[float]
@@ -31,15 +31,15 @@ class Memory(NamedTuple):
 
 
 def memory_of_workers(others: Collection[BaseProcess]) -> Memory | None:
-    """Reads what the children of this process hold.
+    """Reads the memory of the worker processes from ``/proc``.
 
     Args:
-        others: Children that are no workers.
+        others: Child processes that are not workers.
 
     Returns:
-        What was read; ``None`` on systems other than Linux.
+        The memory; ``None`` on systems other than Linux.
     """
-    found = Memory([], [])
+    memory = Memory([], [])
     for child in set(multiprocessing.active_children()).difference(others):
         rollup = Path(f"/proc/{child.pid}/smaps_rollup")
         if not rollup.exists():
@@ -50,29 +50,29 @@ def memory_of_workers(others: Collection[BaseProcess]) -> Memory | None:
             if line.endswith(" kB")
         }
         private = fields["Private_Clean"] + fields["Private_Dirty"]
-        found.private_mib.append(round(private, 1))
-        found.shared_mib.append(round(fields["Pss"] - private, 1))
-    return found
+        memory.private_mib.append(round(private, 1))
+        memory.shared_mib.append(round(fields["Pss"] - private, 1))
+    return memory
 
 
-def began() -> float | None:
-    """When this process was started, as ``time.time`` has it; ``None`` on systems other than Linux."""
+def process_start() -> float | None:
+    """When this process was started, in seconds as by ``time.time``; ``None`` on systems other than Linux."""
     stat, uptime = Path("/proc/self/stat"), Path("/proc/uptime")
     if not stat.exists() or not uptime.exists():
         return None
-    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # proc(5), field 22: since the system was started
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # proc(5), field 22: since the system booted
     return time.time() - float(uptime.read_text().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def operations(model: FaceModel, size: int) -> float:
-    """Counts the floating point operations of a face's way forward, a multiplication and an addition as two.
+def forward_flops(model: FaceModel, size: int) -> float:
+    """Counts the floating point operations of one face's forward pass; a multiply-add counts as two.
 
     Args:
         model: Trunk and heads.
         size: Side of the images in pixels.
 
     Returns:
-        Their number.
+        The number of operations.
     """
     counted = copy.deepcopy(model).cpu().float().eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -80,16 +80,16 @@ def operations(model: FaceModel, size: int) -> float:
     return float(counter.get_total_flops()) / 2
 
 
-def peak(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:
-    """Measures how many floating point operations a second the device does, in products of square matrices.
+def peak_flops(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:
+    """Measures the floating point operations per second of a device, in products of square matrices.
 
     Args:
-        device: What computes.
-        dtype: In what.
-        clock: Synchronises.
+        device: The device.
+        dtype: Type of the matrices.
+        clock: Used to synchronise.
 
     Returns:
-        The most that was seen.
+        The highest of eight measurements.
     """
     size = 8192 if device.type == "cuda" else 2048
     one = torch.randn(size, size, device=device, dtype=dtype)

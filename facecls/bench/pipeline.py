@@ -1,4 +1,4 @@
-"""How fast batches are made: each stage alone, all in one process, and by one and by all workers."""
+"""Times the input pipeline: each stage alone, all stages in one process, one worker, and all workers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,42 +9,42 @@ import numpy as np
 import torch
 
 from facecls.bench.clock import ROUNDS, Clock
-from facecls.bench.loop import endless
+from facecls.bench.loop import cycle
 from facecls.data.datamodule import FacesDataModule, ResumableLoader
 from facecls.data.store import decode
 
 READ, DECODE, AUGMENT, COLLATE, WHOLE = "read", "decode", "augment", "collate", "one process"
 RESIZE_ALONE = "OpenCV's decoding and resizing alone"
-ONE, ALL = "one worker", "all workers"
-_SAMPLE = 256
-"""Faces that the stages are timed on in a round."""
+ONE_WORKER, ALL_WORKERS = "one worker", "all workers"
+_FACES = 256
+"""Faces that the stages are timed on in each round."""
 
 
 def time_stages(data: FacesDataModule, loader: ResumableLoader, clock: Clock) -> None:
-    """Times what makes a batch, in this process and on one core.
+    """Times the stages that make a batch, in this process and on one core.
 
     Args:
         data: After its ``setup``.
-        loader: Of training or evaluation; what its workers do is done here.
+        loader: A loader for training or evaluation; the work of its workers is done in this process.
         clock: Keeps the times.
     """
-    batches: Any = loader.dataset
-    plans = endless(loader.sampler)
+    dataset: Any = loader.dataset
+    batches: Any = cycle(loader.sampler)
     size = (data.image_size, data.image_size)
     with _one_thread():
         for turn in range(ROUNDS + 1):
             timer = clock if turn else Clock()  # the first round warms up
-            for _ in range(-(-_SAMPLE // data.batch_size)):
-                plan: Any = next(plans)
-                count = len(plan.faces)
+            for _ in range(-(-_FACES // data.batch_size)):
+                batch = next(batches)
+                count = len(batch.faces)
                 with timer.block(WHOLE, count):
-                    batches[plan]
+                    dataset[batch]
                 with timer.block(READ, count):
-                    encoded = [batches.store[face] for face in plan.faces]
+                    encoded = [dataset.store[face] for face in batch.faces]
                 with timer.block(DECODE, count):
                     pixels = [decode(each) for each in encoded]
                 with timer.block(AUGMENT, count):
-                    images = [batches.transform(image=each)["image"] for each in pixels]
+                    images = [dataset.transform(image=each)["image"] for each in pixels]
                 with timer.block(COLLATE, count):
                     np.stack(images)
                 with timer.block(RESIZE_ALONE, count):
@@ -54,7 +54,7 @@ def time_stages(data: FacesDataModule, loader: ResumableLoader, clock: Clock) ->
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As workers compute."""
+    """Computes on one thread, as each worker does."""
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -64,21 +64,21 @@ def _one_thread() -> Iterator[None]:
 
 
 def time_workers(data: FacesDataModule, create: Callable[[], ResumableLoader], clock: Clock, seconds: float) -> None:
-    """Times batches as they come from one worker and from all of them, with nothing else to do.
+    """Times how fast one worker and all workers make batches, with nothing else running.
 
     Args:
         data: After its ``setup``.
-        create: Makes the loader, with as many workers as ``data.num_workers`` says.
+        create: Creates the loader, with ``data.num_workers`` workers.
         clock: Keeps the times.
-        seconds: How long each is timed in a round.
+        seconds: How long each block takes.
     """
     workers = data.num_workers
     if not workers:
         return
-    drains = {ALL: _Drain(create(), seconds)}
+    drains = {ALL_WORKERS: _Drain(create(), seconds)}
     if workers > 1:
         data.num_workers = 1
-        drains[ONE] = _Drain(create(), seconds)
+        drains[ONE_WORKER] = _Drain(create(), seconds)
         data.num_workers = workers
     for _ in range(ROUNDS):
         for name, drain in drains.items():
@@ -86,22 +86,21 @@ def time_workers(data: FacesDataModule, create: Callable[[], ResumableLoader], c
 
 
 class _Drain:
-    """Takes batches from a loader as fast as they come; those that were ready before are not counted."""
+    """Takes batches from a loader as fast as they come; prefetched batches are not counted."""
 
     def __init__(self, loader: ResumableLoader, seconds: float) -> None:
-        self.ready = loader.num_workers * (loader.prefetch_factor or 0)
-        self.batches = endless(loader)
-        warm = Clock()
-        faces = len(next(self.batches)["index"])
-        count = self.ready + 2 * loader.num_workers
-        with warm.block("", count * faces):
+        self.prefetched = loader.num_workers * (loader.prefetch_factor or 0)
+        self.batches = cycle(loader)
+        warm_up = Clock()
+        self.faces = len(next(self.batches)["index"])
+        count = self.prefetched + 2 * loader.num_workers
+        with warm_up.block("", count * self.faces):
             for _ in range(count):
                 next(self.batches)
-        self.count = max(2 * loader.num_workers, round(seconds * warm.rates()[""].median / faces))
-        self.faces = faces
+        self.count = max(2 * loader.num_workers, round(seconds * warm_up.rates()[""].median / self.faces))
 
     def __call__(self, name: str, clock: Clock) -> None:
-        for _ in range(self.ready):
+        for _ in range(self.prefetched):
             next(self.batches)
         with clock.block(name, self.count * self.faces):
             for _ in range(self.count):

@@ -1,4 +1,4 @@
-"""The results of a bench as people read them."""
+"""The results of a bench as a table and a verdict for each stage."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +21,8 @@ _ROWS = (
 
 
 def print_bench(results: Mapping[str, Any], out: Console) -> None:
-    """Shows the rates, what follows from them, memory and start."""
-    table = Table(title=f"faces a second, {results['device']}, {results['precision']}", title_justify="left")
+    """Prints the rates, the verdicts, the memory and the time to the first step."""
+    table = Table(title=f"faces/s, {results['device']}, {results['precision']}", title_justify="left")
     table.add_column("")
     for stage in ("training", "evaluation"):
         table.add_column(stage, justify="right")
@@ -51,40 +51,38 @@ def _number(value: float) -> str:
 def _machine(results: Mapping[str, Any]) -> str:
     parts = []
     if (start := results["start_seconds"]) is not None:
-        parts.append(f"first step {start:.1f} s after the start")
+        parts.append(f"first step {start:.1f} s after the start of the process")
     if (device := results["memory"]["device_mib"]) is not None:
-        parts.append(f"at most {device:,.0f} MiB of the device's memory")
+        parts.append(f"peak device memory {device:,.0f} MiB")
     if private := results["memory"]["worker_private_mib"]:
         images = results["memory"]["images_mib"]
-        parts.append(
-            f"at most {max(private):,.0f} MiB of its own a worker, beside {images:,.0f} MiB of images held once"
-        )
+        parts.append(f"up to {max(private):,.0f} MiB private to each worker, {images:,.0f} MiB of images shared by all")
     return "; ".join(parts)
 
 
 def verdict(stage: str, rates: Mapping[str, Any], workers: int, cores: int, on_gpu: bool) -> str:
-    """What bounds a stage, and what to change.
+    """The bottleneck of a stage, and what to change.
 
     Args:
         stage: ``training`` or ``evaluation``.
-        rates: ``input`` and ``step`` in faces a second, ``together`` as a share of the lesser of them, ``step / peak``
-            the step's share of the arithmetic that the device was seen to do, or ``None``.
-        workers: That prepare batches.
-        cores: That this process may use.
-        on_gpu: Whether the device is one.
+        rates: ``input`` and ``step`` in faces/s, ``together`` as a share of the slower of them, and ``step / peak``,
+            the step's share of the device's peak in products of matrices, or ``None``.
+        workers: Number of worker processes.
+        cores: Number of cores that this process may use.
+        on_gpu: Whether the device is a GPU.
 
     Returns:
-        A sentence.
+        One line.
     """
-    share = f"{stage}: together {100 * rates['together']:.0f} % of the lesser of input and step; "
+    share = f"{stage}: the whole loop runs at {100 * rates['together']:.0f} % of the slower of input and step; "
     if rates["input"] < rates["step"]:
         change = (
             f"more --data.num_workers than {workers}"
             if workers < cores
             else "a machine with more cores, a cheaper --data.train_transform or a smaller --data.image_size"
         )
-        return f"{share}bound by the input, {change} would help"
+        return f"{share}the input is the bottleneck, {change} would help"
     change = "a larger --data.batch_size" if on_gpu else "a smaller --data.image_size, a GPU"
     peak = rates["step / peak"]
-    at = "" if peak is None else f" at {100 * peak:.0f} % of the device's matrix products"
-    return f"{share}bound by the step{at}; {change} or a smaller trunk would help"
+    at = "" if peak is None else f" (at {100 * peak:.0f} % of the device's peak in products of matrices)"
+    return f"{share}the step is the bottleneck{at}, {change} or a smaller trunk would help"

@@ -1,56 +1,90 @@
-"""Files in folders and archives: their names in order, and their bytes one by one."""
+"""Faces from anywhere: a folder, an archive, a manifest or a drawing, as one stream of records."""
 
-import gzip
-import io
 import os
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple, NoReturn
 
+from facecls.data.archives import Read, UnreadableError, archive_members
+from facecls.data.columns import stream_columns
 from facecls.errors import UserError
 
-Read = Callable[[], bytes]
-"""Gives the bytes of one file, or raises ``UnreadableError``."""
+ACCEPTED = "a folder, a .tar, .tar.gz, .tgz or .zip, a .csv or .parquet manifest, or synthetic:N"
+"""What ``open_source`` reads, in words."""
+
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+_MANIFESTS = (".csv", ".parquet")
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
-class UnreadableError(Exception):
-    """Why one file among many can't be read, in a few words."""
+class Record(NamedTuple):
+    """One file of a source, which need not be an image.
+
+    Attributes:
+        path: Relative to the folder, within the archive, or as the manifest has it.
+        read: Returns the file's bytes or raises ``UnreadableError``. A member of an archive must be read before the
+            next record is asked for; other files can be read at any time and in any thread.
+        labels: Texts as people wrote them, by task, where the source has a column for it; file names are not parsed.
+        split: What a column ``split`` says; ``None`` without one.
+    """
+
+    path: str
+    read: Read
+    labels: Mapping[str, str] = _NO_LABELS
+    split: str | None = None
 
 
-def walk(folder: Path) -> Iterator[tuple[str, OSError | None]]:
-    """The regular files below a folder, sorted by their path as text; linked folders too, but each folder once.
-
-    Only the names in one folder and in those above it are held at a time.
+def open_source(
+    path: str | Path, tasks: Collection[str] = (), seed: int = 0, skip_unreadable: bool = False
+) -> Iterator[Record]:
+    """Opens a source of faces; memory does not grow with its size.
 
     Args:
-        folder: Where to look.
+        path: A folder (searched with its subfolders, sorted by path), a ``.tar``, ``.tar.gz``, ``.tgz`` or ``.zip``
+            archive (read in place), a ``.csv`` or ``.parquet`` manifest with a column ``path`` (absolute, or relative
+            to the manifest's folder), or ``synthetic:N`` for N drawn faces.
+        tasks: Names of the tasks whose labels are read: columns of a manifest, and of drawn faces ``glasses``, which
+            they wear only if it is named.
+        seed: Of drawn faces.
+        skip_unreadable: Whether a folder that can't be listed is a record that can't be read, rather than an error.
 
     Yields:
-        Each file's path relative to ``folder`` and None, or the path of a folder that can't be listed and why not.
+        The files, in the order of the source.
+
+    Raises:
+        UserError: If there is nothing at ``path``, it is no such source, or it can't be read.
+
+    Examples:
+        >>> record = next(open_source("synthetic:3", ["glasses"]))
+        >>> record.path, record.labels["glasses"], len(record.read()) > 1000
+        ('30_0_0_20170101000000785.jpg.chip.jpg', 'with', True)
     """
-    yield from _below(folder, "", set())
+    kind, _, count = str(path).partition(":")
+    if kind == "synthetic":
+        return _drawn(count, seed, "glasses" in tasks)
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return _in_folder(place, skip_unreadable)
+    if not place.exists():
+        raise UserError(f"Expected {ACCEPTED}, but there is nothing at {path}.")
+    if is_archive(place):
+        return (Record(*member) for member in archive_members(place))
+    if is_manifest(place):
+        return _in_manifest(place, tasks)
+    raise UserError(f"Expected {ACCEPTED}, got {path}.")
 
 
-def _below(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, OSError | None]]:
-    if (real := folder.resolve()) in seen:
-        return
-    seen.add(real)
-    try:
-        with os.scandir(folder) as found:
-            # with its slash a folder stands where its files' paths belong: a-b/1 < a.jpg < a/1
-            names = sorted(entry.name + "/" * entry.is_dir() for entry in found if entry.is_dir() or entry.is_file())
-    except OSError as error:
-        yield prefix.removesuffix("/"), error
-        return
-    for name in names:
-        if name.endswith("/"):
-            yield from _below(folder / name, prefix + name, seen)
-        else:
-            yield prefix + name, None
+def is_archive(path: str | Path) -> bool:
+    """Whether a file is an archive, by its name."""
+    return str(path).lower().endswith(_ARCHIVES)
+
+
+def is_manifest(path: str | Path) -> bool:
+    """Whether a file is a manifest, by its name."""
+    return str(path).lower().endswith(_MANIFESTS)
 
 
 def is_clutter(path: str) -> bool:
@@ -68,13 +102,7 @@ def is_clutter(path: str) -> bool:
 
 
 def file_bytes(file: Path) -> bytes:
-    """Reads a file.
-
-    Args:
-        file: Its path.
-
-    Returns:
-        All of it.
+    """Reads a file on disk.
 
     Raises:
         UnreadableError: If it can't be read.
@@ -89,81 +117,70 @@ def file_bytes(file: Path) -> bytes:
         raise UnreadableError("missing file") from None
 
 
-def tar_members(archive: Path) -> Iterator[tuple[str, Read]]:
-    """The regular files in a ``.tar``, gzipped or not, without unpacking it to disk.
+def _drawn(count: str, seed: int, glasses: bool) -> Iterator[Record]:
+    from facecls.data.synthetic import draw_faces, wears_glasses
 
-    Args:
-        archive: Its path.
+    if not (count.isascii() and count.isdigit() and int(count)):
+        raise UserError(f"Expected synthetic:N with a whole number N from 1 up, got synthetic:{count}.")
+    for index, (name, encoded) in enumerate(draw_faces(int(count), seed, glasses=glasses)):
+        labels = {"glasses": "with" if wears_glasses(seed, index) else "without"} if glasses else _NO_LABELS
+        yield Record(name, partial(bytes, encoded), labels)
 
-    Yields:
-        Each member's name, and what reads it; that must be called before the next member is asked for.
 
-    Raises:
-        UserError: If the archive can't be read, or is damaged or cut; ``Read`` raises it as well.
+def _in_folder(folder: Path, skip_unreadable: bool) -> Iterator[Record]:
+    for path, error in _walk(folder, "", set()):
+        if error is None:
+            yield Record(path, partial(file_bytes, folder / path))
+        elif skip_unreadable:
+            yield Record(path, partial(_fail, f"unreadable ({error.strerror})"))
+        else:
+            raise UserError(f"Can't read {folder / path}: {error.strerror}; make it readable.")
+
+
+def _walk(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, OSError | None]]:
+    """Regular files below a folder, sorted by path as text; linked folders too, but each folder once.
+
+    Only the names in one folder and in those above it are held at a time. A folder that can't be listed comes with
+    its error.
     """
-    with _archive_errors(archive), archive.open("rb") as raw:
-        # browsers unpack .tar.gz files without changing their names, so the bytes say what it is
-        plain = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-        stream = io.BufferedReader(plain, 1 << 20)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                if member.isreg():
-                    yield member.name, partial(_tar_bytes, archive, tar, member)
-                tar.members.clear()  # type: ignore[attr-defined] # else it keeps them all, a kilobyte each
-            # tarfile takes a damaged or cut header for the end; what follows the true end is zeros
-            stream.seek(tar.offset)
-            while rest := stream.read(1 << 20):
-                if rest.strip(b"\0"):
-                    raise tarfile.ReadError("damaged in the middle")
-
-
-def _tar_bytes(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    with _archive_errors(archive):
-        file = tar.extractfile(member)
-        assert file is not None  # it is regular
-        return file.read()
-
-
-def zip_members(archive: Path) -> Iterator[tuple[str, Read]]:
-    """The files in a ``.zip``, without unpacking it to disk.
-
-    Args:
-        archive: Its path.
-
-    Yields:
-        Each member's name, and what reads it; that must be called before the next member is asked for.
-
-    Raises:
-        UserError: If the archive can't be read.
-    """
-    with _archive_errors(archive), zipfile.ZipFile(archive) as members:
-        for member in members.infolist():
-            if not member.is_dir():
-                yield member.filename, partial(_zip_bytes, archive, members, member)
-
-
-def _zip_bytes(archive: Path, members: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    with _archive_errors(archive):
-        try:
-            return members.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # the last: encrypted or a rare compression
-            raise UnreadableError("damaged or encrypted in the archive") from None
-
-
-@contextmanager
-def _archive_errors(archive: Path) -> Iterator[None]:
+    if (real := folder.resolve()) in seen:
+        return
+    seen.add(real)
     try:
-        yield
-    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UserError(f"Can't read the archive {archive}: {error}; is the download complete?") from None
+        with os.scandir(folder) as entries:
+            # with its slash a folder stands where its files' paths belong: a-b/1 < a.jpg < a/1
+            names = sorted(e.name + "/" * e.is_dir() for e in entries if e.is_dir() or e.is_file())
+    except OSError as error:
+        yield prefix.removesuffix("/"), error
+        return
+    for name in names:
+        if name.endswith("/"):
+            yield from _walk(folder / name, prefix + name, seen)
+        else:
+            yield prefix + name, None
+
+
+def _in_manifest(manifest: Path, tasks: Collection[str]) -> Iterator[Record]:
+    folder = manifest.parent
+    for rows in stream_columns(manifest, ["path"], [*tasks, "split"]):
+        named = [task for task in tasks if task in rows]
+        splits = rows["split"].tolist() if "split" in rows else [None] * len(rows)
+        labels = zip(*(rows[task].tolist() for task in named), strict=True) if named else [()] * len(rows)
+        for path, texts, split in zip(rows["path"].tolist(), labels, splits, strict=True):
+            read = partial(file_bytes, folder / path) if path else partial(_fail, "no path")
+            yield Record(path, read, dict(zip(named, texts, strict=True)), split)
+
+
+def _fail(reason: str) -> NoReturn:
+    raise UnreadableError(reason)
 
 
 @contextmanager
 def quiet() -> Iterator[int]:
-    """Keeps what libjpeg, libpng and OpenCV say about damaged files off the screen; they write past ``sys.stderr``.
+    """Silences libjpeg, libpng and OpenCV about damaged files; they write past ``sys.stderr``.
 
     Yields:
-        A file descriptor of what standard error was, for those who have something to say; valid inside only.
+        A file descriptor of the real standard error, valid inside only.
     """
     kept = os.dup(2)
     try:

@@ -1,10 +1,11 @@
 """Drawn faces whose gender, race and age can be read off the picture, under real UTKFace file names.
 
 They stand in for photographs in the demo and in the tests. Race shows in skin tone, hair colour and hairline; gender in
-hair length, brows, lips and beard; age in the head's proportions, the size of the eyes, wrinkles and grey hair.
+hair length, brows, lips and beard; age in the head's proportions, the size of the eyes, wrinkles and grey hair. On
+request about half of them wear glasses, which say nothing about gender, race or age.
 
 Shapes are given in head units: x to the right, y down, the middle of the head at (0, 0), its top at y = -1 and its chin
-at y = 1. ``_Pen`` brings them onto the image. Colours are RGB, 0..255.
+at y = 1. ``_Pen`` maps them onto the image. Colours are RGB, 0..255.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,20 +18,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from facecls.data.tasks import UTKFACE
+from facecls.data.tasks import UTKFACE, ages, classifications
 
 _Array = npt.NDArray[Any]
 
-GENDERS, RACES, MAX_AGE = UTKFACE["gender"].classes, UTKFACE["race"].classes, UTKFACE["age"].highest  # type: ignore[union-attr]
-
-
-class Labels(NamedTuple):
-    """The labels of one face: age in years, codes of gender and race."""
-
-    age: int
-    gender: int
-    race: int
-
+GENDERS, RACES = (task.classes for task in classifications(UTKFACE.values()))
+MAX_AGE = ages(UTKFACE.values())[0].highest
 
 _BLACK = np.array([15.0, 12.0, 12.0])
 _GREY = np.array([212.0, 210.0, 208.0])
@@ -42,11 +35,22 @@ _HEAD_UNIT = 0.365
 """Half of the head's height as a share of the image's width; leaves room for hair, as UTKFace's crops do."""
 _APPARENT_AGE_SD = 1.5
 """Years by which a face looks older or younger than it is."""
+_GLASSES = 1
+"""Marks the generator of the glasses, which is independent of the one that draws everything else."""
+_FRAMES = ((28.0, 26.0, 30.0), (96.0, 30.0, 34.0), (30.0, 44.0, 92.0), (22.0, 112.0, 78.0))
 _SUBPIXEL_BITS = 4
 _ALONG = np.linspace(0, 1, 16)
 """Steps along a line."""
 _ROUND = np.linspace(0, 1, 48)
 """Steps along an oval."""
+
+
+class _Labels(NamedTuple):
+    """What a file name says: years, and codes of UTKFace."""
+
+    age: int
+    gender: int
+    race: int
 
 
 class _Look(NamedTuple):
@@ -102,7 +106,7 @@ _LOOKS: dict[str, _Look] = {
 class _Face:
     """One person, before light and camera."""
 
-    labels: Labels
+    labels: _Labels
     years: float  # apparent age as a share of MAX_AGE
     youth: float  # 1 at birth, 0.37 at 12, near 0 from 40 on: what changes fast in childhood
     skin: _Array
@@ -151,8 +155,8 @@ class _Pen:
         )
 
 
-def draw_faces(count: int, seed: int, size: int = 200) -> Iterator[tuple[str, bytes]]:
-    """Draws faces, one after the other; face i depends on ``seed``, ``size`` and i alone.
+def draw_faces(count: int, seed: int, size: int = 200, glasses: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Draws faces, one after the other; face i depends on ``seed``, ``size``, ``glasses`` and i alone.
 
     Genders and races are equally frequent; ages follow UTKFace's mixture of small children, many adults around 30 and a
     tail up to ``MAX_AGE``, with a heavier tail.
@@ -161,6 +165,7 @@ def draw_faces(count: int, seed: int, size: int = 200) -> Iterator[tuple[str, by
         count: How many.
         seed: Not negative; the same seed draws the same faces, byte for byte.
         size: Width and height in pixels; UTKFace's crops have 200.
+        glasses: Whether those faces wear glasses of which ``wears_glasses`` says so; nothing else about them changes.
 
     Yields:
         A UTKFace file name with the labels, unique among these faces, and the JPEG file's bytes.
@@ -172,14 +177,27 @@ def draw_faces(count: int, seed: int, size: int = 200) -> Iterator[tuple[str, by
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         labels = _draw_labels(rng)
-        image = _photograph(_draw_person(labels, rng), size, rng)
+        worn = glasses and wears_glasses(seed, index)
+        image = _photograph(
+            _draw_person(labels, rng), size, rng, np.random.default_rng([seed, index, _GLASSES]) if worn else None
+        )
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(80, 96))]
         encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1]
         yield _file_name(labels, index, rng), encoded.tobytes()
 
 
+def wears_glasses(seed: int, index: int) -> bool:
+    """Whether a face wears glasses if they are drawn; about half of them do.
+
+    Args:
+        seed: As in ``draw_faces``.
+        index: Of the face, from 0.
+    """
+    return bool(np.random.default_rng([seed, index, _GLASSES]).random() < 0.5)
+
+
 def write_faces(folder: Path, count: int, seed: int, malformed: int = 0) -> None:
-    """Writes drawn faces as files, as ``draw_faces`` gives them.
+    """Writes drawn faces as files under the names of ``draw_faces``.
 
     Args:
         folder: Made if missing.
@@ -207,13 +225,13 @@ def _malform(name: str, kind: int) -> str:
     return names[kind % len(names)]
 
 
-def _file_name(labels: Labels, index: int, rng: np.random.Generator) -> str:
+def _file_name(labels: _Labels, index: int, rng: np.random.Generator) -> str:
     moment = datetime(2017, 1, 1) + timedelta(seconds=index)  # seconds make it unique, UTKFace's own are from 2017
     timestamp = f"{moment:%Y%m%d%H%M%S}{rng.integers(1000):03d}"
     return f"{labels.age}_{labels.gender}_{labels.race}_{timestamp}.jpg.chip.jpg"
 
 
-def _draw_labels(rng: np.random.Generator) -> Labels:
+def _draw_labels(rng: np.random.Generator) -> _Labels:
     share = rng.random()
     if share < 0.15:
         age = rng.exponential(3.0)
@@ -223,10 +241,10 @@ def _draw_labels(rng: np.random.Generator) -> Labels:
         age = rng.normal(32, 9)
     else:
         age = rng.uniform(40, MAX_AGE + 1)
-    return Labels(int(np.clip(age, 0, MAX_AGE)), int(rng.integers(len(GENDERS))), int(rng.integers(len(RACES))))
+    return _Labels(int(np.clip(age, 0, MAX_AGE)), int(rng.integers(len(GENDERS))), int(rng.integers(len(RACES))))
 
 
-def _draw_person(labels: Labels, rng: np.random.Generator) -> _Face:
+def _draw_person(labels: _Labels, rng: np.random.Generator) -> _Face:
     look = _LOOKS[RACES[labels.race]]
     apparent = max(0.0, labels.age + rng.normal(0, _APPARENT_AGE_SD))
     years = apparent / MAX_AGE
@@ -243,15 +261,21 @@ def _draw_person(labels: Labels, rng: np.random.Generator) -> _Face:
     )
 
 
-def _photograph(face: _Face, size: int, rng: np.random.Generator) -> _Array:
-    """Gives the image of a face, uint8 ``(size, size, 3)``, with background, pose, light and noise."""
+def _photograph(face: _Face, size: int, rng: np.random.Generator, glasses: np.random.Generator | None) -> _Array:
+    """Takes a picture, uint8 ``(size, size, 3)``, with background, pose, light and noise.
+
+    Glasses, if they are worn, are drawn from a generator of their own.
+    """
     blotches = rng.uniform(50, 200) + rng.uniform(-45, 45, (3, 3, 1)) + rng.uniform(-20, 20, (3, 3, 3))
     image = cv2.resize(np.clip(blotches, 0, 255).astype(np.uint8), (size, size), interpolation=cv2.INTER_CUBIC)
     unit = _HEAD_UNIT * size * rng.uniform(0.93, 1.07)
     turn = np.deg2rad(rng.uniform(-9, 9))
     middle = size * (np.array([0.5, 0.53]) + rng.uniform(-0.025, 0.025, 2))
     rotation = unit * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    _draw(face, _Pen(image, np.column_stack([rotation, middle])), rng)
+    pen = _Pen(image, np.column_stack([rotation, middle]))
+    _draw(face, pen, rng)
+    if glasses is not None:
+        _draw_glasses(face, pen, glasses)
 
     lit = rng.random((size, size, 3), np.float32)  # grain; what follows works in place, which halves the time
     lit -= 0.5
@@ -262,7 +286,7 @@ def _photograph(face: _Face, size: int, rng: np.random.Generator) -> _Array:
 
 
 def _light(size: int, rng: np.random.Generator) -> _Array:
-    """Gives the light's strength, float32 ``(size, size, 3)``: brighter on one side, warm or cold."""
+    """The light's strength, float32 ``(size, size, 3)``: brighter on one side, warm or cold."""
     slope = rng.uniform(-0.14, 0.14, (2, 1))
     warmth = rng.uniform(-0.03, 0.03)
     tint = rng.uniform(0.88, 1.08) * np.array([1 + warmth, 1, 1 - warmth])
@@ -321,7 +345,7 @@ def _draw_head(face: _Face, pen: _Pen) -> None:
 
 
 def _head_outline(face: _Face) -> _Array:
-    """Gives the head's outline: round in children, with a narrower chin in women, sagging at the jaw in old age."""
+    """The head's outline: round in children, with a narrower chin in women, sagging at the jaw in old age."""
     taper = (0.34 if face.female else 0.24) * (1 - 0.6 * face.youth) - 0.12 * face.years
     outline = _oval((0, 0), face.width, 1.0)
     lower = np.clip(outline[:, 1], 0, 1)
@@ -400,6 +424,22 @@ def _draw_eyes(face: _Face, pen: _Pen, rng: np.random.Generator) -> None:
         pen.line(_arc((x, y - high - 0.11), 0.19, -0.05), _mix(face.hair, face.skin, 0.15) * 0.85, brow_width)
 
 
+def _draw_glasses(face: _Face, pen: _Pen, rng: np.random.Generator) -> None:
+    """Draws round to almost square frames around both eyes, a bridge, and temples to the ears."""
+    colour = np.array(_FRAMES[rng.integers(len(_FRAMES))]) * rng.uniform(0.8, 1.2)
+    thick = rng.uniform(0.045, 0.075)
+    half, high = rng.uniform(0.23, 0.27), rng.uniform(0.19, 0.25)
+    squareness = rng.uniform(1.0, 1.8)
+    x, y = 0.34 + 0.03 * face.youth, face.eyes_y + 0.02
+    rim = _oval((0, 0), 1, 1)
+    rim = np.sign(rim) * np.abs(rim) ** (1 / squareness) * [half, high]  # a superellipse
+    for side in (-1, 1):
+        pen.line(rim + np.array([side * x, y]), colour, thick)
+        temple = np.array([[side * (x + half), y - 0.3 * high], [side * face.width, y - 0.1]])
+        pen.line(temple, colour, thick)
+    pen.line(_arc((0, y - 0.1 * high), x - half, -0.05), colour, thick)
+
+
 def _draw_fringe(face: _Face, pen: _Pen, rng: np.random.Generator) -> None:
     """Draws the hair in front, from the hairline to the top."""
     volume = _hair_volume(face)
@@ -426,19 +466,19 @@ def _hair_volume(face: _Face) -> float:
 def _oval(
     middle: tuple[float, float], half_width: float, half_height: float, turns: tuple[float, float] = (0, 1)
 ) -> _Array:
-    """Gives points ``(48, 2)`` on an ellipse, clockwise from the right; ``turns`` 0.5 to 1 is the upper half."""
+    """Points ``(48, 2)`` on an ellipse, clockwise from the right; ``turns`` 0.5 to 1 is the upper half."""
     angle = 2 * np.pi * (turns[0] + (turns[1] - turns[0]) * _ROUND)
     return np.column_stack([middle[0] + half_width * np.cos(angle), middle[1] + half_height * np.sin(angle)])
 
 
 def _arc(middle: tuple[float, float], half_width: float, sag: float) -> _Array:
-    """Gives points ``(16, 2)`` from left to right, the middle ``sag`` lower than the ends."""
+    """Points ``(16, 2)`` from left to right, the middle ``sag`` lower than the ends."""
     x = 2 * _ALONG - 1
     return np.column_stack([middle[0] + half_width * x, middle[1] + sag * (1 - x**2)])
 
 
 def _bow(start: tuple[float, float], end: tuple[float, float], out: float) -> _Array:
-    """Gives points ``(16, 2)`` from start to end, the middle ``out`` further to the right."""
+    """Points ``(16, 2)`` from start to end, the middle ``out`` further to the right."""
     t = _ALONG[:, None]
     points: _Array = (1 - t) * np.array(start) + t * np.array(end)
     points[:, 0] += out * 4 * (t * (1 - t))[:, 0]
@@ -451,5 +491,5 @@ def _mix(first: _Array, second: _Array, share: float) -> _Array:
 
 
 def _ramp(value: float, low: float, high: float) -> float:
-    """Gives 0 below ``low``, 1 above ``high`` and a straight line between."""
+    """0 below ``low``, 1 above ``high`` and a straight line between."""
     return float(np.clip((value - low) / (high - low), 0, 1))

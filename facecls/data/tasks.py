@@ -93,9 +93,9 @@ class Classification:
             >>> UTKFACE["gender"].parse("F"), UTKFACE["gender"].parse("0.0"), UTKFACE["race"].parse("")
             ((1,), (0,), (-1,))
         """
-        if text.strip().lower() in UNKNOWN:
-            return (MISSING,)
         code = self._codes.get(" ".join(_words(text)))
+        if code is None and text.strip().lower() in UNKNOWN:  # a class may be called none
+            return (MISSING,)
         if code is None:
             number = _whole_number(text)
             code = number if number is not None and number < len(self.classes) else None

@@ -1,1 +1,1 @@
-"""A trained model as one ONNX file: the graph, its trunk in 8 bits, and whether it still says the same."""
+"""A trained model as one ONNX file: building the graph, quantising its trunk, and verifying it against torch."""

@@ -1,6 +1,6 @@
-"""A trained model -> an ONNX graph that holds all that ``FaceModule`` does.
+"""A trained model -> an ONNX graph that takes uint8 RGB and holds everything ``FaceModule`` computes.
 
-uint8 RGB in; mean and standard deviation, trunk, heads, temperatures, softmax and the estimated age inside.
+Normalisation, trunk, heads, temperatures, softmax and the mean of an age distribution are all inside.
 """
 
 import copy
@@ -14,8 +14,8 @@ from typing import Any
 import onnx
 import torch
 
-import facecls
-from facecls.data.tasks import CLASSES, TASKS
+from facecls._version import __version__
+from facecls.data.tasks import to_options
 from facecls.errors import UserError
 from facecls.model.module import FaceModule
 from facecls.training.cli import without_noise
@@ -27,24 +27,23 @@ LICENCE = (
 
 
 def to_onnx(module: FaceModule, opset: int) -> onnx.ModelProto:
-    """Turns a model into an ONNX graph.
-
-    torch's newer exporter (``dynamo=True``) does it: the older one is deprecated, and torch means to remove it.
+    """Exports a model with torch's current exporter (``dynamo=True``); the older one is deprecated.
 
     Args:
         module: The model, in evaluation mode.
-        opset: Version of ONNX's operators.
+        opset: Version of the ONNX operator set.
 
     Returns:
         The graph, from ``image`` (N, 3, S, S) uint8 RGB with any N to the outputs of ``FaceModel.estimate``.
 
     Raises:
-        UserError: If torch can't write this trunk.
+        UserError: If torch can't export this trunk.
     """
     plain: Any = copy.deepcopy(module)
-    plain.to(memory_format=torch.contiguous_format)  # channels last makes a gather of the flattening after the pooling
+    # in channels last, the flattening after the pooling would be exported as a gather
+    plain.to(memory_format=torch.contiguous_format)
     size = module.hparams["image_size"]
-    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # torch.export may take a one for a constant
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # with one image, torch.export may fix N to 1
     with torch.inference_mode():
         names = list(plain(images))
     try:
@@ -62,55 +61,55 @@ def to_onnx(module: FaceModule, opset: int) -> onnx.ModelProto:
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"Expected a trunk that torch can write as ONNX, but {module.model.trunk.name} is none: {reason}"
+            f"Expected a trunk that torch can export to ONNX, but it can't export {module.model.trunk.name}: {reason}; "
+            "train another trunk (model.trunk)."
         ) from error
     assert program is not None  # as always with dynamo
     return program.model_proto
 
 
 def metadata(module: FaceModule, checkpoint: Path) -> dict[str, Any]:
-    """What a file says of itself, under the key ``facecls``.
+    """What a file says about itself, under the metadata key ``facecls``.
 
     Args:
         module: The model.
-        checkpoint: Where it came from.
+        checkpoint: The file it was read from.
 
     Returns:
-        To be written as JSON; ``temperatures`` are by task, 1 where there is none.
+        Values for JSON. ``tasks`` are options of ``create_tasks``; ``temperatures`` are by task, 1 where there is none.
     """
     with checkpoint.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "version": facecls.__version__,
+        "version": __version__,
         "versions": {name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")},
-        "tasks": module.tasks,
-        "classes": {task: names for task, names in CLASSES.items() if task in module.tasks},
+        "tasks": to_options(module.model.tasks.values()),
         "image_size": module.hparams["image_size"],
-        "temperatures": dict(zip(TASKS, module.model.temperatures.tolist(), strict=True)),
+        "temperatures": {name: head.temperature.item() for name, head in module.model.heads.items()},
         "precision": "fp32",
         "licence": LICENCE,
         "source": f"{module.model.trunk.name}, {checkpoint.name}, sha256 {digest}",
     }
 
 
-def finished(model: onnx.ModelProto, about: Mapping[str, Any]) -> bytes:
-    """Leaves out of a graph what nobody needs who runs it, says in it what it is, and checks it.
+def serialise(model: onnx.ModelProto, about: Mapping[str, Any]) -> bytes:
+    """Strips a graph of what is not needed to run it, adds its metadata, and checks it.
 
     Args:
-        model: The graph; it is changed.
-        about: As ``metadata`` gives it.
+        model: The graph; it is changed in place.
+        about: The metadata, as ``metadata`` returns it.
 
     Returns:
-        The bytes of the file; nothing lies outside it.
+        The bytes of the file, weights included.
     """
     graph = model.graph
     for entry in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
-        entry.ClearField("metadata_props")  # with paths of the machine that exported
+        entry.ClearField("metadata_props")  # with paths on the machine that exported
     used = {node.domain for node in graph.node}
-    opsets = [entry for entry in model.opset_import if entry.domain in used]  # onnxruntime adds all that it knows
+    opsets = [entry for entry in model.opset_import if entry.domain in used]  # onnxruntime lists all that it knows
     del model.opset_import[:]
     model.opset_import.extend(opsets)
-    model.ir_version = onnx.helper.find_min_ir_version_for(opsets)  # so that older runtimes read it
+    model.ir_version = onnx.helper.find_min_ir_version_for(opsets)  # so that older runtimes can read it
     onnx.helper.set_model_props(model, {"facecls": json.dumps(about)})
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()

@@ -1,139 +1,181 @@
-"""Whether an ONNX file says what the torch model says, on real faces, and how fast."""
+"""Whether an ONNX file agrees with the torch model on real faces, and how fast each of them is."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from facecls.data.datamodule import BatchPlan
-from facecls.data.tasks import CLASSES, MISSING, TASKS
+from facecls.data.datamodule import ResumableLoader
+from facecls.data.sampler import BatchIndices
+from facecls.data.tasks import MISSING, Tasks, ages, classifications
 from facecls.errors import UserError
+from facecls.model.heads import Head
+from facecls.model.module import Batch, FaceModule
 
-Estimates = dict[str, npt.NDArray[Any]]
-"""What ``FaceModel.estimate`` says of N faces, by output."""
+Estimates = dict[str, npt.NDArray[np.float32]]
+"""The outputs of ``FaceModel.estimate`` for N faces, by name."""
 TOLERANCE = 1e-4
-"""Largest difference from torch: of probabilities, and of ages relative to the age."""
-BATCHES = (1, 7, 32)
-"""Sizes of the batches for verification; all further ones have the last size."""
+"""Largest accepted difference from torch: of probabilities, and of ages relative to the age."""
+BATCH_SIZES = (1, 7, 32)
+"""Batch sizes used for verification; all further batches have the last size."""
 
 
-def draw(loader: Any, count: int, sizes: Sequence[int] = BATCHES) -> Any:
-    """Picks faces at random, always the same.
+class Run(NamedTuple):
+    """The result of running a model over faces.
 
-    Args:
-        loader: Of ``FacesDataModule``, over the faces to pick from.
-        count: How many at most.
-        sizes: Of the batches; the last one goes on.
-
-    Returns:
-        A loader over them.
+    Attributes:
+        size: Bytes of the file, or of the tensors of the torch model.
+        estimates: Estimates of all faces.
+        faces_per_second: Speed, not counting the time to read faces.
     """
-    rows = np.random.default_rng(0).permutation(loader.sampler.faces)[:count]
-    ends = [*np.cumsum(sizes), *range(sum(sizes) + sizes[-1], len(rows), sizes[-1])]
-    plans: Any = [BatchPlan(part, None) for part in np.split(rows, ends) if len(part)]
-    return DataLoader(loader.dataset, sampler=plans, batch_size=None)
+
+    size: int
+    estimates: Estimates
+    faces_per_second: float
 
 
-def session(model: bytes) -> Callable[[Tensor], Estimates]:
-    """Opens a model in ONNX Runtime, on the CPU with as many threads as torch.
+def draw_batches(loader: ResumableLoader, count: int, sizes: Sequence[int] = BATCH_SIZES) -> list[Batch]:
+    """Draws faces at random, always the same ones.
 
     Args:
-        model: The bytes of the file.
+        loader: A loader of ``FacesDataModule`` over the faces to draw from.
+        count: How many faces at most.
+        sizes: Batch sizes; all further batches have the last size.
 
     Returns:
-        Images (N, 3, S, S) uint8 RGB -> what the file says of them.
+        The batches, in memory.
+    """
+    dataset: Any = loader.dataset
+    sampler: Any = loader.sampler
+    rows = np.random.default_rng(0).permutation(sampler.faces)[:count]
+    ends = [*np.cumsum(sizes), *range(sum(sizes) + sizes[-1], len(rows), sizes[-1])]
+    return [dataset[BatchIndices(part, None)] for part in np.split(rows, ends) if len(part)]
+
+
+def run_torch(module: FaceModule, batches: Sequence[Batch]) -> Run:
+    """Runs a torch model.
+
+    Args:
+        module: The model, on the CPU and in evaluation mode.
+        batches: From ``draw_batches``.
+
+    Returns:
+        The result.
+    """
+
+    def estimate(images: Tensor) -> Estimates:
+        with torch.inference_mode():
+            return {name: values.numpy() for name, values in module(images).items()}
+
+    return Run(sum(tensor.nbytes for tensor in module.model.state_dict().values()), *_run(estimate, batches))
+
+
+def run_onnx(file: bytes, batches: Sequence[Batch]) -> Run:
+    """Runs an ONNX file with ONNX Runtime, on the CPU and with as many threads as torch.
+
+    Args:
+        file: The bytes of the file.
+        batches: From ``draw_batches``.
+
+    Returns:
+        The result.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    opened = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in opened.get_outputs()]
-    return lambda images: dict(zip(names, opened.run(names, {"image": images.contiguous().numpy()}), strict=True))
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def estimate(images: Tensor) -> Estimates:
+        return dict(zip(names, session.run(names, {"image": images.contiguous().numpy()}), strict=True))
+
+    return Run(len(file), *_run(estimate, batches))
 
 
-def run(estimate: Callable[[Tensor], Estimates], faces: Iterable[Mapping[str, Tensor]]) -> tuple[Estimates, float]:
-    """What a model says of faces, and how fast.
-
-    Args:
-        estimate: The model.
-        faces: As ``draw`` gives them.
-
-    Returns:
-        The estimates of all of them, and faces per second.
-    """
-    found: list[Estimates] = []
-    seconds, count, sizes = 0.0, 0, set()
-    for batch in faces:
+def _run(estimate: Callable[[Tensor], Estimates], batches: Sequence[Batch]) -> tuple[Estimates, float]:
+    """Estimates of all faces, and faces per second."""
+    seconds, warm, parts = 0.0, set(), []
+    for batch in batches:
         images = batch["image"]
-        if len(images) not in sizes:  # the first batch of a size also pays for preparations
-            sizes.add(len(images))
+        if len(images) not in warm:  # the first batch of each size also pays for allocation and choice of kernels
+            warm.add(len(images))
             estimate(images)
         start = time.perf_counter()
-        found.append(estimate(images))
+        parts.append(estimate(images))
         seconds += time.perf_counter() - start
-        count += len(images)
-    return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}, count / seconds
+    faces = sum(len(batch["image"]) for batch in batches)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, faces / seconds
 
 
-def check(wanted: Estimates, found: Estimates) -> None:
-    """Refuses a file that says something else.
+def check(reference: Estimates, estimates: Estimates, tasks: Tasks) -> None:
+    """Refuses a file that does not agree with torch.
 
     Args:
-        wanted: What torch says.
-        found: What ONNX Runtime says of the same faces.
+        reference: Estimates of torch.
+        estimates: Estimates of ONNX Runtime for the same faces.
+        tasks: Of the model.
 
     Raises:
         UserError: If an output differs by more than ``TOLERANCE``.
     """
-    for name, value in _differences(wanted, found).items():
-        if not value <= TOLERANCE:  # nor where it is not a number
+    for name, value in _differences(reference, estimates, tasks).items():
+        if not value <= TOLERANCE:  # also true of NaN
             raise UserError(
                 f"Expected ONNX Runtime to agree with torch within {TOLERANCE:g}, but {name} differs by {value:.1e}; "
                 "nothing was written; try another --opset or another release of onnxruntime."
             )
 
 
-def compared(estimates: Mapping[str, Estimates], faces: Any) -> dict[str, float]:
-    """Differences, decisions and scores of each model.
+def compare(runs: Mapping[str, Run], module: FaceModule, batches: Sequence[Batch]) -> dict[str, float]:
+    """Compares the models with torch and with the labels.
 
     Args:
-        estimates: By model; one is torch.
-        faces: As ``draw`` gave them.
+        runs: By model; one is ``torch``.
+        module: Whose heads say what their estimates are judged by.
+        batches: The faces of the runs.
 
     Returns:
-        ``faces``, ``difference/OUTPUT/MODEL``, ``changed/TASK/MODEL``, ``accuracy/TASK/MODEL``, ``mae_years/MODEL``.
+        ``faces`` and, by MODEL, ``mb/MODEL``, ``faces_per_second/MODEL``, ``difference/OUTPUT/MODEL`` (the largest from
+        torch), ``changed/TASK/MODEL`` (share of the faces with another predicted class than torch, 0..1) and, where
+        there are labels, ``METRIC/TASK/MODEL`` for each metric of a head, such as ``accuracy/gender/int8``.
     """
-    wanted, labels = estimates["torch"], _labels(faces)
-    facts: dict[str, float] = {"faces": len(labels["age"])}
-    for model, found in estimates.items():
+    reference, tasks = runs["torch"].estimates, module.model.tasks
+    labels = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if name != "image"}
+    facts: dict[str, float] = {"faces": len(labels["index"])}
+    for model, (size, estimates, speed) in runs.items():
+        facts[f"mb/{model}"] = size / 1e6
+        facts[f"faces_per_second/{model}"] = speed
         if model != "torch":
-            facts |= {f"difference/{name}/{model}": value for name, value in _differences(wanted, found).items()}
-        for task in [task for task in TASKS if task in found]:
-            known = labels[task] != MISSING
-            if task in CLASSES:
-                decided = found[task].argmax(1)
-                if model != "torch":
-                    facts[f"changed/{task}/{model}"] = float((decided != wanted[task].argmax(1)).mean())
-                if known.any():
-                    facts[f"accuracy/{task}/{model}"] = float((decided == labels[task])[known].mean())
-            elif known.any():
-                facts[f"mae_years/{model}"] = float(np.abs(found[task] - labels[task])[known].mean())
+            for name, value in _differences(reference, estimates, tasks).items():
+                facts[f"difference/{name}/{model}"] = value
+            for task in classifications(tasks.values()):
+                changed = estimates[task.name].argmax(1) != reference[task.name].argmax(1)
+                facts[f"changed/{task.name}/{model}"] = float(changed.mean())
+        for name, head in module.model.heads.items():
+            for metric, value in _scores(head, estimates[name], labels):
+                facts[f"{metric}/{name}/{model}"] = value
     return facts
 
 
-def _labels(faces: Any) -> dict[str, npt.NDArray[np.int64]]:
-    rows = np.concatenate([plan.faces for plan in faces.sampler])
-    return dict(zip(TASKS, faces.dataset.labels[rows].T, strict=True))
+def _scores(
+    head: Head, estimates: npt.NDArray[np.float32], labels: Mapping[str, Tensor]
+) -> Iterator[tuple[str, float]]:
+    """The metrics of a head over the faces that have a label, by name."""
+    metrics = head.create_metrics()
+    for kind, targets in head.targets(labels).items():
+        known = targets.reshape(len(targets), -1)[:, 0] != MISSING  # both ends of a range are missing, or none
+        if known.any():
+            for name, value in metrics[kind](torch.from_numpy(estimates)[known], targets[known]).items():
+                yield name, float(value)
 
 
-def _differences(wanted: Estimates, found: Estimates) -> dict[str, float]:
-    """By output the largest absolute difference; of ages relative to the age, or to one year where it is less."""
-    apart = {name: np.abs(found[name] - values) for name, values in wanted.items()}
-    if "age" in apart:
-        apart["age"] /= np.maximum(wanted["age"], 1)
+def _differences(reference: Estimates, estimates: Estimates, tasks: Tasks) -> dict[str, float]:
+    """The largest absolute difference by output; of ages relative to the age, or to one year below that."""
+    apart = {name: np.abs(estimates[name] - values) for name, values in reference.items()}
+    for task in ages(tasks.values()):
+        apart[task.name] /= np.maximum(reference[task.name], 1)
     return {name: float(values.max()) for name, values in apart.items()}

@@ -53,6 +53,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         names = inspect.signature(FaceModule.__init__).parameters.keys() - _OWN
         module = FaceModule(**{name: options[name] for name in names if name in options})
         module.load_state_dict(kept["state_dict"])
+        del module.hparams["optimizer"]  # the default is a function, which Lightning can't pickle and warns about
     except UserError:
         raise
     except Exception as error:  # torch.load raises many kinds for a file that is none of its own

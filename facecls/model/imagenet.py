@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facecls import __version__
+from facecls._version import __version__
 from facecls.errors import UserError
 from facecls.model.trunk import Trunk, create_trunk
 

@@ -3,21 +3,22 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from facecls.data.tasks import MAX_AGE, TASKS, Task
+from facecls.data.tasks import Age, Task, Tasks, create_tasks
 from facecls.errors import UserError
-from facecls.model.heads import AgeHead, FaceModel
-from facecls.model.module import load_module
+from facecls.model.checkpoint import read_checkpoint
+from facecls.model.network import FaceModel
 
 Device = Literal["auto", "cpu", "cuda"]
 Tta = Literal["none", "flip"]
 """``flip`` averages the logits of a face and its mirror image."""
+Estimates = Mapping[str, npt.NDArray[np.float32]]
 
 
 class Predictor(Protocol):
@@ -25,23 +26,23 @@ class Predictor(Protocol):
 
     Attributes:
         image_size: Side S of the faces that it takes, in pixels.
-        tasks: What it tells, in the order gender, race, age.
-        age_head: Whether it knows how ages are distributed, if it tells ages at all.
+        tasks: What it predicts, by name.
+        outputs: Names of its estimates (``Head.outputs``).
     """
 
     image_size: int
-    tasks: list[Task]
-    age_head: AgeHead
+    tasks: Tasks
+    outputs: tuple[str, ...]
 
-    def estimate(self, images: Tensor) -> dict[str, npt.NDArray[np.float32]]:
-        """Estimates, in float32.
+    def estimate(self, images: Tensor) -> Estimates:
+        """Estimates labels in float32.
 
         Args:
             images: (N, 3, S, S) uint8 RGB.
 
         Returns:
-            As ``FaceModel.estimate``: ``gender`` (N, 2) and ``race`` (N, 5) probabilities, ``age`` (N,) years,
-            ``age_distribution`` (N, 117) probabilities, those that the model has.
+            As ``FaceModel.estimate``: ``<task>`` (N, C) probabilities or (N,) years, and ``<task>_distribution`` (N, A)
+            probabilities of each year, by ``outputs``.
         """
 
 
@@ -49,7 +50,7 @@ class TorchPredictor:
     """A ``FaceModel``.
 
     Args:
-        model: The model; it is moved to the device and set to evaluation.
+        model: The model; it is moved to the device and set to evaluation mode.
         image_size: Side of the faces it was trained with, in pixels.
         device: Where to compute.
         tta: Whether to average over mirror images.
@@ -58,13 +59,13 @@ class TorchPredictor:
     def __init__(self, model: FaceModel, image_size: int, device: torch.device, tta: Tta = "none") -> None:
         self.model = model.to(device).eval()
         self.image_size = image_size
-        self.tasks: list[Task] = list(model.heads)  # type: ignore[arg-type]
-        self.age_head = model.age
+        self.tasks: Tasks = model.tasks
+        self.outputs = tuple(name for head in model.heads.values() for name in head.outputs)
         self.device = device
         self.tta = tta
 
     @torch.inference_mode()
-    def estimate(self, images: Tensor) -> dict[str, npt.NDArray[np.float32]]:
+    def estimate(self, images: Tensor) -> Estimates:
         """As ``Predictor.estimate``."""
         images = images.to(self.device)
         logits = self.model.mirror_averaged(images) if self.tta == "flip" else self.model(images)
@@ -78,7 +79,7 @@ class OnnxPredictor:
         path: The file.
         device: Where to compute.
         tta: Whether to average over mirror images.
-        gpu: Number of the GPU, where it is one.
+        gpu: Number of the GPU, if there is one.
 
     Raises:
         UserError: If it is no such file, or the device is missing.
@@ -98,59 +99,75 @@ class OnnxPredictor:
         providers = [*on_gpu, "CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(path, providers=providers)
-        except Exception as error:  # ONNX Runtime has an exception of its own for everything that may be wrong
+        except Exception as error:  # ONNX Runtime raises exceptions of its own for all that may be wrong
             raise UserError(f"Expected a model of facecls.export, but could not load {path}: {error}") from None
         about = self.session.get_modelmeta().custom_metadata_map.get("facecls")
         if about is None:
-            raise UserError(f"Expected a model of facecls.export, but {path} is another one; export a checkpoint.")
-        told = json.loads(about)
-        self.names = [output.name for output in self.session.get_outputs()]
-        self.image_size: int = told["image_size"]
-        self.tasks: list[Task] = [task for task in TASKS if task in told["tasks"]]
-        self.age_head: AgeHead = "distribution" if "age_distribution" in self.names else "regression"
-        self.age_temperature = float(told["temperatures"]["age"])
+            raise UserError(
+                f"Expected a model of facecls.export, but {path} has no metadata of it; export a checkpoint."
+            )
+        metadata = json.loads(about)
+        self.image_size: int = metadata["image_size"]
+        self.tasks = _tasks(metadata)
+        self.outputs = tuple(output.name for output in self.session.get_outputs())
+        self.temperatures: Mapping[str, float] = metadata["temperatures"]
         self.tta = tta
 
-    def estimate(self, images: Tensor) -> dict[str, npt.NDArray[np.float32]]:
+    def estimate(self, images: Tensor) -> Estimates:
         """As ``Predictor.estimate``."""
-        found = self._run(images)
+        estimates = self._run(images)
         if self.tta == "flip":
-            return averaged(found, self._run(images.flip(3)), self.age_temperature)
-        return found
+            return averaged(self.tasks, estimates, self._run(images.flip(3)), self.temperatures)
+        return estimates
 
-    def _run(self, images: Tensor) -> dict[str, npt.NDArray[np.float32]]:
-        values = self.session.run(self.names, {"image": images.contiguous().numpy()})
-        return dict(zip(self.names, values, strict=True))
+    def _run(self, images: Tensor) -> Estimates:
+        values = self.session.run(self.outputs, {"image": images.contiguous().numpy()})
+        return dict(zip(self.outputs, values, strict=True))
 
 
-def averaged(
-    one: Mapping[str, npt.NDArray[np.float32]], other: Mapping[str, npt.NDArray[np.float32]], age_temperature: float
-) -> dict[str, npt.NDArray[np.float32]]:
+def _tasks(metadata: Mapping[str, Any]) -> Tasks:
+    options = metadata["tasks"]
+    if isinstance(options, list):  # version 0.1, whose ages end at 116
+        classes = metadata["classes"]
+        options = {name: {"classes": classes[name]} if name in classes else None for name in options}
+    created = create_tasks(options)
+    return {name: created[name] for name in options}
+
+
+def averaged(tasks: Tasks, one: Estimates, other: Estimates, temperatures: Mapping[str, float]) -> Estimates:
     """Averages the logits behind two estimates, of which only the estimates are left.
 
-    A softmax forgets nothing of its logits but a constant, so the softmax of mean logits is the normalised geometric
-    mean of the probabilities. The age is the mean of the distribution before its temperature, p ** T.
-
     Args:
-        one: As ``FaceModel.estimate`` gives them.
-        other: The same of other pictures of the same faces.
-        age_temperature: What the logits behind ``age_distribution`` were divided by.
+        tasks: What is estimated.
+        one: As ``FaceModel.estimate`` returns them.
+        other: Those of other pictures of the same faces.
+        temperatures: What the logits of each task were divided by before the softmax.
 
     Returns:
-        The same.
+        The estimates from the mean logits.
     """
-    found: dict[str, npt.NDArray[np.float32]] = {}
-    for name, values in one.items():
-        first, second = values.astype(np.float64), other[name].astype(np.float64)
-        if name != "age":
-            found[name] = _normalised(np.sqrt(first * second)).astype(np.float32)
-        elif "age_distribution" not in one:  # age = MAX_AGE x sigmoid
-            odds = np.sqrt(first / (MAX_AGE - first) * second / (MAX_AGE - second))
-            found[name] = (MAX_AGE * odds / (1 + odds)).astype(np.float32)
-    if "age_distribution" in found:
-        untempered = _normalised(found["age_distribution"].astype(np.float64) ** age_temperature)
-        found["age"] = (untempered @ np.arange(MAX_AGE + 1)).astype(np.float32)
-    return found
+    mean: dict[str, npt.NDArray[np.float32]] = {}
+    for name, task in tasks.items():
+        mean |= _averaged(task, one, other, temperatures.get(name, 1.0))
+    return mean
+
+
+def _averaged(task: Task, one: Estimates, other: Estimates, temperature: float) -> Estimates:
+    name, distribution = task.name, f"{task.name}_distribution"
+    if not isinstance(task, Age):
+        return {name: _mean_softmax(one[name], other[name]).astype(np.float32)}
+    if distribution in one:  # the age is the mean of the distribution before its temperature, p ** T
+        p = _mean_softmax(one[distribution], other[distribution]).astype(np.float32)
+        untempered = _normalised(p.astype(np.float64) ** temperature)
+        return {name: (untempered @ np.arange(task.highest + 1)).astype(np.float32), distribution: p}
+    first, second = one[name].astype(np.float64), other[name].astype(np.float64)  # highest age x sigmoid
+    odds = np.sqrt(first / (task.highest - first) * second / (task.highest - second))
+    return {name: (task.highest * odds / (1 + odds)).astype(np.float32)}
+
+
+def _mean_softmax(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The softmax of mean logits: the normalised geometric mean, as a softmax loses but a constant of its logits."""
+    return _normalised(np.sqrt(one.astype(np.float64) * other.astype(np.float64)))
 
 
 def _normalised(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -165,13 +182,13 @@ def open_predictor(path: str | Path, device: Device = "auto", tta: Tta = "none",
         path: A checkpoint of ``facecls.fit``, or a ``.onnx`` file of ``facecls.export``.
         device: ``auto`` for a GPU where there is one. Computes in float32 everywhere.
         tta: Whether to average over mirror images.
-        process: Number of this process on its node; each takes a GPU of its own, as far as there are enough.
+        process: Number of this process on its node; processes take the GPUs in turn.
 
     Returns:
-        The model, ready.
+        The model, in evaluation mode.
 
     Raises:
-        UserError: If there is no such file, it is none of these, or the device is missing.
+        UserError: If there is no such file, it is neither, or the device is missing.
     """
     path = Path(path)
     gpu = process % max(1, torch.cuda.device_count())
@@ -179,7 +196,7 @@ def open_predictor(path: str | Path, device: Device = "auto", tta: Tta = "none",
         return OnnxPredictor(path, device, tta, gpu)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("Expected a GPU, but there is none that torch can use; leave --device out or say cpu.")
-    module = load_module(path)
+    module = read_checkpoint(path).module
     use_cuda = device != "cpu" and torch.cuda.is_available()
     where = torch.device("cuda", gpu) if use_cuda else torch.device("cpu")
     return TorchPredictor(module.model, module.hparams["image_size"], where, tta)

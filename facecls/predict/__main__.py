@@ -1,6 +1,6 @@
-"""``python -m facecls.predict``: gender, race and age of any number of faces, one row for each.
+"""``python -m facecls.predict``: attributes of any number of faces, one row for each.
 
-A face is the whole of a picture, as in training; faces are not looked for in larger ones.
+A face is a whole image, as in training; faces are not looked for in larger ones.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from facecls.model.predictor import Predictor
     from facecls.predict.faces import Batch
     from facecls.predict.grid import Grid
     from facecls.predict.inputs import Input
-    from facecls.predict.outputs import Output, Screen
+    from facecls.predict.outputs import Journal, Screen
 
-_ABOUT = "Predicts gender, race and age of faces, a row for each. A face is the whole of a picture."
+_ABOUT = (
+    "Predicts gender, race, age and whatever else a model was trained for, one row per face. A face is a whole image."
+)
 _INPUTS = (
     "image files, folders (with all below them), globs, .tar, .tar.gz and .zip archives, .csv and .parquet manifests "
     "with a column path, or - for a list of paths on standard input"
@@ -48,16 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: With status 130 after Ctrl-C.
     """
     options, rank = create_parser().parse_intermixed_args(arguments), launched()
-    left_out = _check(options, rank)
+    written = _check(options, rank)
     from facecls.predict.inputs import check, stream
+    from facecls.predict.outputs import is_complete
 
+    if options.resume and is_complete(options.out):
+        print(f"facecls.predict: {options.out} is complete; for further inputs name another file", file=sys.stderr)
+        return 0
     check(options.inputs)
-    inputs = stream(options.inputs, left_out)
+    from facecls.model.predictor import open_predictor
+
+    predictor = open_predictor(options.model, options.device, options.tta, rank.local)
+    inputs = stream(options.inputs, written, predictor.tasks)
     if (first := next(inputs, None)) is None:
         raise UserError(f"Expected images to predict, but there is no file in {', '.join(options.inputs)}.")
     try:
-        own = (each for each in chain([first], inputs) if rank.takes(str(each.path)))
-        return _run(options, rank, own, left_out)
+        return _run(options, rank, predictor, chain([first], inputs), written)
     except BrokenPipeError:  # whoever reads standard output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -68,19 +77,21 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m facecls.predict", description=_ABOUT)
     parser.add_argument("model", type=Path, metavar="CKPT", help="a checkpoint such as best.ckpt, or an exported .onnx")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=_INPUTS)
-    parser.add_argument("--out", type=Path, help=".csv, .parquet or .jsonl (default: standard output)")
+    parser.add_argument(
+        "--out", type=Path, help=".csv, .parquet or .jsonl; makes a run resumable (default: standard output)"
+    )
     parser.add_argument("--grid", type=Path, help="picture of the first 64 faces with their predictions, .png")
     parser.add_argument("--batch_size", type=int, default=64, help="faces at a time (default: %(default)s)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     parser.add_argument(
         "--tta", choices=["none", "flip"], default="none", help="flip averages over mirror images (default: none)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with --out, without the rows that are there")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run with the same --out")
     return parser
 
 
 def _check(options: argparse.Namespace, rank: Rank) -> set[Path]:
-    """Refuses what can't be meant, names this process's files, and gives those that the command itself writes."""
+    """Refuses options that can't be meant, names the files of this process, and returns all that will be written."""
     if options.batch_size < 1:
         raise UserError(f"Expected --batch_size to be at least 1, but got {options.batch_size}; name another number.")
     if not options.model.is_file():
@@ -88,7 +99,7 @@ def _check(options: argparse.Namespace, rank: Rank) -> set[Path]:
             f"Expected a model at {options.model}, but there is none; runs keep theirs in checkpoints/best.ckpt."
         )
     if options.resume and options.out is None:
-        raise UserError("Expected --out with --resume; name the file to go on with.")
+        raise UserError("Expected --out with --resume; name the file of the run to continue.")
     if rank.count > 1 and (options.out is None or "-" in options.inputs):
         raise UserError(
             f"Expected --out and no - with {rank.count} processes, as they can't share standard input and output; "
@@ -102,49 +113,56 @@ def _check(options: argparse.Namespace, rank: Rank) -> set[Path]:
         written |= {grid.resolve() for grid in grids}
         options.grid = grids[rank.number]
     if options.out is not None:
-        from facecls.predict.outputs import appended, check_output
+        from facecls.predict.outputs import check_output, journal_of
 
         outs = rank.shards(options.out)
-        written |= {file.resolve() for out in outs for file in (out, appended(out))}
+        written |= {file.resolve() for out in outs for file in (out, journal_of(out))}
         options.out = outs[rank.number]
         check_output(options.out, options.resume)
     return written
 
 
-def _run(options: argparse.Namespace, rank: Rank, inputs: "Iterator[Input]", left_out: set[Path]) -> int:
-    from facecls.model.predictor import open_predictor
+def _run(
+    options: argparse.Namespace, rank: Rank, predictor: "Predictor", inputs: "Iterator[Input]", written: set[Path]
+) -> int:
     from facecls.predict.faces import columns, predict_stream
     from facecls.predict.grid import Grid
     from facecls.predict.inputs import count
-    from facecls.predict.outputs import Output, Screen
+    from facecls.predict.outputs import Journal, Screen
 
-    predictor = open_predictor(options.model, options.device, options.tta, rank.local)
-    grid = Grid()
-    with Screen() if options.out is None else Output(options.out, columns(predictor)) as output:
-        total = count(options.inputs, left_out, lambda each: rank.takes(str(each.path)))
-        batches = predict_stream(predictor, _remaining(inputs, output.done), options.batch_size)
+    def is_own(each: "Input") -> bool:
+        return rank.takes(str(each.path))
+
+    grid = Grid(predictor.tasks)
+    with Screen(predictor.tasks) if options.out is None else Journal(options.out, columns(predictor)) as output:
+        remaining = _remaining(filter(is_own, inputs), output.done)
+        batches = predict_stream(predictor, remaining, options.batch_size)
         try:
-            _write_all(batches, output, grid, total, rank)
+            _write_all(batches, output, grid, lambda: count(options.inputs, written, is_own), rank)
+            output.finish()
         except KeyboardInterrupt:
-            print(f"facecls.predict: interrupted; {_how_to_go_on(output.rows, options.out)}", file=sys.stderr)
+            print(f"facecls.predict: interrupted{_how_to_resume(output.rows, options.out)}", file=sys.stderr)
             raise SystemExit(_INTERRUPTED) from None
-        output.finish()
     if options.grid is not None:
-        if grid.faces:
+        if grid.pictures:
             grid.write(options.grid)
         else:
             print(f"no face was predicted, so there is no {options.grid}", file=sys.stderr)
     return int(output.failed > 0)
 
 
-def _how_to_go_on(rows: int, out: Path | None) -> str:
+def _how_to_resume(rows: int, out: Path | None) -> str:
     if out is None:
-        return "with --out it could be gone on with"
-    return f"{rows:,} rows are kept, go on with the same command and --resume"
+        return "; use --out to make a run resumable"
+    return f" after {rows:,} rows; run the same command with --resume to continue"
 
 
 def _write_all(
-    batches: "Iterator[Batch]", output: "Output | Screen", grid: "Grid", total: int | None, rank: Rank
+    batches: "Iterator[Batch]",
+    output: "Journal | Screen",
+    grid: "Grid",
+    count_all: Callable[[], int | None],
+    rank: Rank,
 ) -> None:
     from rich.console import Console
 
@@ -155,7 +173,7 @@ def _write_all(
         console = Console(file=file)
         is_shown = console.is_terminal and not output.is_for_people and rank.number == 0
         with _create_progress(console, is_shown) as progress:
-            task = progress.add_task("", total=total, completed=before)
+            task = progress.add_task("", total=count_all() if is_shown else None, completed=before)
             for batch in batches:
                 output.append(batch.table)
                 grid.add(batch)

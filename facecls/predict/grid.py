@@ -1,6 +1,6 @@
-"""The first faces of a prediction as one picture, as the notebook that this project started from shows them."""
+"""The first faces of a prediction as one picture, as the original notebook shows them."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -8,25 +8,28 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from facecls.analysis.tables import AGE_WRONG
-from facecls.data.tasks import CLASSES, MISSING, LabelError, Labels, parse_name
+from facecls.data.tasks import MISSING, LabelError, Task, Tasks, parse_name
 from facecls.files import replacing
 from facecls.predict.faces import Batch
 
-MOST = 64
-"""Faces of a grid at most."""
+MOST_FACES = 64
 _COLUMNS = 8
 
 
 class Grid:
     """Collects the first faces of a stream of predictions, and draws them.
 
-    What is predicted stands above each face, and the truth above that where a manifest or a UTKFace file name tells it;
-    in red where gender or race is wrong, or age by more than 6 years.
+    The prediction stands above each face, and above that the truth if a manifest or a UTKFace file name tells it; in
+    red where the prediction counts as a mistake (``Task.is_wrong``).
+
+    Args:
+        tasks: What is predicted.
     """
 
-    def __init__(self) -> None:
-        self.faces: list[tuple[npt.NDArray[np.uint8], Mapping[Hashable, Any], Labels | None]] = []
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+        self.pictures: list[npt.NDArray[np.uint8]] = []
+        self.titles: list[tuple[str, bool]] = []
 
     def add(self, batch: Batch) -> None:
         """Takes faces as long as there is room.
@@ -34,14 +37,13 @@ class Grid:
         Args:
             batch: Predictions; those that can't be read are passed over.
         """
+        if len(self.pictures) == MOST_FACES:
+            return
         for pixels, row, labels in zip(batch.pixels, batch.table.to_dict("records"), batch.labels, strict=True):
-            if pixels is not None and len(self.faces) < MOST:
-                self.faces.append((pixels, row, labels))
-
-    def figure(self) -> Figure:
-        """Draws the faces."""
-        titles = [title(row, labels or _labels_in_name(str(row["path"]))) for _, row, labels in self.faces]
-        return draw([pixels for pixels, _, _ in self.faces], titles)
+            if pixels is not None and len(self.pictures) < MOST_FACES:
+                truth = _values(self.tasks, labels or _labels_in_name(str(row["path"])))
+                self.pictures.append(pixels)
+                self.titles.append(title(self.tasks, _values(self.tasks, row), truth))
 
     def write(self, dest: Path) -> None:
         """Draws the faces into a PNG file.
@@ -53,15 +55,15 @@ class Grid:
             UserError: If it can't be written.
         """
         with replacing(dest) as part:
-            self.figure().savefig(part, format="png", dpi=150)
+            draw(self.pictures, self.titles).savefig(part, format="png", dpi=150)
 
 
 def draw(pictures: Sequence[npt.NDArray[np.uint8]], titles: Sequence[tuple[str, bool]]) -> Figure:
     """Draws faces side by side.
 
     Args:
-        pictures: Of each face, RGB (H, W, 3).
-        titles: Of each face, as ``title`` gives them; red where something is wrong.
+        pictures: RGB (H, W, 3) each.
+        titles: As ``title`` returns them; red where something is wrong.
 
     Returns:
         The figure.
@@ -77,33 +79,47 @@ def draw(pictures: Sequence[npt.NDArray[np.uint8]], titles: Sequence[tuple[str, 
     return figure
 
 
-def title(row: Mapping[Hashable, Any], labels: Labels | None) -> tuple[str, bool]:
-    """What stands above a face, and whether something in it is wrong.
+def title(tasks: Tasks, predicted: Mapping[str, float], truth: Mapping[str, float]) -> tuple[str, bool]:
+    r"""What stands above a face, and whether something in it is wrong.
 
     Args:
-        row: Of the table of predictions.
-        labels: The truth, ``MISSING`` where it is not known; None if nothing is known.
+        tasks: What is predicted.
+        predicted: Codes of classes and years, by task.
+        truth: The same, as far as it is known.
 
     Returns:
         One line, or two with the truth first; and whether the prediction is wrong where the truth is known.
+
+    Examples:
+        >>> from facecls.data.tasks import UTKFACE
+        >>> title(UTKFACE, {"gender": 1, "race": 2, "age": 30.6}, {"gender": 0})
+        ('true: male\nfemale, asian, 31', True)
     """
-    told, truth, is_wrong = list[str](), list[str](), False
-    for task, names in CLASSES.items():
-        if task in row:
-            told.append(row[task])
-            if labels is not None and (code := getattr(labels, task)) != MISSING:
-                truth.append(names[code])
-                is_wrong |= names[code] != row[task]
-    if "age" in row:
-        told.append(f"{row['age']:.0f}")
-        if labels is not None and labels.age != MISSING:
-            truth.append(str(labels.age))
-            is_wrong |= abs(labels.age - row["age"]) > AGE_WRONG
-    return "\n".join([f"true: {', '.join(truth)}"] * bool(truth) + [", ".join(told)]), is_wrong
+    told = [task.text(predicted[name]) for name, task in tasks.items() if name in predicted]
+    known = [task for name, task in tasks.items() if name in predicted and name in truth]
+    lines = [", ".join(told)]
+    if known:
+        lines.insert(0, f"true: {', '.join(task.text(truth[task.name]) for task in known)}")
+    return "\n".join(lines), any(task.is_wrong(truth[task.name], predicted[task.name]) for task in known)
 
 
-def _labels_in_name(path: str) -> Labels | None:
+def _values(tasks: Tasks, row: Mapping[Any, Any]) -> dict[str, float]:
+    """Codes of classes and years by task, of a row of predictions or of labels, as far as there are any."""
+    values = {name: _value(task, row[name]) for name, task in tasks.items() if name in row}
+    return {name: value for name, value in values.items() if value != MISSING}
+
+
+def _value(task: Task, cell: str | float) -> float:
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return task.parse(cell)[0]
+    except LabelError:
+        return MISSING
+
+
+def _labels_in_name(path: str) -> Mapping[str, str]:
     try:
         return parse_name(PurePosixPath(path).name)
     except LabelError:
-        return None
+        return {}

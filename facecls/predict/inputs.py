@@ -1,12 +1,12 @@
-"""Files, folders, globs, archives, manifests and lists that are named on the command line -> a stream of faces.
+"""Files, folders, globs, archives, manifests and lists that are named on the command line -> a stream of inputs.
 
-Nothing is held but the names in a folder and those above it, those that one glob finds, and some rows of a manifest.
+Held in memory are the names in a folder and those above it, the matches of one glob, and some rows of a manifest.
 """
 
 import glob
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -14,10 +14,9 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from facecls.data.columns import label_values, stream_columns
-from facecls.data.sources import Read, UnreadableError, file_bytes, is_clutter, tar_members, walk, zip_members
+from facecls.data.archives import Read, UnreadableError
+from facecls.data.sources import Record, file_bytes, is_archive, is_clutter, is_manifest, open_source
 from facecls.data.store import read_image
-from facecls.data.tasks import HIGHEST, MISSING, TASKS, Labels
 from facecls.errors import UserError
 
 STDIN = "-"
@@ -28,45 +27,51 @@ class Input(NamedTuple):
     """One face to predict.
 
     Attributes:
-        path: Where it lies, as one would open it from here; a member of an archive after the archive's path and a
-            slash. None for pixels that come from no file.
-        load: Gives its pixels, RGB, uint8 ``(H, W, 3)``, in any thread, or raises ``UnreadableError``.
-        labels: What a manifest says about it, ``MISSING`` where it says nothing; None without a manifest.
+        path: Where it lies, relative to the working directory or absolute; a member of an archive after the archive's
+            path and a slash. None for pixels that come from no file.
+        load: Returns its pixels, RGB, uint8 ``(H, W, 3)``, in any thread, or raises ``UnreadableError``.
+        labels: Texts of a manifest by task.
     """
 
     path: str | None
     load: Callable[[], npt.NDArray[np.uint8]]
-    labels: Labels | None = None
+    labels: Mapping[str, str] = {}
 
 
-def stream(words: Sequence[str], left_out: Collection[Path] = ()) -> Iterator[Input]:
-    """Finds what words name.
+def stream(words: Sequence[str], left_out: Collection[Path] = (), tasks: Collection[str] = ()) -> Iterator[Input]:
+    """Finds the inputs that words name.
 
     - A file is one input, and a path that leads nowhere is one that can't be read.
     - A folder is all files below it, sorted by path, but for what macOS leaves behind.
     - A glob is what it matches, sorted; ``**`` goes through folders, and only files count then. A path that exists is
       no glob.
-    - A ``.tar``, ``.tar.gz``, ``.tgz`` or ``.zip`` is its members, in their order, read in place.
-    - A ``.csv`` or ``.parquet`` is a manifest: the files in its column ``path``, absolute or relative to its folder.
+    - An archive (``.tar``, ``.tar.gz``, ``.tgz``, ``.zip``) is its members, in their order, read in place.
+    - A manifest (``.csv``, ``.parquet``) is the files in its column ``path``, absolute or relative to its folder.
     - ``-`` is the paths on standard input, one a line, each one of the above but no glob.
 
-    What is wrong along the way, such as the rest of an archive that is cut, makes one input that can't be read.
+    Whatever is found damaged on the way, such as the rest of an archive that is cut off, is one input that can't be
+    read.
 
     Args:
         words: As on the command line.
         left_out: Resolved paths that are passed over, such as what the command itself writes.
+        tasks: Names of the tasks whose labels are read from manifests.
 
     Yields:
         The inputs, in the order of the words.
     """
-    names = {path.name for path in left_out}  # few files have one of these, and to resolve them all is slow
+    names = {path.name for path in left_out}  # few files have one of these, and to resolve all is slow
+
+    def is_left_out(file: Path) -> bool:
+        return file.name in names and file.resolve() in left_out
+
     for place in _places(words):
         if isinstance(place, Input):
             yield place
         elif _is(Path.is_dir, place):
-            yield from _in_folder(place, lambda file: file.name in names and file.resolve() in left_out)
-        elif not (place.name in names and place.resolve() in left_out):
-            yield from _in_file(place)
+            yield from _in_folder(place, is_left_out)
+        elif not is_left_out(place):
+            yield from _in_file(place, tasks)
 
 
 def check(words: Sequence[str]) -> None:
@@ -80,11 +85,10 @@ def check(words: Sequence[str]) -> None:
     """
     anything = STDIN in words
     for place in _places([word for word in words if word != STDIN]):
-        if isinstance(place, Input) or not _is(Path.exists, place):
-            continue
-        anything = True
-        if (reader := _reader(place)) is not None:
-            next(reader(place), None)
+        if isinstance(place, Path) and _is(Path.exists, place):
+            anything = True
+            if _is_source(place) and not place.is_dir():
+                next(open_source(place), None)
     if not anything:
         raise UserError(f"Expected images to predict, but there is nothing at {', '.join(words)}; is it misspelt?")
 
@@ -97,7 +101,7 @@ def count(
     Args:
         words: As on the command line.
         left_out: As for ``stream``.
-        is_wanted: Says which of them count.
+        is_wanted: Which of them count.
 
     Returns:
         Their number, or None if that takes reading all of them, as with archives and standard input.
@@ -105,7 +109,7 @@ def count(
     if STDIN in words:
         return None
     for place in _places(words):
-        if isinstance(place, Path) and _reader(place) not in (None, _in_manifest):
+        if isinstance(place, Path) and is_archive(place) and not _is(Path.is_dir, place):
             return None
     return sum(map(is_wanted, stream(words, left_out)))
 
@@ -125,12 +129,12 @@ def _places(words: Sequence[str]) -> Iterator[Path | Input]:
 
 def _matches(pattern: str) -> Iterator[Path | Input]:
     # glob rather than Path.glob, since hidden files stay out as in a shell
-    found = sorted(glob.iglob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    matches = sorted(glob.iglob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
     if "**" in pattern:
-        found = [match for match in found if not Path(match).is_dir()]
-    if not found:
+        matches = [match for match in matches if not Path(match).is_dir()]
+    if not matches:
         yield _failed(pattern, "no file matches")
-    yield from map(Path, found)
+    yield from map(Path, matches)
 
 
 def _is(question: Callable[[Path], bool], place: Path) -> bool:
@@ -140,64 +144,44 @@ def _is(question: Callable[[Path], bool], place: Path) -> bool:
         return False
 
 
+def _is_source(file: Path) -> bool:
+    return is_archive(file) or is_manifest(file)
+
+
 def _in_folder(folder: Path, is_left_out: Callable[[Path], bool]) -> Iterator[Input]:
-    for name, error in walk(folder):
-        file = folder / name
-        if error is not None:
-            yield _failed(file.as_posix(), f"unreadable ({error.strerror})")
-        elif not is_clutter(name) and not is_left_out(file):
-            yield on_disk(file)
+    for record in open_source(folder, skip_unreadable=True):
+        file = folder / record.path
+        if not is_clutter(record.path) and not is_left_out(file):
+            yield _input(file.as_posix(), record)
 
 
-def _in_file(file: Path) -> Iterator[Input]:
-    reader = _reader(file)
-    if reader is None or not _is(Path.is_file, file):
+def _in_file(file: Path, tasks: Collection[str]) -> Iterator[Input]:
+    if not (_is_source(file) and _is(Path.is_file, file)):
         yield on_disk(file)
         return
     try:
-        yield from reader(file)
+        yield from _in_archive(file) if is_archive(file) else _in_manifest(file, tasks)
     except UserError as error:
         yield _failed(file.as_posix(), str(error))
 
 
-def _in_archive(members: Callable[[Path], Iterator[tuple[str, Read]]], archive: Path) -> Iterator[Input]:
-    for name, read in members(archive):
-        if is_clutter(name):
+def _in_archive(archive: Path) -> Iterator[Input]:
+    for record in open_source(archive):
+        if is_clutter(record.path):
             continue
-        path = f"{archive.as_posix()}/{name}"
-        try:
-            data = read()
+        path = f"{archive.as_posix()}/{record.path}"
+        try:  # now, since the next member may be asked for before a thread decodes this one
+            data = record.read()
         except UnreadableError as error:
             yield _failed(path, str(error))
         else:
-            yield Input(_text(path), partial(_decoded, partial(bytes, data)))
+            yield _input(path, record._replace(read=partial(bytes, data)))
 
 
-def _in_manifest(manifest: Path) -> Iterator[Input]:
-    for rows in stream_columns(manifest, ["path"], TASKS):
-        labels = np.full((len(rows), len(Labels._fields)), MISSING, np.int64)
-        for task in TASKS:
-            if task in rows:
-                labels[:, Labels._fields.index(task)], _ = label_values(rows[task], HIGHEST[task])
-        for path, values in zip(rows["path"].tolist(), labels.tolist(), strict=True):
-            if path:
-                yield on_disk(manifest.parent / path)._replace(labels=Labels(*values))
-            else:
-                yield _failed("", f"no path in a row of {manifest.as_posix()}")
-
-
-_READERS: dict[tuple[str, ...], Callable[[Path], Iterator[Input]]] = {
-    (".tar", ".tar.gz", ".tgz"): partial(_in_archive, tar_members),
-    (".zip",): partial(_in_archive, zip_members),
-    (".csv", ".parquet"): _in_manifest,
-}
-
-
-def _reader(file: Path) -> Callable[[Path], Iterator[Input]] | None:
-    """What reads the files that are listed or packed in this one, if its name says that it is such a file."""
-    if _is(Path.is_dir, file):
-        return None
-    return next((reader for endings, reader in _READERS.items() if file.name.lower().endswith(endings)), None)
+def _in_manifest(manifest: Path, tasks: Collection[str]) -> Iterator[Input]:
+    for record in open_source(manifest, tasks):
+        path = manifest.parent / record.path if record.path else manifest
+        yield _input(path.as_posix(), record)
 
 
 def on_disk(file: Path) -> Input:
@@ -205,19 +189,21 @@ def on_disk(file: Path) -> Input:
 
     Args:
         file: Its path; there need not be such a file.
-
-    Returns:
-        The input.
     """
-    return Input(_text(file.as_posix()), partial(_decoded, partial(file_bytes, file)))
+    return _input(file.as_posix(), Record("", partial(file_bytes, file)))
 
 
 def _failed(path: str, reason: str) -> Input:
-    return Input(_text(path), partial(_raise, reason))
+    return _input(path, Record("", partial(_raise, reason)))
 
 
 def _raise(reason: str) -> NoReturn:
     raise UnreadableError(reason)
+
+
+def _input(path: str, record: Record) -> Input:
+    text = path.encode(errors="backslashreplace").decode()  # names on disk may hold bytes that are no text
+    return Input(text, partial(_decoded, record.read), record.labels)
 
 
 def _decoded(read: Read) -> npt.NDArray[np.uint8]:
@@ -225,7 +211,3 @@ def _decoded(read: Read) -> npt.NDArray[np.uint8]:
         return read_image(read())
     except ValueError as error:
         raise UnreadableError(str(error)) from None
-
-
-def _text(path: str) -> str:
-    return path.encode(errors="backslashreplace").decode()  # names on disk may hold bytes that are no text

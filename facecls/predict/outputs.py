@@ -1,17 +1,17 @@
-"""Where predictions go: files that survive whatever ends the program and can be gone on with, and the screen.
+"""Where predictions go: a file by way of a journal, which makes a run resumable, or standard output.
 
-CSV and JSON lines are appended to, a batch at a time, which is on the disk before the next one is computed. A Parquet
-file can't be appended to, and is worthless without its end. So its rows go to JSON lines beside it, in
-``predictions.parquet.part.jsonl``, and become the Parquet file when all are there.
+A journal is a file of JSON lines that only grows. Each batch is on the disk before the next one is computed, so that
+whatever ends the program costs no finished batch. When all rows are there, they are converted once into the file that
+was asked for, and the journal is removed.
 """
 
 import csv
-import io
 import json
 import os
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -20,67 +20,65 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facecls.data.tasks import CLASSES
+from facecls.data.tasks import Classification, Task, Tasks
 from facecls.errors import UserError
 from facecls.files import replacing
-from facecls.predict.rows import cells_of, csv_rows, csv_text, json_rows, json_text
+from facecls.predict.rows import cells_of, csv_text, json_text
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
-_ROWS = 50_000
-"""Rows of a group in a Parquet file; so many are held when it is written."""
+_GROUP = 50_000
+"""Rows of a group in a Parquet file; so many are in memory when it is written."""
 _ARROW = {"str": pa.string(), "float32": pa.float32(), "Int16": pa.int16()}
 
 
-def appended(out: Path) -> Path:
-    """The file that rows are appended to.
+def journal_of(out: Path) -> Path:
+    """The journal of a file of predictions."""
+    return out.with_name(f"{out.name}.journal.jsonl")
 
-    Args:
-        out: What the user named.
 
-    Returns:
-        The same, or the JSON lines that will become a Parquet file.
-    """
-    return out.with_name(f"{out.name}.part.jsonl") if out.suffix.lower() == ".parquet" else out
+def is_complete(out: Path) -> bool:
+    """Whether a file holds all predictions of its run."""
+    return out.exists() and not journal_of(out).exists()
 
 
 def check_output(out: Path, resume: bool) -> None:
-    """Refuses a file that can't be written to, or that holds something already.
+    """Refuses a file that can't be written, or whose run began earlier.
 
     Args:
         out: What the user named.
-        resume: Whether what it holds is to be gone on with.
+        resume: Whether a run that began earlier is meant.
 
     Raises:
-        UserError: If its ending is unknown, its folder missing, or it exists and ``resume`` is false.
+        UserError: If its ending is unknown, its folder missing, or it or its journal exists and ``resume`` is false.
     """
     if out.suffix.lower() not in ENDINGS:
         raise UserError(f"Expected --out to end in {', '.join(ENDINGS)}, but got {out}; name another file.")
     if not out.parent.is_dir():
         raise UserError(f"Expected a folder for --out, but there is none at {out.parent}; make it first.")
-    for file in (out, appended(out)):
+    for file in (out, journal_of(out)):
         if file.is_dir():
             raise UserError(f"Expected a file for --out, but {file} is a folder; name a file in it.")
         if file.exists() and not resume:
             raise UserError(
-                f"Expected a new file for --out, but {file} exists; go on with it by --resume, or name another."
+                f"Expected a new file for --out, but {file} exists; continue with --resume, or name another file."
             )
 
 
-class Output:
-    """A file of predictions that rows are appended to.
+class Journal:
+    """Predictions on their way into a file.
 
     Args:
-        out: A file that ``check_output`` has passed. What is in it is kept but for a last row that is not whole.
-        columns: Their types by name, as ``facecls.predict.faces.columns`` gives them.
+        out: The file; ``check_output`` has accepted it.
+        columns: Types by name, as ``facecls.predict.faces.columns`` returns them.
 
     Attributes:
-        done: How many rows there are of each path; read from the file, and not counted on.
-        rows: How many rows there are.
-        failed: How many of them have an error.
-        is_for_people: Whether a person sees the rows as they come.
+        done: Number of rows by path that were in the journal at the start.
+        rows: Number of rows.
+        failed: Number of rows with an error.
+        is_for_people: Whether a person watches the rows come.
 
     Raises:
-        UserError: If what is in it are no predictions with these columns, or it can't be written.
+        UserError: If the journal holds something else than predictions with these columns, or can't be written.
     """
 
     def __init__(self, out: Path, columns: Mapping[str, str]) -> None:
@@ -89,29 +87,24 @@ class Output:
         self.done: Counter[str] = Counter()
         self.failed = 0
         self.is_for_people = False
-        self._file = appended(out)
-        self._is_csv = out.suffix.lower() == ".csv"
-        if out.exists() and not self._file.exists():
-            self._reopen_parquet()
+        self._file = journal_of(out)
         try:
             self._stream = self._file.open("a+b")
         except OSError as error:
             raise UserError(f"Can't write {out}: {error.strerror}; name another file.") from None
-        self._stream.truncate(self._keep())
+        self._stream.truncate(self._read())
         self.rows = self.done.total()
-        if self._is_csv and not self._stream.seek(0, io.SEEK_END):
-            self._write(csv_text([columns]))
 
     def __enter__(self) -> Self:
         """Itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file; what is in it can be gone on with."""
+        """Closes the journal, from which the run can be resumed unless it is finished."""
         self._stream.close()
 
     def append(self, table: pd.DataFrame) -> None:
-        """Puts rows on the disk.
+        """Writes rows to the disk.
 
         Args:
             table: With the columns.
@@ -119,88 +112,86 @@ class Output:
         Raises:
             UserError: If that fails.
         """
-        self._write(csv_text(cells_of(table)) if self._is_csv else json_text(table))
-        self.rows += len(table)
-        self.failed += int(table["error"].notna().sum())
-
-    def finish(self) -> None:
-        """Makes the file what the user asked for, when all rows are there.
-
-        Raises:
-            UserError: If it can't be written.
-        """
-        self._stream.close()
-        if self._file == self.out:
-            return
-        with (
-            self._file.open("rb") as lines,
-            replacing(self.out) as part,
-            pq.ParquetWriter(part, self._arrow([]).schema) as writer,
-        ):
-            while rows := [json.loads(line) for line in islice(lines, _ROWS)]:
-                writer.write_table(self._arrow(rows))
-        self._file.unlink()
-
-    def _write(self, text: str) -> None:
         try:
-            self._stream.write(text.encode())
+            self._stream.write(json_text(table).encode())
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
             raise UserError(
-                f"Can't write {self._file}: {error.strerror}; free some space and go on by --resume."
+                f"Can't write {self._file}: {error.strerror}; free some space and continue with --resume."
             ) from None
+        self.rows += len(table)
+        self.failed += int(table["error"].notna().sum())
 
-    def _arrow(self, rows: list[dict[str, Any]]) -> pa.Table:
-        schema = pa.schema([(name, _ARROW[dtype]) for name, dtype in self.columns.items()])
-        frame = pd.DataFrame(
-            {name: pd.Series([row[name] for row in rows], dtype=dtype) for name, dtype in self.columns.items()}
-        )
-        return pa.Table.from_pandas(frame, schema, preserve_index=False)
+    def finish(self) -> None:
+        """Converts the journal into the file that was asked for, and removes it.
 
-    def _keep(self) -> int:
-        """Counts the whole rows in the file and gives their length in bytes."""
-        start = (csv_text([self.columns]) if self._is_csv else '{"path": ').encode()
-        self._stream.seek(0)
-        found = self._stream.read(len(start))
-        self._stream.seek(0)
+        Raises:
+            UserError: If the file can't be written.
+        """
+        self._stream.close()
+        with self._file.open("rb") as lines, replacing(self.out) as part:
+            if self.out.suffix.lower() == ".jsonl":
+                shutil.copyfile(self._file, part)
+            else:
+                write = _write_csv if self.out.suffix.lower() == ".csv" else _write_parquet
+                write(part, map(json.loads, lines), self.columns)
+        self._file.unlink()
+
+    def _read(self) -> int:
+        """Counts the rows of the journal and returns their length in bytes; a last row that is cut does not count."""
         end = 0
-        try:
-            if found != start[: len(found)]:  # it may be cut anywhere
-                raise ValueError
-            for row, end in (csv_rows if self._is_csv else json_rows)(self._stream):  # noqa: B007 - the last is wanted
+        self._stream.seek(0)
+        for line in self._stream:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
                 if list(row) != list(self.columns):
                     raise ValueError
-                self.done[row["path"]] += 1
-                self.failed += bool(row["error"])
-        except (ValueError, TypeError, csv.Error):
-            self._stream.close()
-            raise self._other_rows(f"row {self.done.total() + 1}") from None
+            except (ValueError, TypeError):
+                self._stream.close()
+                raise UserError(
+                    f"Expected predictions with the columns {', '.join(self.columns)} in {self._file}, but row "
+                    f"{self.done.total() + 1} is none; was it made with another model? Name another file."
+                ) from None
+            self.done[row["path"]] += 1
+            self.failed += bool(row["error"])
+            end += len(line)
         return end
 
-    def _reopen_parquet(self) -> None:
-        """Turns a Parquet file back into the JSON lines that it was made from."""
-        try:
-            with pq.ParquetFile(self.out) as file:
-                if file.schema_arrow.names != list(self.columns):
-                    raise self._other_rows("it")
-                with replacing(self._file) as part, part.open("w", encoding="utf-8") as lines:
-                    for batch in file.iter_batches(_ROWS):
-                        lines.write(json_text(batch.to_pandas()))
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"Expected predictions in {self.out}, but it can't be read: {error}") from None
 
-    def _other_rows(self, which: str) -> UserError:
-        return UserError(
-            f"Expected predictions with the columns {', '.join(self.columns)} in {self._file}, but {which} is none; "
-            "was it made with another model? Name another file."
-        )
+def _write_csv(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:
+    with dest.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(row.values() for row in rows)
+
+
+def _write_parquet(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:
+    schema = pa.schema([(name, _ARROW[dtype]) for name, dtype in columns.items()])
+
+    def table_of(group: list[dict[str, Any]]) -> pa.Table:
+        series = {name: pd.Series([row[name] for row in group], dtype=dtype) for name, dtype in columns.items()}
+        return pa.Table.from_pandas(pd.DataFrame(series), schema, preserve_index=False)
+
+    with pq.ParquetWriter(dest, table_of([]).schema) as writer:
+        while group := list(islice(rows, _GROUP)):
+            writer.write_table(table_of(group))
 
 
 class Screen:
-    """Standard output: CSV for a program, aligned lines for a person; both row by row."""
+    """Standard output: CSV for a program, aligned lines for a person; both row by row.
 
-    def __init__(self) -> None:
+    Args:
+        tasks: What is predicted.
+
+    Attributes:
+        done, rows, failed, is_for_people: As of ``Journal``.
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
         self.done: Counter[str] = Counter()
         self.rows = 0
         self.failed = 0
@@ -211,19 +202,19 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing; standard output stays open."""
+        """No-op: standard output stays open."""
 
     def finish(self) -> None:
-        """Nothing; all is printed."""
+        """No-op: all rows are printed."""
 
     def append(self, table: pd.DataFrame) -> None:
         """Prints rows.
 
         Args:
-            table: As ``Faces.predict`` gives it.
+            table: As ``FacePredictor.predict`` returns it.
         """
         if self.is_for_people:
-            text = "".join(f"{_line(row)}\n" for row in table.to_dict("records"))
+            text = "".join(f"{_line(self.tasks, row)}\n" for row in table.to_dict("records"))
         else:
             text = (csv_text([table.columns]) if not self.rows else "") + csv_text(cells_of(table))
         sys.stdout.write(text)
@@ -232,12 +223,17 @@ class Screen:
         self.failed += int(table["error"].notna().sum())
 
 
-def _line(row: Mapping[Hashable, Any]) -> str:
-    """Such as ``female  98 %   asian   71 %   34 (28-41)   faces/1.jpg``."""
+def _line(tasks: Tasks, row: Mapping[Hashable, Any]) -> str:
+    """Such as ``female  98 %   asian   71 %    34 (28-41)     faces/1.jpg``."""
     if not pd.isna(row["error"]):
         return f"{row['path']}: {row['error']}"
-    parts = [f"{row[task]:<6} {100 * row[f'p_{row[task]}']:3.0f} %" for task in CLASSES if task in row]
-    if "age" in row:
-        interval = f" ({row['age_low']}-{row['age_high']})" if "age_low" in row else ""
-        parts.append(f"{row['age']:3.0f}{interval:<10}")
-    return "   ".join([*parts, row["path"]])
+    return "   ".join([*(_in_line(task, row) for task in tasks.values()), row["path"]])
+
+
+def _in_line(task: Task, row: Mapping[Hashable, Any]) -> str:
+    if isinstance(task, Classification):
+        p = max(row[column] for column in task.probabilities)
+        return f"{row[task.name]:<{max(map(len, task.classes))}} {100 * p:3.0f} %"
+    low, high = (row.get(f"{task.name}_{end}") for end in ("low", "high"))
+    interval = "" if low is None else f" ({low}-{high})"
+    return f"{task.text(row[task.name]):>3}{interval:<10}"

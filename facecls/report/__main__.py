@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from facecls.analysis.duplicates import ImageLoader
 from facecls.console import console
+from facecls.data.sources import ACCEPTED
 from facecls.data.store import decode
-from facecls.data.table import ACCEPTED, read_table
+from facecls.data.table import read_table
 from facecls.errors import UserError, command
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.network import FaceModel

@@ -1,4 +1,4 @@
-"""What happens beside the training: the last checkpoint, and what is shown."""
+"""Callbacks of a training: the last checkpoint, settings after a resume, the average of the weights."""
 
 import time
 from datetime import timedelta
@@ -7,37 +7,42 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from facecls.compat import create_checkpoint
 from facecls.files import replacing
+from facecls.run import LAST_CHECKPOINT
 
 SAVE_EVERY = timedelta(minutes=10)
-"""How much work a killed run loses at most."""
+"""The most work that a killed run loses."""
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
-    """The folder of the run: the logger's, or the root where there is no logger.
+    """The folder of the run: the logger's, or the root folder without a logger.
 
-    The first of several processes decides, so all of them have to ask together once they have met.
+    A collective call: the first process chooses the folder, so all processes must call this together.
     """
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``: after every epoch, every ten minutes within one, near its end, and on Ctrl-C.
+    """Saves ``last.ckpt`` after every epoch, every ten minutes within one, one batch before its end, and on Ctrl-C.
 
-    Near its end is one batch before the validation: a checkpoint of the last batch, or of the validation, would make
-    Lightning skip that validation when it is resumed, and during it model and average are swapped.
+    Lightning's ``ModelCheckpoint`` can't replace it:
 
-    A ``Checkpoint``, since Lightning calls those after all other callbacks and in the order of their list: behind the
-    one that keeps the best, it saves what that one has just learned.
+    - A checkpoint of the last batch of an epoch, or of its validation, makes Lightning skip that validation when the
+      run is resumed, and during validation the model and its average are swapped. So the save comes one batch before.
+    - It saves by ``Trainer.save_checkpoint``, for which all processes must meet. Their clocks differ, and after Ctrl-C
+      the others do not answer. Here the first process saves alone.
 
-    Of several processes the first saves, without asking the others as ``Trainer.save_checkpoint`` does: they go by
-    other clocks, and on Ctrl-C they do not answer any more.
+    It is a ``Checkpoint`` because Lightning runs those after all other callbacks, in the order of their list: after the
+    ``ModelCheckpoint`` of the best epoch, whose state is part of what is saved.
 
     Attributes:
-        path: Where; ``None`` before the training.
+        path: The file; ``None`` before the training.
     """
 
     def __init__(self) -> None:
@@ -45,9 +50,9 @@ class LastCheckpoint(Checkpoint):
         self._saved = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Learns the folder while all processes are there."""
+        """Determines the path, which all processes must do together."""
         if stage == "fit":
-            self.path = run_folder(trainer) / "checkpoints" / "last.ckpt"
+            self.path = run_folder(trainer) / LAST_CHECKPOINT
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.fast_dev_run or not trainer.global_step or not trainer.is_global_zero:  # type: ignore[attr-defined]
@@ -55,76 +60,78 @@ class LastCheckpoint(Checkpoint):
         assert self.path is not None, "setup comes first"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as part:
-            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), part)
+            trainer.strategy.save_checkpoint(create_checkpoint(trainer), part)
         self._saved = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves if it is time, or one batch is left."""
+        """Saves if ten minutes have passed or one batch is left."""
         left = trainer.num_training_batches - 1 - batch_idx
         if left == 1 or (left > 1 and time.monotonic() - self._saved > SAVE_EVERY.total_seconds()):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves."""
+        """Saves the finished epoch."""
         self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Saves on Ctrl-C between the first batch of an epoch and the last."""
+        """Saves on Ctrl-C after the first batch of an epoch and before its last."""
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if isinstance(exception, KeyboardInterrupt) and trainer.training and not last:
             self._save(trainer)
 
 
-class Progress(RichProgressBar):
-    """Lightning's progress bar, with a line of its own for each epoch that stays on the screen."""
+class ResumeSettings(pl.Callback):
+    """Makes a resumed run follow its own options; Lightning restores those of the run that saved the checkpoint."""
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """What stands beside the bar: the training loss alone."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name == "loss"}
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Without averaging, continues from the weights themselves: ``state_dict`` is their average.
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows what the epoch before reached; at its end the module had not logged its training metrics yet."""
-        self._show_epoch(trainer)
-        super().on_train_epoch_start(trainer, pl_module)
+        Args:
+            trainer: The trainer, which has loaded ``state_dict``.
+            pl_module: The module.
+            checkpoint: Contents of the checkpoint.
+        """
+        averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if not averages and "current_model_state" in checkpoint:
+            pl_module.load_state_dict(checkpoint["current_model_state"])
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Shows what the last epoch reached."""
-        self._show_epoch(trainer)
-        super().on_train_end(trainer, pl_module)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restores the configured learning rate, weight decay and so on of each parameter group.
 
-    def _show_epoch(self, trainer: pl.Trainer) -> None:
-        if self.progress is not None and "train/loss" in trainer.callback_metrics:
-            self.progress.console.print(epoch_line(trainer), highlight=False)
-
-
-def epoch_line(trainer: pl.Trainer) -> str:
-    """What the epochs so far reached, such as ``epoch 3/5: loss 2.310, val 2.251, gender 93.1%, ...``."""
-    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    shown = {
-        "train/loss": "loss {:.3f}",
-        "val/loss": "val {:.3f}",
-        "val/gender/accuracy": "gender {:.1%}",
-        "val/race/accuracy": "race {:.1%}",
-        "val/age/mae_years": "age {:.2f} years off",
-    }
-    parts = [text.format(values[name]) for name, text in shown.items() if name in values]
-    return f"epoch {trainer.current_epoch}/{trainer.max_epochs}: {', '.join(parts)}"
+        Comes before the module's own hook, which freezes layers that ``configure_optimizers`` unfreezes.
+        """
+        if trainer.ckpt_path is None:
+            return
+        scheduler, settings = pl_module.lr_schedulers(), pl_module.configure_optimizers()
+        assert isinstance(scheduler, LambdaLR), "FaceModule has one"
+        assert isinstance(settings, dict), "FaceModule returns one"
+        for group, configured in zip(scheduler.optimizer.param_groups, settings["optimizer"].param_groups, strict=True):
+            group |= {name: value for name, value in configured.items() if name != "params"}
+            group["lr"] = configured["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
+            if group.get("fused"):
+                # it counts steps on the parameters' device, while the optimizer that saved them may have on the CPU
+                for parameter in group["params"]:
+                    if "step" in (state := scheduler.optimizer.state.get(parameter, {})):
+                        state["step"] = state["step"].to(parameter.device)
+        scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
 
 
 Weights = tuple[Tensor, ...] | list[Tensor]
-"""As torch has them where it works on many at once."""
+"""As torch's ``AveragedModel`` hands them to its ``multi_avg_fn``."""
 
 
-class Average:
-    """The rule of an exponential moving average, as ``WeightAveraging`` takes it.
+class ExponentialAverage:
+    """The update rule of an exponential moving average with warm-up, for ``WeightAveraging``.
 
-    Its memory grows with the number of steps, as TensorFlow's ``ExponentialMovingAverage`` has it with ``num_updates``,
-    so that a short run is not mostly its first weights.
+    The decay grows with the number of steps, as in TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``, so
+    that the average of a short run does not consist mostly of its first weights.
 
     Attributes:
-        decay: Share of the average that a step leaves, at most.
+        decay: The highest share of the average that a step retains, 0..1.
     """
 
     def __init__(self, decay: float) -> None:
@@ -132,17 +139,18 @@ class Average:
 
     @torch.no_grad()
     def __call__(self, averages: Weights, currents: Weights, averaged: Tensor | int) -> None:
-        """One step of the averages, in place; what equals its average, as all that is frozen does, stays as it is.
+        """Updates the averages in place; an average that equals its weight, as of frozen layers, keeps its bits.
 
         Args:
             averages: The averages so far, all of one dtype.
-            currents: The weights now, of the same shapes.
+            currents: The weights, of the same shapes.
             averaged: How many steps are in the averages.
         """
-        count = int(averaged)
-        share = 1 - min(self.decay, (1 + count) / (10 + count))
+        steps = int(averaged)
+        decay = min(self.decay, (1 + steps) / (10 + steps))
         if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, currents, share)  # together, as each by itself costs a GPU more to start
+            get_ema_multi_avg_fn(decay)(averages, currents, steps)  # type: ignore[no-untyped-call]
         else:
             for average, current in zip(averages, currents, strict=True):  # BatchNorm's counts of batches
-                average.copy_(average + share * (current - average))
+                # torch's rule truncates decay * n + (1 - decay) * n, which may be below n
+                average.copy_(average + (1 - decay) * (current - average))

@@ -1,50 +1,58 @@
-"""What the commands share: their parsers, precision and the folder of a run."""
+"""The options of fit, and what the other commands share with it: parsing, the logger, quiet libraries."""
 
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 # Lightning 2.6 calls what jsonargparse 4.49 deprecated; users can do nothing about it
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import pytorch_lightning as pl
-import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
 
+from facecls.compat import keep_tensorboard_from_importing_tensorflow
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
+from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
-from facecls.model.schedule import ALL
 from facecls.ranks import launched
-from facecls.training.callbacks import Average, LastCheckpoint, Progress
+from facecls.run import BEST_CHECKPOINT
+from facecls.training import probe, renames
+from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
 from facecls.training.collector import PredictionCollector
 from facecls.training.precision import choose_precision, uses_cuda
+from facecls.training.progress import create_progress
 
 RUNS = "runs"
-BEST = "best"
+AS_TRAINED = "as in the training"
+"""Stands for a root folder that is not given: the checkpoint says which."""
 NOISE = (
     "isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 with torch since 2.12
-    "Checkpoint directory .* exists and is not empty",  # of course it does when a run is resumed
-    "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and is dealt with
-    "The dirpath has changed from",  # a run that is resumed under another name chooses its best anew
-    "It is recommended to use `self.log",  # torchmetrics has put together what all devices counted
+    "Checkpoint directory .* exists and is not empty",  # as it always does when a run is resumed
+    "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and ResumeSettings handles that
+    "The dirpath has changed from",  # a run that is resumed under another name chooses its best epoch afresh
+    "does not have many workers",  # data.num_workers is one a core, or what was asked for; features need none
+    "It is recommended to use `self.log",  # torchmetrics has already combined the counts of all devices
 )
-"""What Lightning warns of though a user can do nothing about it."""
+"""Warnings of Lightning that a user can do nothing about."""
+for _name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)  # no tips, nor settings that the commands print themselves
 
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """Hides ``NOISE``; all other warnings are shown."""
+    """Suppresses the warnings in ``NOISE``; all others are shown."""
     with warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message=f".*{message}")
@@ -53,7 +61,7 @@ def without_noise() -> Iterator[None]:
 
 @contextmanager
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Lets Ctrl-C end a command with the status it always has; Lightning would end it with 1."""
+    """Turns Lightning's exit with status 1 on Ctrl-C back into ``KeyboardInterrupt``."""
     try:
         yield
     except SystemExit:
@@ -63,10 +71,10 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
 
 
 class FaceCLI(LightningCLI):
-    """The parser and the objects of ``facecls.fit``.
+    """The parser of ``facecls.fit``, and the objects that it creates.
 
     Args:
-        args: Words of the command line.
+        args: Words of the command line; ``None`` for the program's own.
     """
 
     prog = "python -m facecls.fit"
@@ -84,8 +92,8 @@ class FaceCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what is neither model, data nor trainer."""
-        parser.add_argument("--name", default="faces", help="The run is kept in runs/NAME/version_N.")
+        """Adds the options that belong neither to the model nor to the data nor to the trainer."""
+        parser.add_argument("--name", default="faces", help="The run is saved in runs/NAME/version_N.")
         parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to resume, such as checkpoints/last.ckpt.")
         parser.add_argument(
             "--ema", type=float | None, default=0.999, help="Decay of the average of the weights; null for none."
@@ -94,125 +102,130 @@ class FaceCLI(LightningCLI):
             "--probe",
             type=bool,
             default=False,
-            help="Run the trunk, which stays as it is, over each face once, and train the heads on its features.",
+            help="Train the heads alone, on features that the frozen trunk computes once for each face.",
         )
         parser.link_arguments("data.image_size", "model.image_size")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+        parser.link_arguments("data.tasks", "model.task_options")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_check_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Reads the words it is given, without Lightning's warning when Python's own command line has some as well."""
-        self.config = parser.parse_args(args)
+        """Parses the command line, with the names of version 0.1 replaced by today's."""
+        words, notes = renames.rename_options(sys.argv[1:] if args is None else args)
+        for note in notes:
+            _print_note(note)
+        self.config = parser.parse_args(words)
 
     def before_instantiate_classes(self) -> None:
-        """Decides precision, folder and callbacks."""
+        """Checks the options and chooses the precision."""
         config = self.config
-        # the command line decides where to start from, not the configuration that is kept beside the run
+        # a resumed run saves its options as well, and they must not resume again
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
         if self.ckpt_path is not None and not Path(self.ckpt_path).is_file():
             raise UserError(f"Expected a checkpoint to resume at {self.ckpt_path}, but there is none.")
         if config.trainer.overfit_batches:
             raise UserError(
-                "Expected no trainer.overfit_batches; trainer.limit_train_batches takes a part of the batches."
+                "Expected no trainer.overfit_batches; use trainer.limit_train_batches to train on part of the batches."
             )
+        if config.ema is not None and not 0 <= config.ema < 1:
+            raise UserError(f"Expected ema from 0 to below 1, or null for no average, but got {config.ema}.")
         if config.probe:
-            _check_probe(config)
-        self.precision, why = config.trainer.precision, "as asked"
+            probe.check_options(config)
+        self.precision, reason = config.trainer.precision, "as asked"
         if self.precision is None:
-            self.precision, why = choose_precision(config.trainer.accelerator)
-        self.precision_note = f"precision {self.precision}: {why}"
+            self.precision, reason = choose_precision(config.trainer.accelerator)
+        self.precision_note = f"precision {self.precision}: {reason}"
         _check_clipping(config, str(self.precision))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Makes the trainer with logger, checkpoints, average and progress bar."""
+        """Creates the trainer with logger, checkpoints, average and progress bar."""
         config = self.config.trainer
-        self.trainer_defaults["callbacks"] = self._callbacks()
+        self.trainer_defaults["callbacks"] = self._create_callbacks()
         if config.logger is None or config.logger is True:
             root = config.default_root_dir or RUNS
-            kwargs["logger"] = create_logger(
-                root, self.config.name, resumed_version(self.ckpt_path, root, self.config.name)
-            )
+            version = resumed_version(self.ckpt_path, root, self.config.name)
+            kwargs["logger"] = create_logger(root, self.config.name, version)
         kwargs["precision"] = self.precision
+        if any(self.model.schedule.frozen.values()) and _uses_ddp(config):
+            # DDP would wait for the gradients of parameters that are frozen in this epoch
+            kwargs["strategy"] = "ddp_find_unused_parameters_true"
         if config.enable_model_summary is None:
-            kwargs["enable_model_summary"] = False  # the command says what is trained in a line of its own
-        kwargs["use_distributed_sampler"] = False  # the datamodule cuts its batches itself
+            kwargs["enable_model_summary"] = False  # the command describes the model in a line of its own
+        kwargs["use_distributed_sampler"] = False  # the datamodule's sampler divides the batches
         trainer = super().instantiate_trainer(**kwargs)
-        asked = trainer.num_devices * trainer.num_nodes
-        if (ranks := launched().count) > 1 and ranks != asked:
+        devices = trainer.num_devices * trainer.num_nodes
+        if (processes := launched().count) > 1 and processes != devices:
             raise UserError(
-                f"Expected trainer.devices x trainer.num_nodes to be the {ranks} processes that were started, but got "
-                f"{trainer.num_devices} x {trainer.num_nodes}; say how many there are on a node, and how many nodes."
+                f"Expected trainer.devices x trainer.num_nodes to be the {processes} processes that were started, but "
+                f"got {trainer.num_devices} x {trainer.num_nodes}; set devices per node and the number of nodes."
             )
-        if isinstance(trainer.strategy, DDPStrategy) and any(self.model.schedule.frozen.values()):
-            # all parameters are announced to it in the beginning, and it would wait for the gradients of frozen ones
-            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer
 
-    def _callbacks(self) -> list[pl.Callback]:
-        validates = self.config.trainer.limit_val_batches != 0  # else the last state is the best there is
+    def _create_callbacks(self) -> list[pl.Callback]:
+        # a second to import, for which --help must not wait
+        from facecls.training.tensorboard import FigureLogger
+
+        has_validation = self.config.trainer.limit_val_batches != 0  # without, the last state counts as the best
+        best = Path(BEST_CHECKPOINT).stem
         callbacks: list[pl.Callback] = [
-            ModelCheckpoint(filename=BEST, monitor="val/loss" if validates else None, enable_version_counter=False)
+            ModelCheckpoint(filename=best, monitor="val/loss" if has_validation else None, enable_version_counter=False)
         ]
         if self.config.ema is not None:
-            # Lightning would put it where the model is at first, on the CPU
+            # by default it is where the model is when the training begins, on the CPU
             device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
-            callbacks.append(WeightAveraging(device, multi_avg_fn=Average(self.config.ema)))
-        from facecls.training.tensorboard import (
-            StudyBoard,  # with what it draws it takes a second, for which --help must not wait
-        )
-
-        self.collector = PredictionCollector()
-        callbacks += [self.collector, StudyBoard(self.collector)]
-        self.last = LastCheckpoint()
-        callbacks.append(self.last)  # after the one that keeps the best
+            callbacks.append(WeightAveraging(device, multi_avg_fn=ExponentialAverage(self.config.ema)))
+        self.collector, self.last = PredictionCollector(), LastCheckpoint()
+        callbacks += [ResumeSettings(), self.collector, FigureLogger(self.collector), self.last]
         if self.config.trainer.enable_progress_bar is not False:
-            callbacks.append(Progress())
+            callbacks.append(create_progress())
         return callbacks
 
 
-def _seed(value: bool | int) -> int:
+@rank_zero_only
+def _print_note(note: str) -> None:
+    print(note, file=sys.stderr)  # stdout may be the file that --print_config goes to
+
+
+def _check_seed(value: bool | int) -> int:
     if isinstance(value, bool):
         raise UserError(
-            f"Expected seed_everything as a number, but got {str(value).lower()}; all randomness comes from it."
+            f"Expected seed_everything as a number, but got {str(value).lower()}; all randomness follows from it."
         )
     return value
 
 
 def _check_clipping(config: Any, precision: str) -> None:
-    """Refuses what Lightning can't do, before it finds out in the first step."""
+    """Refuses a combination that Lightning would only refuse in the first step."""
     fused = config.get("model.optimizer.init_args.fused")
     mixed = precision.endswith("mixed") or precision in ("16", "bf16")
     if fused and config.trainer.gradient_clip_val and mixed:
         raise UserError(
             "Expected model.optimizer.init_args.fused false with trainer.gradient_clip_val in mixed precision, since a "
-            "fused optimizer does its steps and the scaling of gradients at once."
+            "fused optimizer scales gradients and updates weights in one pass."
         )
 
 
-def _check_probe(config: Any) -> None:
-    """Refuses what can't be had from features that are computed once."""
-    schedule, transform = config.model.schedule, config.data.train_transform
-    if set(schedule.frozen.values()) != {ALL} or 0 not in schedule.frozen:
-        raise UserError(
-            f"Expected model.schedule.frozen {{0: {ALL}}} with probe, since the trunk stays as it is, but got "
-            f"{schedule.frozen}."
-        )
-    if config.model.tta != "none" or transform is not None:
-        raise UserError(
-            "Expected model.tta none and no data.train_transform with probe, since each face is seen once, as "
-            f"evaluation sees it, but got {config.model.tta} and {'one' if transform else 'none'}."
-        )
+def _uses_ddp(config: Any) -> bool:
+    """Whether Lightning will choose its plain DDP strategy for these options of the trainer."""
+    if config.strategy not in ("auto", "ddp"):
+        return False
+    trainer = pl.Trainer(
+        barebones=True,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+    )
+    return isinstance(trainer.strategy, DDPStrategy)
 
 
 def create_logger(root: str, name: str, version: str | None = None) -> TensorBoardLogger:
-    """The logger of a run; its folder is ROOT/NAME/VERSION, or the next ``version_N``."""
-    # else TensorBoard imports TensorFlow wherever it is installed, seconds and lines on the screen for nothing; this is
-    # how its own build without TensorFlow is told (tensorboard/compat/__init__.py)
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-    return TensorBoardLogger(root, name, version, default_hp_metric=False)  # else a curve that is always -1
+    """Creates the logger of a run, whose folder is ROOT/NAME/VERSION; without a version the next ``version_N``."""
+    keep_tensorboard_from_importing_tensorflow()
+    return TensorBoardLogger(root, name, version, default_hp_metric=False)  # else it logs a curve that is always -1
 
 
 def resumed_version(ckpt_path: str | None, root: str, name: str) -> str | None:
-    """The folder that a resumed run goes on in: the checkpoint's own, if it has the same root and name.
+    """The folder in which a resumed run continues: the checkpoint's own, if it has the same root and name.
 
     Args:
         ckpt_path: The checkpoint, if any.
@@ -228,32 +241,34 @@ def resumed_version(ckpt_path: str | None, root: str, name: str) -> str | None:
     return run.name if run.parent == (Path(root) / name).resolve() and run.name.startswith("version_") else None
 
 
-def parse(make: Any, args: Sequence[str] | None) -> Any:
-    """Calls ``make(args)`` and turns what jsonargparse, Lightning and torch say about options into a ``UserError``."""
+def parse(create: Callable[[Any], Any], args: Any) -> Any:
+    """Calls ``create(args)``, with errors of jsonargparse, Lightning and torch about options as ``UserError``."""
     try:
-        return make(args)
+        return create(args)
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise UserError(str(error)) from error
 
 
-def trained_on(checkpoint: str | Path, elsewhere: bool) -> Mapping[str, Any]:
-    """The options of the data that a checkpoint was trained with.
+def parse_with_checkpoint(parser: LightningArgumentParser, args: Sequence[str] | None) -> tuple[Namespace, Checkpoint]:
+    """Parses the options of a command that tests a checkpoint; options of the data are by default the training's.
 
     Args:
-        checkpoint: A file that ``load_module`` takes.
-        elsewhere: Whether they are to be used for other faces.
+        parser: With ``--ckpt_path``, and ``FacesDataModule`` as ``data``.
+        args: Words of the command line; ``None`` for the program's own.
 
     Returns:
-        Options of ``FacesDataModule`` by name.
+        The options, and the checkpoint.
 
     Raises:
-        UserError: If the checkpoint does not say.
+        UserError: For a mistake in the options, or if the checkpoint can't be read or does not say where its faces are.
     """
-    kept = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    found = kept.get("datamodule_hyper_parameters")
-    if found is None:
-        raise UserError(
-            f"Expected a checkpoint of facecls.fit, but {checkpoint} does not say what data it was trained on."
-        )
-    left_out = {"split_file"} if elsewhere else set()  # it names the faces of the place that it was made for
-    return {name: value for name, value in found.items() if not name.startswith("_") and name not in left_out}
+    parser.set_defaults({"data.root": AS_TRAINED})
+    given = parse(parser.parse_args, args)
+    checkpoint = read_checkpoint(given.ckpt_path)
+    options = dict(checkpoint.data)
+    if given.data.root != AS_TRAINED:
+        options.pop("split_file", None)  # it lists the faces that the model was trained on
+    elif "root" not in options:
+        raise UserError(f"Expected --data.root, since {given.ckpt_path} does not say what data it was trained on.")
+    parser.set_defaults({f"data.{name}": value for name, value in options.items()})
+    return parse(parser.parse_args, args), checkpoint

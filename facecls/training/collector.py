@@ -1,9 +1,9 @@
-"""Keeps the predictions of a validation or a test."""
+"""Collects the predictions of a validation or a test."""
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -11,21 +11,28 @@ from torch import Tensor
 
 from facecls.analysis.predictions import predictions_table
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.tasks import TASKS, Task
+from facecls.model.module import FaceModule
 
 T = TypeVar("T")
 
 
 class PredictionCollector(pl.Callback):
-    """Keeps what a validation or a test of ``FaceModule`` gives, to be made into a table after it."""
+    """Collects the estimates of a validation or a test of ``FaceModule``, from all processes.
+
+    Attributes:
+        batches: Outputs of the steps, on the CPU: ``index`` (N,) int64 and the estimates, float32.
+        temperatures: Of each head, by task.
+    """
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []
-        self.temperatures: dict[Task, float] = {}
+        self.temperatures: dict[str, float] = {}
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew."""
-        self._start(pl_module)
+        """Discards what was collected before."""
+        assert isinstance(pl_module, FaceModule)
+        self.batches = []
+        self.temperatures = {name: head.temperature.item() for name, head in pl_module.model.heads.items()}
 
     def on_validation_batch_end(
         self,
@@ -37,12 +44,13 @@ class PredictionCollector(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the estimates of a batch."""
-        self._keep(outputs)
+        estimates = {name: value.float().cpu() for name, value in outputs.items() if name != "index"}
+        self.batches.append({"index": outputs["index"].cpu(), **estimates})
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts together what several processes have kept, in the order of the faces."""
+        """Brings the estimates of all processes together, in the order of the faces."""
         if trainer.world_size > 1:
-            batches = gathered(self.batches)
+            batches = all_gather(self.batches)
             whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
             order = whole["index"].argsort()
             self.batches = [{name: values[order] for name, values in whole.items()}]
@@ -51,33 +59,25 @@ class PredictionCollector(pl.Callback):
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
 
-    def _start(self, module: Any) -> None:
-        self.batches = []
-        self.temperatures = dict(zip(TASKS, module.model.temperatures.tolist(), strict=True))
-
-    def _keep(self, outputs: Mapping[str, Tensor]) -> None:
-        self.batches.append({name: value.float().cpu() for name, value in outputs.items() if name != "index"})
-        self.batches[-1]["index"] = outputs["index"].cpu()
-
-    def faces(self) -> np.ndarray:
-        """Which faces were tested: (N,) int64, row numbers of the data's table."""
+    def faces(self) -> npt.NDArray[np.int64]:
+        """The faces that were tested: (N,) row numbers of the data's table."""
         return torch.cat([batch["index"] for batch in self.batches]).numpy()
 
     def table(self, data: FacesDataModule) -> pd.DataFrame:
-        """All faces tested, as ``predictions_table`` gives them."""
+        """The predictions of all faces that were tested, as ``predictions_table`` returns them."""
         names = self.batches[0].keys() - {"index"}
         estimates = {name: torch.cat([batch[name] for batch in self.batches]).numpy() for name in names}
-        return predictions_table(data.faces.iloc[self.faces()], estimates, self.temperatures)
+        return predictions_table(data.faces.iloc[self.faces()], estimates, self.temperatures, data.tasks)
 
 
-def gathered(items: list[T]) -> list[T]:
-    """What all processes have, on each of them.
+def all_gather(items: list[T]) -> list[T]:
+    """Gathers lists from all processes.
 
     Args:
-        items: What this one has; anything that can be pickled.
+        items: Those of this process; anything that can be pickled.
 
     Returns:
-        The items of the first process, then those of the second, and so on.
+        The items of the first process, then those of the second, and so on; the same in every process.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return items

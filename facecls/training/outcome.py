@@ -1,6 +1,5 @@
-"""What a run leaves in its folder, and what is said about it at the end."""
+"""The end of fit and evaluate: results and report in the folder of the run, and a table on the screen."""
 
-import json
 import os
 import platform
 import subprocess
@@ -9,117 +8,90 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from rich.table import Table
 
-import facecls
+from facecls._version import __version__
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.tasks import TASKS
 from facecls.errors import UserError
-from facecls.files import replacing
 from facecls.model.module import FaceModule
+from facecls.run import METRICS, PREDICTIONS, REPORT, write_results
 from facecls.training.collector import PredictionCollector
 
 
-def git_commit() -> str | None:
-    """The commit of the checkout that runs, ``-dirty`` if it was changed; ``None`` outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def write_data(folder: Path, data: FacesDataModule) -> None:
-    """Writes ``faces.parquet``, all faces with labels and splits, and ``rejects.csv``, what is not used and why."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "faces.parquet") as part:
-        data.faces[["path", "sha1", "split", *TASKS]].to_parquet(part, index=False)
-    with replacing(folder / "rejects.csv") as part:
-        data.rejects.to_csv(part, index=False)
-
-
-def write_results(
-    folder: Path, trainer: pl.Trainer, data: FacesDataModule, collector: PredictionCollector, facts: Mapping[str, Any]
+def save_outcome(
+    folder: Path,
+    trainer: pl.Trainer,
+    module: FaceModule,
+    data: FacesDataModule,
+    collector: PredictionCollector,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes ``metrics.json`` and ``predictions.parquet`` of the test that the trainer ran last.
+    """Writes results and report of the test that the trainer ran last, and prints the metrics.
 
     Args:
         folder: Of the run.
         trainer: After its test.
+        module: The tested model.
         data: The faces.
-        collector: It was among the callbacks.
-        facts: More to put into ``metrics.json``.
+        collector: One of the trainer's callbacks.
+        facts: More about the run, for ``metrics.json``.
 
     Returns:
-        What is in ``metrics.json``.
+        The contents of ``metrics.json``.
+
+    Raises:
+        UserError: If no face was tested, or a file can't be written.
     """
+    from facecls.report.page import write_report  # matplotlib takes a second, for which --help must not wait
+
     if not collector.batches:
         raise UserError("Expected faces to test, but trainer.limit_test_batches leaves none.")
-    table = collector.table(data)
-    results: dict[str, Any] = {
-        name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")
-    }
-    results |= {f"test/{task}/faces": int(table[task].notna().sum()) for task in TASKS}
-    results |= {
-        f"temperature/{task}": t for task, t in collector.temperatures.items() if f"temperature_{task}" in table
-    }
-    results |= {f"faces/{name}": int(count) for name, count in data.faces["split"].value_counts().items()}
-    results |= {"faces/tested": len(table), "rejects": len(data.rejects), **facts}
-    results |= {
-        "precision": str(trainer.precision),
-        "device": device_name(trainer),
-        "version": facecls.__version__,
-        "versions": versions(),
-    }
-    with replacing(folder / "predictions.parquet") as part:
-        table.to_parquet(part, index=False)
-    with replacing(folder / "metrics.json") as part:
-        part.write_text(json.dumps(results, indent=2) + "\n")
+    table, faces = collector.table(data), collector.faces()
+    results = _collect_results(trainer, data, collector, table) | dict(facts) | _environment(trainer)
+    write_results(folder, results, table)
+    with console().status("writing the report"):
+        write_report(folder, lambda row: data.picture(int(faces[row])), module.model.cpu())
+    print_results(results, folder)
     return results
 
 
-def write_study(folder: Path, data: FacesDataModule, collector: PredictionCollector, model: FaceModule) -> None:
-    """Writes ``report.html`` and ``suspects.csv`` beside the results of a test.
-
-    Args:
-        folder: Of the run, after ``write_results``.
-        data: The faces.
-        collector: It was among the callbacks.
-        model: What was tested.
-    """
-    from facecls.report.page import write_report  # late, as the board above
-
-    faces = collector.faces()
-    with console().status("writing the report"):
-        write_report(folder, lambda row: data.picture(faces[row]), model.model.cpu())
-
-
-def versions() -> dict[str, str]:
-    """What results depend on, by name."""
-    packages = {name: version(name) for name in ("torch", "pytorch-lightning", "timm")}
-    return packages | {"python": platform.python_version()}
+def _collect_results(
+    trainer: pl.Trainer, data: FacesDataModule, collector: PredictionCollector, table: pd.DataFrame
+) -> dict[str, Any]:
+    """Metrics, temperatures and numbers of faces, by the keys of ``metrics.json``."""
+    results: dict[str, Any] = {
+        name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")
+    }
+    for name, task in data.tasks.items():
+        labels = table[[column for column in task.columns if column in table]]
+        results[f"test/{name}/faces"] = int(labels.notna().any(axis=1).sum())
+    results |= {
+        f"temperature/{name}": value for name, value in collector.temperatures.items() if f"temperature_{name}" in table
+    }
+    results |= {f"faces/{name}": int(count) for name, count in data.faces["split"].value_counts().items()}
+    return results | {"faces/tested": len(table), "rejects": len(data.rejects)}
 
 
-def device_name(trainer: pl.Trainer) -> str:
-    """What the trainer computes on, in words; after ``2 x`` where there are two of them."""
-    times = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    if trainer.strategy.root_device.type == "cuda":
-        return times + torch.cuda.get_device_name(trainer.strategy.root_device)
-    model = ""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = f" ({names[0]})" if names else ""
-    return f"{times}{trainer.strategy.root_device.type}{model}, {os.cpu_count()} cores"
+def _environment(trainer: pl.Trainer) -> dict[str, Any]:
+    return {
+        "precision": str(trainer.precision),
+        "device": device_name(trainer),
+        "version": __version__,
+        "versions": versions(),
+    }
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
-    """Shows the metrics of a test, and where the rest lies."""
+    """Prints the metrics of a test, and where the files are.
+
+    Args:
+        results: The contents of ``metrics.json``.
+        folder: Of the run.
+    """
     table = Table(title=f"{results['faces/tested']:,} faces tested", title_justify="left")
     for column in ("task", "metric", "value"):
         table.add_column(column, justify="right" if column == "value" else "left")
@@ -130,4 +102,32 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
             table.add_row(parts[1], parts[2], text)
     out = console()
     out.print(table)
-    out.print(f"open {folder / 'report.html'}; metrics.json, predictions.parquet and all else lie beside it")
+    out.print(f"open {folder / REPORT}; {METRICS}, {PREDICTIONS} and the rest are in the same folder")
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that runs, with ``-dirty`` if it was changed; ``None`` outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on most, by name."""
+    packages = {name: version(name) for name in ("torch", "pytorch-lightning", "timm")}
+    return packages | {"python": platform.python_version()}
+
+
+def device_name(trainer: pl.Trainer) -> str:
+    """The trainer's device, such as ``cpu (AMD EPYC 9R14), 4 cores``, after ``2 x`` if there are two."""
+    times = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return times + torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    model = f" ({models[0]})" if models else ""
+    return f"{times}{device.type}{model}, {os.cpu_count()} cores"

@@ -1,39 +1,81 @@
-"""A probe: the trunk runs once over each face, and the heads learn on its features."""
+"""A probe: the frozen trunk runs once over each face, and the heads are trained on the features it computed.
 
+Features are kept beside the folders of the runs and used again as long as nothing that they depend on has changed. The
+module takes batches with ``features`` in place of ``image``; the checkpoint of a probe is that of an ordinary model.
+"""
+
+import hashlib
 import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+from facecls._version import __version__
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
-from facecls.model.features import compute_features, features_key, read_features, write_features
+from facecls.files import replacing
 from facecls.model.module import FaceModule
+from facecls.model.schedule import FREEZE_ALL
+from facecls.model.trunk import Trunk
 from facecls.training.callbacks import run_folder
 
+FEATURES = "features.safetensors"
+"""In the folder of all runs of one name."""
+_TENSOR, _KEY = "features", "key"
 
-def use_features(trainer: pl.Trainer, model: FaceModule, data: FacesDataModule) -> str:
-    """Lets a module train on its trunk's features, read from beside the run's folder or computed now and kept there.
+
+def check_options(config: Any) -> None:
+    """Refuses options that need the trunk in training.
 
     Args:
-        trainer: Before its training.
-        model: The module.
+        config: All options of the run.
+
+    Raises:
+        UserError: If the trunk is not frozen throughout, or faces are to be seen in more than one way.
+    """
+    frozen, transform = config.model.schedule.frozen, config.data.train_transform
+    if set(frozen.values()) != {FREEZE_ALL} or 0 not in frozen:
+        raise UserError(
+            f"Expected model.schedule.frozen {{0: {FREEZE_ALL}}} with probe, which trains the heads alone, but got "
+            f"{frozen}."
+        )
+    if config.model.tta != "none" or transform is not None:
+        raise UserError(
+            "Expected model.tta none and no data.train_transform with probe, which computes the features of each face "
+            f"once, without augmentation, but got {config.model.tta} and {'one' if transform else 'none'}."
+        )
+
+
+def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule) -> str:
+    """Makes the batches of the data carry the trunk's features, which are read from a file or computed and saved.
+
+    Args:
+        trainer: Before the training.
+        module: The module.
         data: The faces, after ``setup``.
 
     Returns:
-        What was done, in a line.
+        One line that says where the features come from.
 
     Raises:
-        UserError: If the features can't be written, or there are several devices.
+        UserError: If the features can't be saved, or there are several devices.
     """
     if trainer.world_size > 1:
-        raise UserError(f"Expected one device with probe, which runs the trunk once, but got {trainer.world_size}.")
-    trunk = model.model.trunk
-    path, key = run_folder(trainer).parent / "features.safetensors", features_key(trunk, data, str(trainer.precision))
-    features, done = read_features(path, key), "read from"
+        raise UserError(f"Expected one device with probe, but got {trainer.world_size}; set trainer.devices to 1.")
+    trunk = module.model.trunk
+    path, key = run_folder(trainer).parent / FEATURES, features_key(trunk, data, str(trainer.precision))
+    features, source = read_features(path, key), f"read from {path}"
     if features is None:
-        started, done = time.monotonic(), "kept in"
-        with _create_bar(is_shown=trainer.progress_bar_callback is not None) as bar:
+        started, is_shown = time.monotonic(), trainer.progress_bar_callback is not None
+        with _create_bar(is_shown) as bar:
             task = bar.add_task("features", total=len(data.faces))
             features = compute_features(
                 trunk,
@@ -42,15 +84,104 @@ def use_features(trainer: pl.Trainer, model: FaceModule, data: FacesDataModule) 
                 trainer.precision_plugin.forward_context,
                 lambda faces: bar.advance(task, faces),
             )
-        done = f"computed at {len(features) / (time.monotonic() - started):.0f} a second, {done}"
+        rate = len(features) / (time.monotonic() - started)
+        source = f"computed at {rate:.0f} faces/s, saved in {path}"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_features(path, key, features)
     data.use_features(features)
-    return f"features of {len(features):,} faces {done} {path}"
+    return f"features of {len(features):,} faces {source}"
+
+
+def features_key(trunk: Trunk, data: FacesDataModule, precision: str) -> str:
+    """A hash of everything that features depend on: version, trunk and its weights, faces and their order, pipeline.
+
+    Args:
+        trunk: The trunk.
+        data: The faces, after ``setup``.
+        precision: Lightning's name of the precision that the trunk computes in.
+
+    Returns:
+        A SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256(f"{__version__} {trunk.name} {precision} {data.eval_transform!r}".encode())
+    for name, tensor in (*trunk.state_dict().items(), ("mean", trunk.mean), ("std", trunk.std)):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for sha1 in data.faces["sha1"]:
+        digest.update(sha1.encode())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def compute_features(
+    trunk: Trunk,
+    batches: Iterable[dict[str, Tensor]],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[None]],
+    advance: Callable[[int], None],
+) -> Tensor:
+    """Runs the trunk over all faces, in evaluation mode.
+
+    Args:
+        trunk: The trunk.
+        batches: With ``image`` (N, 3, H, W) uint8 RGB.
+        device: Where to compute; the trunk is moved there.
+        autocast: Returns the context of the precision.
+        advance: Called after each batch with its number of faces.
+
+    Returns:
+        (F, D) float32 on the CPU, in the order of the batches.
+    """
+    trunk.to(device).eval()
+    parts = []
+    for batch in batches:
+        with autocast():
+            features = trunk(batch["image"].to(device, non_blocking=True))  # (N, D)
+        parts.append(features.float().cpu())
+        advance(len(features))
+    trunk.train()
+    return torch.cat(parts)
+
+
+def read_features(path: Path, key: str) -> Tensor | None:
+    """Reads saved features.
+
+    Args:
+        path: The safetensors file, which may be missing or damaged.
+        key: As ``features_key`` returns it.
+
+    Returns:
+        (F, D) float32; ``None`` if there are none with this key.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_KEY) == key:
+                features: Tensor = file.get_tensor(_TENSOR)
+                return features
+    except (OSError, SafetensorError):
+        pass
+    return None
+
+
+def write_features(path: Path, key: str, features: Tensor) -> None:
+    """Saves features.
+
+    Args:
+        path: The safetensors file to be created or replaced; its folder must exist.
+        key: As ``features_key`` returns it.
+        features: (F, D) float32.
+
+    Raises:
+        UserError: If the file can't be written.
+    """
+    with replacing(path) as part:
+        try:
+            save_file({_TENSOR: features}, part, {_KEY: key})
+        except SafetensorError as error:  # what safetensors raises on a full disk
+            raise OSError(str(error)) from None
 
 
 def _create_bar(is_shown: bool) -> Progress:
-    """A progress bar that counts faces."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=not is_shown
     )

@@ -1,7 +1,7 @@
-"""The study's figures in TensorBoard, while a model is trained."""
+"""The report's figures in TensorBoard, while a model is trained."""
 
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,96 +10,93 @@ import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from facecls.data.tasks import CLASSES, MISSING, Labels
+from facecls.data.datamodule import FacesDataModule
+from facecls.data.tasks import Tasks, ages, classifications
 from facecls.predict.grid import draw, title
 from facecls.report import figures
 from facecls.training.collector import PredictionCollector
 
 SHARE = 0.02
-"""Of the time of the training that drawing may take."""
+"""The most that drawing may take of the time of the training."""
 GALLERY = 24
 """Faces of the gallery, the same in every validation."""
 _SECONDS = 2.0
-"""That a drawing takes until one was measured; on a core with AVX2 it was so, half of it the gallery."""
+"""Assumed for the first drawing; measured on one core with AVX2, half of it for the gallery."""
 
 
-class StudyBoard(pl.Callback):
-    """Draws the figures of each validation that improves.
+class FigureLogger(pl.Callback):
+    """Draws the figures of each validation that is the best so far.
 
-    Where epochs are short it waits, so that drawing takes no more than ``SHARE`` of the time, the last one included:
-    the best validation is drawn at the end in any case, and in a run of less than three minutes only then.
+    Where epochs are short it skips some, so that drawing takes no more than ``SHARE`` of the time, the last drawing
+    included. The best validation is always drawn at the end; in a run of less than three minutes it is the only one.
 
     Args:
-        collector: Comes before this one among the callbacks.
+        collector: Comes before this one in the list of callbacks.
     """
 
     def __init__(self, collector: PredictionCollector) -> None:
         self.collector = collector
         self._began = self._spent = 0.0
         self._longest = _SECONDS
-        self._waiting: tuple[pd.DataFrame, np.ndarray, int] | None = None
+        self._pending: tuple[pd.DataFrame, np.ndarray, int] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
         self._began = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws, if the validation is the best so far and there is time."""
+        """Draws if the validation is the best so far and there is time."""
         loss = trainer.callback_metrics.get("val/loss")
         if trainer.sanity_checking or loss is None or not self.collector.batches or not trainer.is_global_zero:
             return
-        # checkpoints are kept after all other callbacks, so this is still the best before
+        # checkpoints are saved after all other callbacks, so this is still the best of the validations before
         best = trainer.checkpoint_callback.best_model_score  # type: ignore[union-attr]
         if best is None or loss < best:
             table = self.collector.table(trainer.datamodule)  # type: ignore[attr-defined]
-            self._waiting = (table, self.collector.faces()[:GALLERY], trainer.global_step)
-        # one now, and one at the end
+            self._pending = (table, self.collector.faces()[:GALLERY], trainer.global_step)
+        # one drawing now, and one at the end
         if self._spent + 2 * self._longest <= SHARE * (time.monotonic() - self._began):
             self._draw(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the best validation, if it was not."""
+        """Draws the best validation unless that has been done."""
         self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:
-        if self._waiting is None:
+        if self._pending is None:
             return
-        (table, faces, step), self._waiting = self._waiting, None
+        (table, faces, step), self._pending = self._pending, None
         started = time.monotonic()
+        data: FacesDataModule = trainer.datamodule  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                for tag, figure in board_figures(table):
+                for tag, figure in create_figures(table, data.tasks):
                     logger.experiment.add_figure(f"val/{tag}", figure, step)
-                pictures = [trainer.datamodule.picture(face) for face in faces]  # type: ignore[attr-defined]
-                logger.experiment.add_figure("val/gallery", draw(pictures, _titles(table[:GALLERY])), step)
+                titles = [_title(row, data.tasks) for row in table[:GALLERY].to_dict("records")]
+                gallery = draw([data.picture(face) for face in faces], titles)
+                logger.experiment.add_figure("val/gallery", gallery, step)
         took = time.monotonic() - started
         self._spent, self._longest = self._spent + took, max(self._longest, took)
 
 
-def board_figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+def create_figures(table: pd.DataFrame, tasks: Tasks) -> Iterator[tuple[str, Figure]]:
     """The figures of one validation.
 
     Args:
         table: Predictions.
+        tasks: The tasks that faces are labelled with; those that are not predicted or have no labels are left out.
 
     Yields:
         A tag such as ``race/confusion``, and the figure.
     """
-    for task in CLASSES:
-        if f"{task}_predicted" in table and table[task].notna().any():
-            yield f"{task}/confusion", figures.confusion(table, task)
-            yield f"{task}/reliability", figures.reliability_diagram(table, task)
-    if "age_predicted" in table and table["age"].notna().any():
-        yield "age/predicted_against_true", figures.age_density(table)
+    shown = [task for name, task in tasks.items() if f"{name}_predicted" in table and table[name].notna().any()]
+    for classification in classifications(shown):
+        yield f"{classification.name}/confusion", figures.confusion(table, classification)
+        yield f"{classification.name}/reliability", figures.reliability_diagram(table, classification)
+    for age in ages(shown):
+        yield f"{age.name}/predicted_against_true", figures.age_density(table, age)
 
 
-def _titles(table: pd.DataFrame) -> list[tuple[str, bool]]:
-    titles = []
-    for row in table.to_dict("records"):
-        told: dict[Hashable, Any] = {
-            task: names[row[f"{task}_predicted"]] for task, names in CLASSES.items() if f"{task}_predicted" in row
-        }
-        if "age_predicted" in row:
-            told["age"] = row["age_predicted"]
-        titles.append(title(told, Labels(*(MISSING if pd.isna(row[t]) else int(row[t]) for t in Labels._fields))))
-    return titles
+def _title(row: Mapping[Hashable, Any], tasks: Tasks) -> tuple[str, bool]:
+    predicted = {name: row[f"{name}_predicted"] for name in tasks if f"{name}_predicted" in row}
+    return title(tasks, predicted, {name: row[name] for name in predicted if not pd.isna(row[name])})

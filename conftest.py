@@ -1,4 +1,4 @@
-"""What several test files share: drawn faces on disk."""
+"""What the tests and the examples in docstrings share: one thread each, no GPU, drawn faces on disk."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from facecls.data.synthetic import write_faces
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the benchmarks."""
-    parser.addoption("--bench_json", type=Path, default=Path(__file__).parent.parent / "benchmarks.json")
+    parser.addoption("--bench_json", type=Path, default=Path(__file__).parent / "benchmarks.json")
     parser.addoption("--bench_data", default="synthetic:2000", help="what data.root takes, absolute")
 
 
@@ -25,6 +25,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def _one_thread(request: pytest.FixtureRequest) -> None:
     if request.config.option.markexpr != "bench":
         torch.set_num_threads(1)  # two test processes share the cores already
+
+
+@pytest.fixture(autouse=True)
+def _best_checkpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples in docstrings run in a folder with a trained model, ``best.ckpt``."""
+    if isinstance(request.node, pytest.DoctestItem) and "best.ckpt" in request.node.dtest.docstring:
+        from trained_model import save_checkpoint
+
+        folder = request.getfixturevalue("tmp_path")
+        save_checkpoint(folder / "best.ckpt")
+        monkeypatch.chdir(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,63 @@
+"""The console command: ``facecls fit ...`` runs what ``python -m facecls.fit ...`` runs, and so on."""
+
+import runpy
+import sys
+from difflib import get_close_matches
+
+from facecls._version import __version__
+from facecls.errors import UserError, command
+
+COMMANDS = {
+    "fit": ("facecls.fit", "train a model, test its best epoch and write the report"),
+    "evaluate": ("facecls.evaluate", "test a trained model on any faces"),
+    "report": ("facecls.report", "write the report of a run again, or compare runs"),
+    "predict": ("facecls.predict", "predict the attributes of faces in files, folders and archives"),
+    "export": ("facecls.export", "write a trained model as one ONNX file, float32 or int8"),
+    "bench": ("facecls.bench", "time the training loop and its parts, and say what limits it"),
+    "download": ("facecls.download", "fetch weights, labels or faces"),
+    "convert": ("convert", "turn a Keras VGGFace2 ResNet-50 into a trunk file"),
+    "identify": ("facecls.identify", "name the VGGFace2 identity of a face, to check a conversion"),
+}
+"""Module and description of each command, in the order in which the help lists them."""
+
+
+def main() -> None:
+    """Runs the command that ``sys.argv`` names.
+
+    Its module is run as ``python -m`` runs it, with ``sys.argv`` as its own command line: that is how Lightning starts
+    the processes of further devices.
+
+    Raises:
+        SystemExit: With the status of the command; 2 if there is no such command.
+    """
+    with command("facecls"):
+        name = _parse(sys.argv[1:])
+    if name is None:
+        return
+    module, _ = COMMANDS[name]
+    sys.argv[1:] = sys.argv[2:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _parse(arguments: list[str]) -> str | None:
+    """The name of a command; ``None`` after printing the help or the version."""
+    match arguments:
+        case []:
+            raise UserError("Expected a command such as fit, but got none; facecls --help lists them.")
+        case ["-h" | "--help", *_]:
+            print("usage: facecls COMMAND ...\n")
+            print(*(f"  {name:10}{about}" for name, (_, about) in COMMANDS.items()), sep="\n")
+            print("\nfacecls COMMAND --help explains a command; facecls --version prints the version.")
+        case ["--version", *_]:
+            print(f"facecls {__version__}")
+        case [name, *_] if name in COMMANDS:
+            return name
+        case [name, *_]:
+            near = get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "facecls --help lists them."
+            raise UserError(f"Expected a command such as fit, but got {name}; {hint}")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Private or undocumented API of other packages, each where no public way exists, with the version it was seen in."""
+
+import signal
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16: AVX512-BF16 or AMX.
+
+    Private until ``torch.cpu.get_capabilities``, which torch 2.14 has; 2.11, the oldest supported, may not.
+    """
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def create_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
+    """The contents of a checkpoint with everything that resuming needs, without waiting for other processes.
+
+    ``Trainer.save_checkpoint`` (Lightning 2.6) is public, but ends in a barrier: it hangs if only one process saves.
+
+    Args:
+        trainer: While it trains.
+
+    Returns:
+        What ``trainer.strategy.save_checkpoint`` writes.
+    """
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def kill_launched_processes(trainer: pl.Trainer) -> None:
+    """Kills the processes that Lightning started for the other devices of this node; they would wait forever.
+
+    Launchers (Lightning 2.6) are undocumented. Of processes that torchrun or SLURM started none is killed here.
+
+    Args:
+        trainer: After an error or Ctrl-C.
+    """
+    launcher: Any = trainer.strategy.launcher
+    if getattr(launcher, "procs", None):
+        launcher.kill(signal.SIGKILL)
+        launcher.procs.clear()  # Lightning watches them, and would end this process with status 1
+
+
+def keep_tensorboard_from_importing_tensorflow() -> None:
+    """Saves seconds and dozens of lines on stderr wherever TensorFlow is installed.
+
+    TensorBoard (2.21) looks for this module, which only its own build without TensorFlow has
+    (tensorboard/compat/__init__.py).
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))

@@ -1,0 +1,84 @@
+"""Options of version 0.1 under their present names, wherever they are written."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader
+
+RENAMED: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "model.schedule.norms": ("model.schedule.batchnorm", {"unfrozen": "train", "none": "frozen"}),
+    "model.schedule.drops": ("model.schedule.lr_milestones", {}),
+}
+"""Old name -> new name, and the values that have new names as well."""
+_CONFIG = ("config", "c")
+
+
+def rename_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Replaces old names of options: in files given by ``--config``, in dotted options, and inside ``{...}``.
+
+    A file with old names is replaced by its contents, which ``--config`` takes as well.
+
+    Args:
+        words: Words of a command line.
+
+    Returns:
+        The words with the present names, and a line for each name that was replaced.
+
+    Examples:
+        >>> rename_options(["--model.schedule.norms=none", "--model.schedule", "{drops: {10: 0.1}, warmup: 0}"])[0]
+        ['--model.schedule.batchnorm=frozen', '--model.schedule', '{lr_milestones: {10: 0.1}, warmup: 0}']
+    """
+    renamed, notes = list[str](), dict[str, None]()
+    key = None  # of an option whose value is the next word
+    for word in words:
+        if word.startswith("-") and len(word) > 1:
+            option, equals, value = word.partition("=")
+            dashes = option[: len(option) - len(option.lstrip("-"))]
+            key = option.lstrip("-")
+            new = _rename_key(key, notes)
+            renamed.append(f"{dashes}{new}{equals}{_rename_value(key, value, notes) if equals else ''}")
+        else:
+            renamed.append(word if key is None else _rename_value(key, word, notes))
+    return renamed, list(notes)
+
+
+def _rename_key(key: str, notes: dict[str, None]) -> str:
+    for old, (new, _) in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            notes[f"{old} is now called {new}"] = None
+            return new + key.removeprefix(old)
+    return key
+
+
+def _rename_value(key: str, value: str, notes: dict[str, None]) -> str:
+    if key in RENAMED:
+        return RENAMED[key][1].get(value, value)
+    is_config, prefix = key in _CONFIG, "" if key in _CONFIG else f"{key}."
+    if not any(old.startswith(prefix) for old in RENAMED):
+        return value
+    try:
+        text = Path(value).read_text() if is_config and Path(value).is_file() else value
+        content = get_loader("yaml")(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return value  # the parser says what is wrong with it
+    found = [old for old in RENAMED if old.startswith(prefix) and _rename_in(content, prefix, old)]
+    notes |= {f"{old} is now called {RENAMED[old][0]}": None for old in found}
+    return yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10**9).strip() if found else value
+
+
+def _rename_in(content: Any, prefix: str, old: str) -> bool:
+    """Renames an option in a nested mapping, in place; whether it was there."""
+    new, values = RENAMED[old]
+    *path, name = old.removeprefix(prefix).split(".")
+    for part in path:
+        content = content.get(part) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or name not in content:
+        return False
+    value = content[name]
+    renamed = {new.rpartition(".")[2] if key == name else key: entry for key, entry in content.items()}
+    renamed[new.rpartition(".")[2]] = values.get(value, value) if isinstance(value, str) else value
+    content.clear()
+    content.update(renamed)
+    return True
