@@ -28,7 +28,7 @@ from facecls.errors import UserError, command
 from facecls.model.predictor import TorchPredictor
 from facecls.predict.__main__ import main
 from facecls.predict.faces import Batch
-from facecls.predict.grid import Grid, title
+from facecls.predict.grid import Grid, draw
 from facecls.predict.outputs import Journal, journal_of
 
 ENDINGS = ["csv", "jsonl", "parquet"]
@@ -122,6 +122,7 @@ def test_its_own_files_are_no_inputs(model: str, files: list[str]) -> None:
     Path("in/1.jpg").write_bytes(Path(files[0]).read_bytes())
     words = [model, "in", "in/*", "--out", "in/out.parquet", "--grid", "in/grid.png"]
     assert main(words) == 0
+    journal_of(Path("in/out.parquet")).touch()
     assert main([*words, "--resume"]) == 0
     assert table_of("in/out.parquet")["path"].tolist() == ["in/1.jpg"] * 2
     assert {path.name for path in Path("in").iterdir()} == {"1.jpg", "out.parquet", "grid.png"}
@@ -133,43 +134,83 @@ def start(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_after_a_kill_it_goes_on_without_loss_and_without_doubling(ending: str, model: str, files: list[str]) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_after_a_kill_it_resumes_without_loss_and_without_doubling(
+    ending: str, model: str, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = Path(f"out.{ending}")
-    rows, limit = appended(out), time.monotonic() + 60
+    journal, limit = journal_of(out), time.monotonic() + 60
+    assert journal.name == f"out.{ending}.journal.jsonl"
     with start(model, "-", "--out", str(out), "--batch_size", "4") as process:
         assert process.stdin is not None
         process.stdin.write("".join(f"{path}\n" for path in files[:23]).encode())
         process.stdin.flush()  # and it waits for more
-        while not rows.exists() or rows.read_bytes().count(b"\n") < 8:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 8:
             assert process.poll() is None
             assert time.monotonic() < limit
             time.sleep(0.02)
         process.kill()
-    assert not out.exists() or ending == "csv"
-    with rows.open("ab") as stream:
-        stream.write(b'{"path": "cut' if ending == "parquet" else b'"cut\n')  # as a full disk may leave it
+    assert not out.exists()
+    with journal.open("ab") as stream:
+        stream.write(b'{"path": "cut')  # as a full disk may leave it
     backwards = files[::-1]
-    with pytest.raises(UserError, match=r"exists; go on with it by --resume"):
+    with pytest.raises(UserError, match=rf"out.{ending}.journal.jsonl exists; continue with --resume"):
         main([model, *backwards, "--out", str(out)])
     assert main([model, *backwards, "--out", str(out), "--resume"]) == 1
     table = table_of(str(out))
     assert sorted(table["path"]) == files
     wanted = facecls.load(model, device="cpu").predict(table["path"].tolist())
     pd.testing.assert_frame_equal(table, wanted, rtol=1e-4)
-    assert main([model, *files, "--out", str(out), "--resume"]) == 1
-    pd.testing.assert_frame_equal(table_of(str(out)), table, check_exact=True)
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert main([model, *files, "--out", str(out), "--resume"]) == 0
+    assert capsys.readouterr().err == (
+        f"facecls.predict: out.{ending} is complete; for further inputs name another file\n"
+    )
+    assert out.read_bytes() == before
     assert [path.name for path in Path().iterdir()] == [str(out)]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_input_that_is_named_twice_has_two_rows_after_a_resume_too(
-    ending: str, model: str, files: list[str]
+    ending: str, model: str, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [model, "--out", f"out.{ending}", "--resume"]  # with nothing there it begins
-    main([*words, files[0], files[1]])
-    main([*words, files[1], files[0], files[0], files[2]])
-    assert table_of(f"out.{ending}")["path"].tolist() == [files[0], files[1], files[0], files[2]]
+    named = [files[1], files[0], files[0], files[2], files[1]]
+    words = [model, *named, "--out", f"out.{ending}", "--batch_size", "1", "--resume"]  # with nothing there it begins
+    for calls in (2, 3):
+        with monkeypatch.context() as patch:
+            interrupt(patch, calls)
+            with pytest.raises(SystemExit):
+                main(words)
+    main(words)
+    assert table_of(f"out.{ending}")["path"].tolist() == named
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_run_that_ended_while_it_converted_resumes(
+    ending: str, model: str, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [model, *files, "--out", f"out.{ending}"]
+    main(words)
+    whole = Path(f"out.{ending}").read_bytes()
+    Path(f"out.{ending}").unlink()
+
+    def full(source: object, *_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        for place in ("_write_csv", "_write_parquet", "shutil.copyfile"):
+            patch.setattr(f"facecls.predict.outputs.{place}", full)
+        with pytest.raises(UserError, match="No space left"):
+            main(words)
+    assert [path.name for path in Path().iterdir()] == [f"out.{ending}.journal.jsonl"]
+    assert main([*words, "--resume"]) == 1
+    assert Path(f"out.{ending}").read_bytes() == whole
+    # or between the file and the journal's end
+    Path(f"out.{ending}.journal.jsonl").write_bytes(b"")
+    assert main([*words, "--resume"]) == 1
+    assert Path(f"out.{ending}").read_bytes() == whole
+    assert [path.name for path in Path().iterdir()] == [f"out.{ending}"]
 
 
 TYPES = {"path": "str", "p_male": "float32", "age_low": "Int16", "error": "str"}
@@ -189,69 +230,79 @@ def rows_of(paths: Sequence[str]) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_file_that_was_cut_anywhere_keeps_its_whole_rows(ending: str) -> None:
+def test_a_journal_that_was_cut_anywhere_keeps_its_whole_rows(ending: str) -> None:
     out = Path(f"out.{ending}")
-    file = appended(out)
-    with Output(out, TYPES) as output:
-        output.append(rows_of(ODD))
+    file = journal_of(out)
+    with Journal(out, TYPES) as journal:
+        journal.append(rows_of(ODD))
     whole = file.read_bytes()
     kept = set()
     for length in range(len(whole) + 1):
         file.write_bytes(whole[:length])
-        with Output(out, TYPES) as output:
-            kept.add(output.rows)
-            assert list(output.done.elements()) == ODD[: output.rows]
-            assert output.failed == min(output.rows, 1)
-            output.append(rows_of(ODD)[output.rows :])
+        with Journal(out, TYPES) as journal:
+            kept.add(journal.rows)
+            assert list(journal.done.elements()) == ODD[: journal.rows]
+            assert journal.failed == min(journal.rows, 1)
+            journal.append(rows_of(ODD)[journal.rows :])
         assert file.read_bytes() == whole
     assert kept == {0, 1, 2, 3, 4, 5}
 
 
-def test_a_parquet_file_comes_from_its_rows_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facecls.predict.outputs._ROWS", 2)
+def test_a_parquet_file_has_the_rows_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facecls.predict.outputs._GROUP", 2)
     out = Path("out.parquet")
     table = rows_of(ODD)
-    for part in (table[:3], table[3:]):
-        with Output(out, TYPES) as output:
-            output.append(part)
-            output.finish()
-        assert not appended(out).exists()
+    with Journal(out, TYPES) as journal:
+        journal.append(table[:3])
+    with Journal(out, TYPES) as journal:
+        journal.append(table[3:])
+        journal.finish()
+    assert not journal_of(out).exists()
     pd.testing.assert_frame_equal(pd.read_parquet(out), table, check_exact=True)
 
 
+def test_a_csv_file_has_the_rows_exactly() -> None:
+    with Journal(Path("out.csv"), TYPES) as journal:
+        journal.append(rows_of(ODD))
+        journal.finish()
+    table = pd.read_csv("out.csv", dtype=TYPES, encoding="utf-8")
+    pd.testing.assert_frame_equal(table, rows_of(ODD), check_exact=True)
+
+
 @pytest.mark.parametrize(
-    ("name", "data"),
+    "data",
     [
-        ("other.csv", b"a,b\n1,2\n"),
-        ("other.csv", b"hello"),
-        ("other.csv", b"path,p_male,age_low,error\nx,0.5\ny,0.5,3,\n"),
-        ("other.csv", b'path,p_male,age_low,error\n"x"x,0.5,3,\ny,0.5,3,\n'),
-        ("other.jsonl", b'{"path": "x", "p_male": 0.5}\n'),
-        ("other.jsonl", b'{"path": "x", "p_male": 0.5, "age_low": 3, "error": null\n{}\n'),
-        ("other.jsonl", b"hello"),
-        ("other.parquet", b"hello"),
+        b"path,p_male,age_low,error\nx,0.5,3,\n",
+        b'{"path": "x", "p_male": 0.5}\n',
+        b'{"path": "x", "p_male": 0.5, "age_low": 3, "error": null}\n{}\n',
+        b"7\n",
+        b"hello\n",
     ],
 )
-def test_other_files_are_refused_and_left_alone(name: str, data: bytes) -> None:
-    Path(name).write_bytes(data)
-    with pytest.raises(UserError, match=f"Expected predictions.* in {name}"):
-        Output(Path(name), TYPES)
-    assert Path(name).read_bytes() == data
-    assert [path.name for path in Path().iterdir()] == [name]
+def test_other_files_are_refused_and_left_alone(data: bytes) -> None:
+    file = journal_of(Path("other.csv"))
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"Expected predictions.* in other.csv.journal.jsonl"):
+        Journal(Path("other.csv"), TYPES)
+    assert file.read_bytes() == data
+    assert [path.name for path in Path().iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_predictions_of_another_model_are_refused(ending: str, model: str, files: list[str], tmp_path: Path) -> None:
-    out = f"out.{ending}"
-    main([model, files[0], "--out", out])
-    before = Path(out).read_bytes()
+def test_predictions_of_another_model_are_refused(
+    model: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        with pytest.raises(SystemExit):
+            main([model, *files, "--out", "out.csv", "--batch_size", "5"])
+    before = journal_of(Path("out.csv")).read_bytes()
     other = save_checkpoint(tmp_path / "other.ckpt", tasks=["age"])
     with pytest.raises(UserError, match="was it made with another model"):
-        main([str(other), files[0], "--out", out, "--resume"])
-    assert Path(out).read_bytes() == before
+        main([str(other), files[0], "--out", "out.csv", "--resume"])
+    assert journal_of(Path("out.csv")).read_bytes() == before
 
 
-def test_a_full_disk_is_said_and_can_be_gone_on_from(
+def test_a_full_disk_is_said_and_the_run_can_be_resumed(
     model: str, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
@@ -263,7 +314,7 @@ def test_a_full_disk_is_said_and_can_be_gone_on_from(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", sync)
-    with pytest.raises(UserError, match=r"Can't write out\.csv: No space left on device; .* --resume"):
+    with pytest.raises(UserError, match=r"Can't write out\.csv\.journal\.jsonl: No space left on device; .* --resume"):
         main([model, *files, "--out", "out.csv", "--batch_size", "5"])
     main([model, *files, "--out", "out.csv", "--resume"])
     assert table_of("out.csv")["path"].tolist() == files
@@ -283,7 +334,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, when: int) -> None:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_ctrl_c_says_how_to_go_on(
+def test_ctrl_c_says_how_to_resume(
     ending: str, model: str, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt(monkeypatch, 3)
@@ -292,7 +343,7 @@ def test_ctrl_c_says_how_to_go_on(
         main([model, *files, "--out", out, "--batch_size", "5"])
     assert end.value.code == 130
     assert capsys.readouterr().err == (
-        "facecls.predict: interrupted; 10 rows are kept, go on with the same command and --resume\n"
+        "facecls.predict: interrupted after 10 rows; run the same command with --resume to continue\n"
     )
     main([model, *files, "--out", out, "--resume"])
     assert table_of(out)["path"].tolist() == files
@@ -310,7 +361,7 @@ def test_without_out_a_program_reads_csv(
     interrupt(monkeypatch, 1)
     with pytest.raises(SystemExit):
         main([model, *files])
-    assert capsys.readouterr().err == "facecls.predict: interrupted; with --out it could be gone on with\n"
+    assert capsys.readouterr().err == "facecls.predict: interrupted; use --out to make a run resumable\n"
 
 
 def test_without_out_a_person_reads_lines(
@@ -362,8 +413,8 @@ def test_standard_error_is_only_ours(model: str, files: list[str], capfd: pytest
         (["{model}", "in", "--out", "out.txt"], "end in .csv, .parquet, .jsonl, but got out.txt"),
         (["{model}", "in", "--out", "gone/out.csv"], "none at gone"),
         (["{model}", "in", "--out", "folder.csv"], "folder.csv is a folder"),
-        (["{model}", "in", "--out", "old.csv"], "old.csv exists; go on with it by --resume"),
-        (["{model}", "in", "--out", "old.parquet"], "old.parquet.part.jsonl exists"),
+        (["{model}", "in", "--out", "old.csv"], "old.csv exists; continue with --resume"),
+        (["{model}", "in", "--out", "old.parquet"], "old.parquet.journal.jsonl exists"),
         (["{model}", "in", "--grid", "grid.gif"], "--grid to be a .png"),
         (["{model}", "in", "--grid", "gone/grid.png"], "--grid to be a .png in a folder that exists"),
         (["{model}", "in", "--batch_size", "0"], "--batch_size to be at least 1, but got 0"),
@@ -376,7 +427,7 @@ def test_misuse_is_one_line_and_status_2(
 ) -> None:
     for folder in ("in", "nothing", "folder.csv"):
         Path(folder).mkdir()
-    for name in ("text.zip", "old.csv", "old.parquet.part.jsonl"):
+    for name in ("text.zip", "old.csv", "old.parquet.journal.jsonl"):
         Path(name).write_text("hello")
     Path("in/1.jpg").write_bytes(Path(files[0]).read_bytes())
     with pytest.raises(SystemExit) as end, command("facecls.predict"):
@@ -402,46 +453,47 @@ ROW = {"path": "x.jpg", "gender": "female", "race": "asian", "age": 30.6}
 @pytest.mark.parametrize(
     ("labels", "text", "is_wrong"),
     [
-        (None, "female, asian, 31", False),
-        (Labels(-1, -1, -1), "female, asian, 31", False),
-        (Labels(25, 1, 2), "true: female, asian, 25\nfemale, asian, 31", False),
-        (Labels(24, 1, 2), "true: female, asian, 24\nfemale, asian, 31", True),
-        (Labels(37, 1, 2), "true: female, asian, 37\nfemale, asian, 31", True),
-        (Labels(-1, 0, -1), "true: male\nfemale, asian, 31", True),
-        (Labels(-1, -1, 3), "true: indian\nfemale, asian, 31", True),
+        ({}, "female, asian, 31", False),
+        ({"gender": "", "race": "?", "age": "20-29"}, "female, asian, 31", False),
+        ({"gender": "F", "race": "2", "age": "25"}, "true: female, asian, 25\nfemale, asian, 31", False),
+        ({"gender": "1", "race": "Asian", "age": "24"}, "true: female, asian, 24\nfemale, asian, 31", True),
+        ({"gender": "1", "race": "2", "age": "37"}, "true: female, asian, 37\nfemale, asian, 31", True),
+        ({"gender": "0", "glasses": "with"}, "true: male\nfemale, asian, 31", True),
+        ({"race": "indian"}, "true: indian\nfemale, asian, 31", True),
     ],
 )
-def test_titles_of_the_grid(labels: Labels | None, text: str, is_wrong: bool) -> None:
-    assert title(ROW, labels) == (text, is_wrong)
+def test_titles_of_the_grid(labels: dict[str, str], text: str, is_wrong: bool) -> None:
+    grid = Grid(UTKFACE)
+    grid.add(Batch(pd.DataFrame([ROW]), [np.zeros((SIZE, SIZE, 3), np.uint8)], [labels]))
+    assert grid.titles == [(text, is_wrong)]
 
 
 def batch_of(count: int, draw: Callable[[int], Any]) -> Batch:
     rows = [ROW | {"path": f"25_1_2_2017011617452512{number}.jpg"} for number in range(count)]
-    return Batch(pd.DataFrame(rows), [draw(number) for number in range(count)], [None] * count)
+    return Batch(pd.DataFrame(rows), [draw(number) for number in range(count)], [{}] * count)
 
 
 def test_the_grid_shows_the_first_faces_that_can_be_read() -> None:
-    grid = Grid()
+    grid = Grid(UTKFACE)
     drawn = [np.full((SIZE, SIZE, 3), number, np.uint8) for number in range(70)]
     grid.add(batch_of(10, lambda number: drawn[number] if number else None))
-    grid.add(Batch(pd.DataFrame([ROW | {"age": 99.0}]), [drawn[9]], [Labels(26, 1, 2)]))
-    axes = grid.figure().axes
+    grid.add(Batch(pd.DataFrame([ROW | {"age": 99.0}]), [drawn[9]], [{"gender": "1", "race": "2", "age": "26"}]))
+    axes = draw(grid.pictures, grid.titles).axes
     assert len(axes) == 10
     assert [int(each.get_images()[0].get_array().max()) for each in axes] == [*range(1, 10), 9]  # type: ignore[union-attr]
     assert {each.get_title() for each in axes[:9]} == {"true: female, asian, 25\nfemale, asian, 31"}
     assert [each.title.get_color() for each in axes] == ["black"] * 9 + ["red"]
     grid.add(batch_of(70, drawn.__getitem__))
-    assert len(grid.figure().axes) == 64
+    assert len(draw(grid.pictures, grid.titles).axes) == 64
 
 
 def test_the_grid_is_a_picture(model: str, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [model, str(drawn), "--out", "out.csv", "--grid", "grid.png"]
-    main(words)
+    main([model, str(drawn), "--out", "out.csv", "--grid", "grid.png"])
     with Image.open("grid.png") as image:
         assert image.format == "PNG"
         assert image.width > image.height > 500  # 30 faces in four rows of eight
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 1000
     Path("grid.png").unlink()
-    main([*words, "--resume"])
+    main([model, str(drawn / "cut.jpg"), "--out", "cut.csv", "--grid", "grid.png"])
     assert "no face was predicted, so there is no grid.png" in capsys.readouterr().err
     assert not Path("grid.png").exists()
