@@ -1,5 +1,6 @@
 """Several devices: two processes train, test and predict as one does."""
 
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from facecls.data.table import read_table
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 from facecls.predict import __main__ as predict
-from facecls.predict.outputs import appended
+from facecls.predict.outputs import journal_of
 from facecls.ranks import Rank, launched
 from facecls.run import read_scalars
 from facecls.training import cli
@@ -48,10 +49,11 @@ WORDS = [
     "--ema=0.9",
     "--seed_everything=1",
     "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
     "--trainer.enable_progress_bar=false",
     "--trainer.log_every_n_steps=1",
 ]
-"""What does not depend on how a batch is cut: no augmentation, no dropout and no statistics of the batch."""
+"""What does not depend on how a batch is cut: no augmentation, no dropout, no statistics of the batch, no bfloat16."""
 
 
 def _start(module: str, words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
@@ -194,7 +196,7 @@ def test_metrics_are_those_of_all_faces(runs: Path, monkeypatch: pytest.MonkeyPa
 
     best = "runs/two/version_0/checkpoints/best.ckpt"
     monkeypatch.setattr("facecls.report.page.write_report", lambda *_: None)
-    evaluate.main([f"--ckpt_path={best}", "--data.split=val", "--accelerator=cpu"])
+    evaluate.main([f"--ckpt_path={best}", "--data.split=val", "--accelerator=cpu", "--precision=32-true"])
     wanted = _recomputed(_predictions(runs, "evaluate"))
     curves = read_scalars(Path("runs/two/version_0"))
     step = curves["val/loss"].loc[: found["steps"]].idxmin()
@@ -309,7 +311,7 @@ def test_processes_predict_each_input_once(
     pd.testing.assert_frame_equal(found, alone, rtol=1e-4, atol=1e-6)
 
 
-def test_a_process_goes_on_with_its_own_shard(
+def test_a_process_resumes_its_own_shard(
     model: str, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -317,16 +319,17 @@ def test_a_process_goes_on_with_its_own_shard(
     for rank in range(3):
         _predict(rank, words, monkeypatch)
     shard = Path("all.rank1of3.csv")
-    whole = shard.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    shard.write_bytes(b"".join(lines[:9]) + b"cut")
-    with pytest.raises(UserError, match=r"all\.rank1of3\.csv exists; go on with it by --resume"):
+    whole = pd.read_csv(shard)
+    before = {rank: Path(f"all.rank{rank}of3.csv").read_bytes() for rank in (0, 2)}
+    shard.unlink()
+    rows = [json.dumps(row) for row in whole[:9].astype(object).where(whole[:9].notna(), None).to_dict("records")]
+    journal_of(shard).write_text("".join(f"{row}\n" for row in rows) + '{"path": "cut')
+    with pytest.raises(UserError, match=r"all\.rank1of3\.csv\.journal\.jsonl exists; continue with --resume"):
         _predict(1, words, monkeypatch)
     for rank in range(3):
         _predict(rank, [*words, "--resume"], monkeypatch)
-    assert [line.split(b",")[0] for line in shard.read_bytes().splitlines()] == [
-        line.split(b",")[0] for line in whole.splitlines()
-    ]
+    pd.testing.assert_frame_equal(pd.read_csv(shard), whole, rtol=1e-4)
+    assert {rank: Path(f"all.rank{rank}of3.csv").read_bytes() for rank in (0, 2)} == before
     assert sorted(path.name for path in Path().iterdir()) == [f"all.rank{rank}of3.csv" for rank in range(3)]
 
 
@@ -340,7 +343,7 @@ def test_a_process_without_inputs_leaves_an_empty_shard(
     shards = [pd.read_parquet(f"all.rank{rank}of3.parquet") for rank in range(3)]
     assert sorted(len(shard) for shard in shards) == [0, 0, 1]
     assert len({tuple(shard.columns) for shard in shards}) == 1
-    assert not appended(Path("all.rank0of3.parquet")).exists()
+    assert not journal_of(Path("all.rank0of3.parquet")).exists()
 
 
 @pytest.mark.parametrize("words", [["in.jpg"], ["-", "--out", "out.csv"]])
