@@ -28,14 +28,16 @@ def _one_thread(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _best_checkpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples in docstrings run in a folder with a trained model, ``best.ckpt``."""
-    if isinstance(request.node, pytest.DoctestItem) and "best.ckpt" in request.node.dtest.docstring:
+def _in_examples(request: pytest.FixtureRequest) -> None:
+    """Examples in docstrings that load ``best.ckpt`` run in a folder with that model and a ``face.jpg``."""
+    if isinstance(request.node, pytest.DoctestItem) and "best.ckpt" in str(request.node.dtest.docstring):
         from trained_model import save_checkpoint
 
         folder = request.getfixturevalue("tmp_path")
         save_checkpoint(folder / "best.ckpt")
-        monkeypatch.chdir(folder)
+        write_faces(folder, 1, seed=7)
+        next(folder.glob("*.jpg")).rename(folder / "face.jpg")
+        request.getfixturevalue("monkeypatch").chdir(folder)
 
 
 @pytest.fixture(scope="session")

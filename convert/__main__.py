@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from facecls._version import __version__
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, program
 from facecls.files import replacing
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on stderr if the file can't be converted.
     """
-    parser = argparse.ArgumentParser(prog="python -m convert", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser(prog=program("convert"), description=_DESCRIPTION)
     parser.add_argument("source", type=Path, metavar="SOURCE.h5", help="whole model or weights only, saved by Keras 2")
     parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="also write the ONNX model (takes BGR minus mean)")

@@ -30,10 +30,13 @@ def load(
         UserError: If there is no such file, it is neither, or the device is missing.
 
     Examples:
-        A file that can't be read has a row too, with the reason under ``error``::
+        A file that can't be read has a row too, with the reason under ``error``:
 
-            table = facecls.load("best.ckpt").predict(["face.jpg", "gone.jpg"])
-            print(table[["path", "gender", "p_female", "age", "error"]])
+        >>> table = load("best.ckpt").predict(["face.jpg", "gone.jpg"])
+        >>> list(table)[:4]
+        ['path', 'gender', 'p_male', 'p_female']
+        >>> table["error"].tolist()
+        [nan, 'missing file']
     """
     from facecls.model.predictor import open_predictor
     from facecls.predict.faces import FacePredictor

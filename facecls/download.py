@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, program
 from facecls.files import replacing
 
 _TIMEOUT = 30.0
@@ -194,7 +194,7 @@ def make_imagenet(folder: Path) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m facecls.download", description="Downloads a public file.")
+    parser = argparse.ArgumentParser(prog=program("facecls.download"), description="Downloads a public file.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     helps = {
         "weights": "face-recognition weights of VGGFace2's ResNet-50 (Keras), to be converted by `python -m convert`",

@@ -14,7 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.tasks import Tasks
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, program
 from facecls.files import replacing
 from facecls.run import CONFIG, write_faces
 from facecls.training.callbacks import run_folder
@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
 
 def create_parser() -> LightningArgumentParser:
     """Creates the parser of the command's options; those of the data are by default the training's."""
-    parser = LightningArgumentParser(prog="python -m facecls.evaluate", description=__doc__, exit_on_error=False)
+    parser = LightningArgumentParser(prog=program("facecls.evaluate"), description=__doc__, exit_on_error=False)
     parser.add_argument(
         "--ckpt_path", required=True, type=str, help="The trained model, such as checkpoints/best.ckpt."
     )

@@ -31,6 +31,7 @@ def _run(*words: str | Path, cwd: Path = ROOT, python: tuple[str, ...] = ()) -> 
     )
 
 
+@pytest.mark.slow  # three of them import Lightning
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_explains_itself(script: Path, name: str) -> None:
     ended = _run(script, name, "--help")
@@ -82,15 +83,17 @@ def test_another_word_is_no_command(script: Path, words: list[str], says: str) -
 
 
 def test_words_and_statuses_are_passed_on(script: Path, tmp_path: Path) -> None:
-    checkpoint, missing = save_checkpoint(tmp_path / "m.ckpt"), "--no such.jpg"
-    words = [checkpoint, "--device", "cpu", "--", missing]
+    checkpoint, broken = save_checkpoint(tmp_path / "m.ckpt"), tmp_path / "not a face.jpg"
+    broken.write_bytes(b"")
+    words = [checkpoint, broken, "--device=cpu", "--batch_size", "1"]
     direct, ended = _run("-m", "facecls.predict", *words), _run(script, "predict", *words)
-    assert (direct.returncode, ended.returncode) == (1, 1)  # an image could not be read
-    assert missing in direct.stdout
+    assert (direct.returncode, ended.returncode) == (1, 1)  # one of the images could not be read
+    assert broken.name in ended.stdout
     assert ended.stdout == direct.stdout
-    assert _run(script, "predict", tmp_path / "no.ckpt", "x.jpg").returncode == 2
+    assert _run(script, "predict", tmp_path / "no.ckpt", broken).returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["script", "module"])
 def test_several_devices_work_together(script: Path, tmp_path: Path, start: str) -> None:
     ended = _run(

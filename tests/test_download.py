@@ -273,7 +273,9 @@ def test_failed_command_ends_with_status_2_and_one_line(server, source, tmp_path
         main(["weights", "--dest", str(tmp_path)])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("facecls.download: error: Can't download resnet50face.h5: the server answered 404 Not Found")
+    assert error.startswith(
+        "facecls.download: error: Can't download resnet50face.h5: the server answered 404 Not Found"
+    )
     assert error.count("\n") == 1
 
 

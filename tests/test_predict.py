@@ -444,7 +444,7 @@ def test_wrong_options_have_status_2(words: list[str], capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
-    assert "usage: python -m facecls.predict" in capsys.readouterr().err
+    assert "usage: facecls predict" in capsys.readouterr().err
 
 
 ROW = {"path": "x.jpg", "gender": "female", "race": "asian", "age": 30.6}

@@ -73,7 +73,7 @@ def _shared(tables: Mapping[str, pd.DataFrame], tasks: Tasks) -> dict[str, pd.Da
             f"Expected runs tested on some of the same faces, but {', '.join(tables)} share none with the same path "
             "and bytes; compare runs on the same data and split."
         )
-    labels = first.loc[faces].reindex(columns=[column for task in tasks.values() for column in task.columns])
+    labels = first.loc[faces].filter(items=[column for task in tasks.values() for column in task.columns])
     return {run: table.loc[faces].assign(**labels).reset_index() for run, table in keyed.items()}
 
 

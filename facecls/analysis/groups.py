@@ -32,8 +32,8 @@ ANY_GROUP = "all"
 COMBINATION = "combination"
 """``Gap.by`` for groups that are split by several axes."""
 COMBINED_AXES = 3
-"""Combinations are formed over the first axes only. Their number multiplies with each axis (60 for the three of UTKFace),
-so that with more of them most would have fewer than ``MIN_FACES`` faces. Further axes get their single groups."""
+"""Combinations are formed over the first axes only. Their number multiplies with each axis (60 for UTKFace's three), so
+that with more of them most would have fewer than ``MIN_FACES`` faces. Further axes get their single groups."""
 MIN_FACES = 20
 """Scores on fewer labelled faces are not reported."""
 

@@ -33,7 +33,7 @@ from facecls.bench.pipeline import (
 )
 from facecls.bench.show import print_bench, verdict
 from facecls.console import console
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, program
 from facecls.files import replacing
 from facecls.model.schedule import at_epoch
 from facecls.training.cli import FaceCLI, interruptible, parse, without_noise
@@ -47,7 +47,7 @@ class BenchCLI(FaceCLI):
         folder: Temporary folder, where the trainer keeps its run.
     """
 
-    prog = "python -m facecls.bench"
+    prog = program("facecls.bench")
     folder: "TemporaryDirectory[str]"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facecls.console import console
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, program
 from facecls.files import replacing
 
 # heavy libraries are imported late, so that --help and mistakes are answered at once
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def _create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m facecls.export", description=_DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program("facecls.export"), description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint such as best.ckpt")
     parser.add_argument("dest", type=Path, metavar="DEST", help="the .onnx file to write or replace")
     parser.add_argument("--int8", action="store_true", help="quantise the trunk to 8 bits and report what that changes")

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, program
 from facecls.ranks import Rank, launched
 
 # what is heavy is imported when it is needed, so that --help and mistakes are answered at once
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def create_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="python -m facecls.predict", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog=program("facecls.predict"), description=_ABOUT)
     parser.add_argument("model", type=Path, metavar="CKPT", help="a checkpoint such as best.ckpt, or an exported .onnx")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=_INPUTS)
     parser.add_argument(

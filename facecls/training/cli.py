@@ -23,7 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from facecls.compat import keep_tensorboard_from_importing_tensorflow
 from facecls.data.datamodule import FacesDataModule
-from facecls.errors import UserError
+from facecls.errors import UserError, program
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
 from facecls.ranks import launched
@@ -78,7 +78,7 @@ class FaceCLI(LightningCLI):
         args: Words of the command line; ``None`` for the program's own.
     """
 
-    prog = "python -m facecls.fit"
+    prog = program("facecls.fit")
 
     def __init__(self, args: Sequence[str] | None) -> None:
         super().__init__(

@@ -93,7 +93,9 @@ def _difference_row(row: Mapping[Hashable, Any], of: Score) -> list[Content]:
     change = words('{} {} <span class="range">({} to {})</span>', ends[0], unit, *ends[1:])
     better = (row["difference"] > 0) == of.higher_is_better
     certain = row["low"] > 0 or row["high"] < 0
-    verdict = (row["b"] if better else row["a"]) + " is better" if certain else "may be due to chance"
+    verdict = f"{row['b'] if better else row['a']} is better" if certain else "may be due to chance"
+    if row["difference"] == 0:
+        verdict = "equal"
     faces = count(f"faces/{key}/{row['score']}", row["faces"])
     return [of.title, f"{row['a']} to {row['b']}", *values, change, verdict, faces]
 

@@ -164,4 +164,4 @@ def _table(kind: str, found: pd.DataFrame) -> Table:
         rows.append([*cells, f"{suspect['score']:.3f}", "yes" if suspect["seen_in_training"] else "no"])
     which = f"The first {len(rows)} of {len(found):,}" if len(found) > len(rows) else f"All {len(found)}"
     head = [*columns.values(), "score", "seen in training"]
-    return Table(f"{which}: {_TITLES[kind][0].lower()}{_TITLES[kind][1:]}", head, rows, fold=True, words=True)
+    return Table(f"{which} in a table", head, rows, fold=True, words=True)
