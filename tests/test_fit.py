@@ -349,9 +349,9 @@ def test_evaluate_refuses_what_is_no_checkpoint() -> None:
 def test_evaluate_refuses_other_classes_than_the_model_has() -> None:
     save_checkpoint(Path("best.ckpt"))
     words = ["--ckpt_path=best.ckpt", "--accelerator=cpu", "--data.image_size=64"]
-    with pytest.raises(UserError, match="Expected --data.root, since best.ckpt does not say"):
+    with pytest.raises(UserError, match=r"Expected --data\.root, since best\.ckpt does not say"):
         evaluate.main(words)
-    with pytest.raises(UserError, match="Expected data.tasks with race as the model has learned it"):
+    with pytest.raises(UserError, match=r"Expected data\.tasks with race as the model has learned it"):
         evaluate.main([*words, "--data.root=synthetic:60", "--data.tasks={race: {classes: [light, dark]}}"])
 
 
