@@ -69,16 +69,16 @@ def _rename_value(key: str, value: str, notes: dict[str, None]) -> str:
 
 
 def _rename_in(content: Any, prefix: str, old: str) -> bool:
-    """Renames an option in a nested mapping, in place; whether it was there."""
+    """Renames an option in a nested mapping in place, and returns whether it was there."""
     new, values = RENAMED[old]
     *path, name = old.removeprefix(prefix).split(".")
     for part in path:
         content = content.get(part) if isinstance(content, dict) else None
     if not isinstance(content, dict) or name not in content:
         return False
-    value = content[name]
-    renamed = {new.rpartition(".")[2] if key == name else key: entry for key, entry in content.items()}
-    renamed[new.rpartition(".")[2]] = values.get(value, value) if isinstance(value, str) else value
+    value, present = content[name], new.rpartition(".")[2]
+    renamed = {present if key == name else key: entry for key, entry in content.items()}
+    renamed[present] = values.get(value, value) if isinstance(value, str) else value
     content.clear()
     content.update(renamed)
     return True
