@@ -18,6 +18,8 @@ from facecls.export import __main__ as export
 from facecls.predict import __main__ as predict
 from facecls.report import __main__ as report
 
+pytestmark = pytest.mark.slow
+
 DEMO = f"--config={Path(__file__).parent.parent / 'configs/demo.yaml'}"
 QUIET = ["--data.num_workers=0", "--trainer.enable_progress_bar=false"]
 GLASSES = "--data.tasks={glasses: {classes: [without, with]}}"
