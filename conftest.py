@@ -8,6 +8,8 @@ import torch
 
 from facecls.data.synthetic import write_faces
 
+collect_ignore = ["tests/keras_files.py"]  # no tests; to look for examples would import TensorFlow, beside torch
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the benchmarks."""

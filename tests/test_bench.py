@@ -21,6 +21,8 @@ from facecls.model.module import FaceModule
 from facecls.model.network import FaceModel
 from facecls.model.trunk import create_trunk
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--model.trunk=test_resnet", "--data.image_size=64", "--data.batch_size=8", "--trainer.accelerator=cpu"]
 RATES = {"together": 0.98, "step / peak": 0.5}
 

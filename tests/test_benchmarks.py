@@ -34,7 +34,7 @@ from facecls.training.cli import FaceCLI
 from facecls.training.outcome import device_name, git_commit, versions
 from facecls.training.probe import use_features
 
-pytestmark = pytest.mark.bench
+pytestmark = [pytest.mark.bench, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 ROUNDS = 3
 MIB = 2**20

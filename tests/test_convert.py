@@ -35,6 +35,8 @@ from facecls._version import __version__
 from facecls.errors import UserError
 from facecls.model.trunk import create_trunk, read_trunk
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("whole", "weights", "notop")
 TOLERANCE = 1e-5
 

@@ -32,6 +32,8 @@ from facecls.ranks import Rank, launched
 from facecls.run import read_scalars
 from facecls.training import cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 FACES = 121
 """Of which 37 are tested and 13 validate, so that neither part divides by two."""

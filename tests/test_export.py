@@ -28,6 +28,8 @@ from facecls.export import quantisation
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.module import FaceModule
 
+pytestmark = pytest.mark.slow
+
 Arrays = dict[str, npt.NDArray[Any]]
 SHAPES = {"gender": ["batch", 2], "race": ["batch", 5], "age": ["batch"], "age_distribution": ["batch", 117]}
 OTHER_TASKS: dict[str, Any] = {

@@ -34,6 +34,8 @@ from facecls.model.checkpoint import read_checkpoint
 from facecls.model.trunk import create_trunk, save_trunk
 from facecls.training import callbacks, cli, precision
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMALL = ["--data.image_size=64", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
 SMALL += [

@@ -8,6 +8,8 @@ from nbclient import NotebookClient
 
 from facecls import fit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

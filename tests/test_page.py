@@ -31,6 +31,8 @@ from facecls.model.trunk import create_trunk
 from facecls.report.page import write_report
 from facecls.run import read_run, read_scalars
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = [
     "summary",
     "data",

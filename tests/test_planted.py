@@ -21,6 +21,8 @@ from facecls.data.synthetic import draw_faces
 from facecls.data.tasks import UTKFACE, parse_name
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(__file__).parent.parent / "configs/demo.yaml"
 PARTS = {"train": 1000, "val": 300, "test": 1200}
 GENDERS = ("male", "female")

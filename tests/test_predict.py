@@ -134,6 +134,7 @@ def start(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_after_a_kill_it_resumes_without_loss_and_without_doubling(
     ending: str, model: str, files: list[str], capsys: pytest.CaptureFixture[str]

@@ -20,6 +20,8 @@ from facecls.model.trunk import Trunk, create_trunk, save_trunk
 from facecls.training import probe as probing
 from facecls.training.probe import features_key
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parent.parent / "configs/probe.yaml"
 KEPT = Path("runs/probe/features.safetensors")
 BEST = "runs/probe/version_0/checkpoints/best.ckpt"

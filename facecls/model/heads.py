@@ -285,6 +285,12 @@ class AgeRegressionHead(_AgeHead):
         return {self.name: self.highest * logits.squeeze(1).sigmoid()}  # (N,)
 
 
+_AGE_HEADS: dict[AgeHead, type[AgeDistributionHead] | type[AgeRegressionHead]] = {
+    "distribution": AgeDistributionHead,
+    "regression": AgeRegressionHead,
+}
+
+
 def create_head(task: Task, features: int, options: HeadOptions) -> Head:
     """Makes the head of a task.
 
@@ -301,6 +307,4 @@ def create_head(task: Task, features: int, options: HeadOptions) -> Head:
     """
     if isinstance(task, Classification):
         return ClassificationHead(task, features, options)
-    if options.age_head == "distribution":
-        return AgeDistributionHead(task, features, options)
-    return AgeRegressionHead(task, features, options)
+    return _AGE_HEADS[options.age_head](task, features, options)

@@ -75,7 +75,14 @@ class FaceModule(pl.LightningModule):
         known = create_tasks(task_options)
         check_weights(known, class_weights, task_weights)
         self.save_hyperparameters(logger=False)
-        options = HeadOptions(hidden, dropout, age_head, age_sigma, label_smoothing, class_weights)
+        options = HeadOptions(
+            hidden=hidden,
+            dropout=dropout,
+            age_head=age_head,
+            age_sigma=age_sigma,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+        )
         self.model = FaceModel(create_trunk(trunk, weights), choose_tasks(known, tasks), options)
         to: Any = self.model.to  # torch 2.11 does not annotate the argument
         to(memory_format=torch.channels_last)  # convolutions are faster in it, and batches come so
