@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = console(quiet=not trainer.is_global_zero)
     out.print(cli.precision_note)
-    out.print(cli.model.describe())
+    out.print(describe(cli.model))
     data.setup()
     out.print(data.describe())
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -87,6 +87,14 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         "git_commit": commit,
     }
     return save_outcome(folder, trainer, model, data, cli.collector, facts)
+
+
+def describe(module: FaceModule) -> str:
+    """What is trained, in a line."""
+    size = sum(parameter.numel() for parameter in module.model.parameters()) / 1e6
+    source = module.hparams["weights"] or "random weights"
+    heads = ", ".join(module.model.tasks)
+    return f"{module.model.trunk.name} from {source}, heads for {heads}: {size:.1f} M parameters"
 
 
 def train(cli: FaceCLI) -> tuple[FaceModule, Path]:

@@ -105,14 +105,6 @@ class FaceModule(pl.LightningModule):
         self.tta = tta
         self._frozen_norms: list[nn.Module] = []
 
-    def describe(self) -> str:
-        """What is trained, in a line."""
-        size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
-        source = self.hparams["weights"] or "random weights"
-        return (
-            f"{self.model.trunk.name} from {source}, heads for {', '.join(self.model.tasks)}: {size:.1f} M parameters"
-        )
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Estimates, as ``FaceModel.estimate`` gives them.
 
