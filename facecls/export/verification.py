@@ -135,7 +135,7 @@ def compare(runs: Mapping[str, Run], module: FaceModule, batches: Sequence[Batch
 
     Args:
         runs: By model; one is ``torch``.
-        module: Whose heads say what their estimates are judged by.
+        module: The model; its heads supply the metrics.
         batches: The faces of the runs.
 
     Returns:
