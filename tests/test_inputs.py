@@ -19,6 +19,8 @@ from PIL import Image, ImageOps
 from facecls.data import columns
 from facecls.data.archives import UnreadableError
 from facecls.data.parallel import WORKERS, in_order
+from facecls.data.synthetic import draw_faces, wears_glasses
+from facecls.data.tasks import UTKFACE, create_tasks, parse_name
 from facecls.errors import UserError
 from facecls.predict.inputs import Input, check, count, stream
 
@@ -201,7 +203,7 @@ def test_manifests_name_files_and_truths(
         }
     )
     rows.to_csv(manifest, index=False) if manifest.endswith("csv") else rows.to_parquet(manifest)
-    inputs = list(stream([manifest], tasks=["gender", "race", "age"]))
+    inputs = list(stream([manifest], tasks=UTKFACE))
     assert [each.path for each in inputs] == [
         "lists/../faces/b.png",
         f"{tmp_path}/faces/a.png",
@@ -220,7 +222,7 @@ def test_manifests_name_files_and_truths(
 
 def test_a_manifest_as_others_write_it(tree: list[str]) -> None:
     Path("fairface.csv").write_text("file,age,gender,race,service_test\nfaces/b.png,20-29,Male,East Asian,True\n")
-    (given,) = stream(["fairface.csv"], tasks=["age", "race"])
+    (given,) = stream(["fairface.csv"], tasks={name: UTKFACE[name] for name in ("age", "race")})
     assert (given.path, reason(given)) == ("faces/b.png", None)
     assert given.labels == {"age": "20-29", "race": "East Asian"}
 
@@ -263,6 +265,7 @@ def test_what_is_left_out(tree: list[str]) -> None:
         (["faces", "text.tar.gz"], "archive text.tar.gz"),
         (["text.csv"], "Expected the columns path in text.csv"),
         (["text.parquet"], "Expected a Parquet file in text.parquet"),
+        (["faces", "synthetic:x"], "Expected synthetic:N"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: list[str], said: str, tree: list[str]) -> None:
@@ -284,6 +287,26 @@ def test_how_many_there_are(tree: list[str]) -> None:
     assert count(words) == len(paths(*words)) == 8 + 2 + 3 + 1
     assert count(["faces", "faces.tar"]) is None
     assert count(["-"]) is None
+    assert count(["synthetic:1000000000", "faces"]) is None  # at once
+
+
+@pytest.mark.parametrize("glasses", [True, False])
+def test_drawn_faces(glasses: bool, tree: list[str]) -> None:
+    tasks = create_tasks({"glasses": {"classes": ["without", "with"]}}) if glasses else UTKFACE
+    check(["synthetic:5"])
+    inputs = list(stream(["faces/b.png", "synthetic:5"], tasks=tasks))[1:]
+    faces = list(draw_faces(5, seed=0, glasses=glasses))
+    assert [each.path for each in inputs] == [f"synthetic:5/{name}" for name, _ in faces]
+    for index, (each, (name, jpeg)) in enumerate(zip(inputs, faces, strict=True)):
+        worn = {"glasses": ("without", "with")[wears_glasses(0, index)]} if glasses else {}
+        assert each.labels == {**parse_name(name), **worn}
+        pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        np.testing.assert_array_equal(each.load(), pixels)
+
+
+def test_ranges_in_columns_of_their_own(tree: list[str]) -> None:
+    Path("all.csv").write_text("path,age_from,age_to\nfaces/b.png,20,29\nfaces/a.png,,\n")
+    assert [each.labels for each in stream(["all.csv"], tasks=UTKFACE)] == [{"age": "20-29"}, {"age": ""}]
 
 
 def _deep() -> Image.Image:

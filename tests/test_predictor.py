@@ -331,7 +331,7 @@ def test_models_that_are_none_are_refused(tmp_path: Path, model: Path) -> None:
     other.output.append(onnx.helper.make_tensor_value_info("age", onnx.TensorProto.UINT8, [1]))
     opset = [onnx.helper.make_opsetid("", 18)]
     onnx.save(onnx.helper.make_model(other, opset_imports=opset, ir_version=8), tmp_path / "other.onnx")
-    with pytest.raises(UserError, match=r"model of facecls\.export, but .*other\.onnx has no metadata"):
+    with pytest.raises(UserError, match=r"written by facecls\.export, but .*other\.onnx lacks its metadata"):
         facecls.load(tmp_path / "other.onnx")
     with pytest.raises(UserError, match=r"checkpoint of facecls\.fit, but could not read .*text\.ckpt"):
         facecls.load(tmp_path / "text.ckpt")

@@ -463,6 +463,55 @@ def test_fairfaces_own_file_works_as_it_is(tmp_path: Path) -> None:
 
 
 @both_kinds
+def test_the_table_of_a_run_is_a_manifest(ending: str, tmp_path: Path) -> None:
+    """Ages known as ranges come back from the columns that such a table has for them."""
+    ages = ["20-29", 31, None, "more than 70", "0-2", 116]
+    for number in range(len(ages)):
+        (tmp_path / f"{number}.jpg").write_bytes(face(number))
+    columns: dict[str, list[object]] = {"path": [f"{number}.jpg" for number in range(len(ages))], "age": ages}
+    faces = read_table(manifest(tmp_path, columns, ".csv"), seed=0).faces
+    assert faces[["age", "age_from", "age_to"]].astype("object").where(faces.notna(), None).to_numpy().tolist() == [
+        [None, 20, 29],
+        [31, None, None],
+        [None, None, None],
+        [None, 70, 116],
+        [None, 0, 2],
+        [116, None, None],
+    ]
+    path = tmp_path / f"faces{ending}"
+    faces.to_csv(path, index=False) if ending == ".csv" else faces.to_parquet(path)
+    again = read_table(path, seed=0)
+    pd.testing.assert_frame_equal(again.faces, faces)
+    assert again.rejects.empty
+    # by the ranges alone, and with NA as others write it
+    faces = faces.drop(columns="age")
+    path.unlink()
+    faces.to_csv(tmp_path / "faces.csv", index=False, na_rep="NA")
+    alone = read_table(tmp_path / "faces.csv", seed=0).faces
+    pd.testing.assert_frame_equal(alone[["age_from", "age_to"]], faces[["age_from", "age_to"]])
+    assert alone["age"].isna().all()
+
+
+def test_ranges_that_are_none_are_rejects(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(face(number))
+    columns: dict[str, list[object]] = {
+        "path": ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "4.jpg"],
+        "age": ["", "", "", "25", "", ""],
+        "age_from": ["20", "29", "20", "20", "20", "20"],
+        "age_to": ["", "20", "29", "x", "29", "39"],
+    }
+    table = read_table(manifest(tmp_path, columns, ".csv"), seed=0)
+    assert table.faces["path"].tolist() == ["2.jpg", "3.jpg"]
+    assert table.faces["age"].tolist() == [pd.NA, 25]
+    assert dict(table.rejects.to_numpy().tolist()) == {
+        "0.jpg": f"age is not {UTKFACE['age'].expected}",
+        "1.jpg": f"age is not {UTKFACE['age'].expected}",
+        "4.jpg": "listed twice with different values",
+    }
+
+
+@both_kinds
 def test_columns_are_found_under_the_names_people_give_them(ending: str, tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(face(1))
     columns: dict[str, list[object]] = {
