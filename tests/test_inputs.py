@@ -91,9 +91,9 @@ def test_a_folder_that_cannot_be_listed_is_one_that_cannot_be_read(
         return scandir(folder)
 
     monkeypatch.setattr("os.scandir", refuse)  # root, whom tests may run as, may list every folder
-    found = reasons("faces")
-    assert {path: why for path, why in found.items() if why} == {"faces/a": "unreadable (Permission denied)"}
-    assert len(found) == 6
+    errors = reasons("faces")
+    assert {path: why for path, why in errors.items() if why} == {"faces/a": "unreadable (Permission denied)"}
+    assert len(errors) == 6
 
 
 def test_files_and_globs(tree: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +125,8 @@ def test_files_are_read_when_they_are_asked_for(tree: list[str]) -> None:
     Path("faces/b.png").unlink()
     Path("faces/a.png").write_text("no image")
     Path("faces/a/1.png").write_bytes(encoded()[:-20])
-    found = {each.path: reason(each) for each in inputs}
-    assert {path: why for path, why in found.items() if why} == {
+    errors = {each.path: reason(each) for each in inputs}
+    assert {path: why for path, why in errors.items() if why} == {
         "faces/b.png": "missing file",
         "faces/a.png": "not an image",
         "faces/a/1.png": "truncated",
@@ -169,8 +169,8 @@ def test_the_rest_of_a_cut_archive_is_one_input_that_cannot_be_read(archive: str
     data = Path(archive).read_bytes()
     Path(archive).write_bytes(data[: len(data) // 2])
     check([archive])  # it can be opened
-    found = reasons(archive, "last.png")
-    *whole, cut, last = found.items()
+    errors = reasons(archive, "last.png")
+    *whole, cut, last = errors.items()
     assert [path for path, _ in whole] == [f"{archive}/{number}.bmp" for number in range(len(whole))]
     assert len(whole) in (3, 4)
     assert cut[0] == archive
@@ -231,9 +231,9 @@ def test_a_manifest_is_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(columns, "CHUNK", 3)
     Path("all.csv").write_text("path\n" + "a.png\n" * 6 + 'b.png\n"cut')
     assert [each.path for each in islice(stream(["all.csv"]), 6)] == ["a.png"] * 6
-    found = list(stream(["all.csv"]))
-    assert found[-1].path == "all.csv"
-    assert "can't be read" in str(reason(found[-1]))
+    inputs = list(stream(["all.csv"]))
+    assert inputs[-1].path == "all.csv"
+    assert "can't be read" in str(reason(inputs[-1]))
 
 
 def test_a_list_on_standard_input(tree: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,9 +244,17 @@ def test_a_list_on_standard_input(tree: list[str], monkeypatch: pytest.MonkeyPat
         buffer = io.BytesIO(listed)
 
     monkeypatch.setattr("sys.stdin", Stdin)
-    found = paths("faces/a.png", "-", "faces/Z")
+    listed_paths = paths("faces/a.png", "-", "faces/Z")
     deep = sorted(name for name in tree if name.startswith("faces/a/"))
-    assert found == ["faces/a.png", "faces/b.png", *deep, "faces.zip/1.png", "[x]", "odd\\udcff.png", "faces/Z/1.png"]
+    assert listed_paths == [
+        "faces/a.png",
+        "faces/b.png",
+        *deep,
+        "faces.zip/1.png",
+        "[x]",
+        "odd\\udcff.png",
+        "faces/Z/1.png",
+    ]
 
 
 def test_what_is_left_out(tree: list[str]) -> None:

@@ -273,9 +273,9 @@ def test_file_names_give_classes_and_not_codes(tmp_path: Path) -> None:
     tasks = create_tasks({"race": {"classes": ["Indian", "Black", "White"]}, "age": {"highest": 60}})
     table = read_table(as_tar(tmp_path), 0, tasks)
     assert list(table.faces["race"]) == [1, 2, 2]  # black, white, white
-    found = reasons(table)
-    assert found["UTKFace/26_1_2_20170116174525125.jpg.chip.jpg"] == "race is not 0 (Indian), 1 (Black), 2 (White)"
-    assert found["UTKFace/part 2/116_1_3_20170120134921760.png"] == (
+    why = reasons(table)
+    assert why["UTKFace/26_1_2_20170116174525125.jpg.chip.jpg"] == "race is not 0 (Indian), 1 (Black), 2 (White)"
+    assert why["UTKFace/part 2/116_1_3_20170120134921760.png"] == (
         "age is not a whole number of years from 0 to 60 or a range of them"
     )
 

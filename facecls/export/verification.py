@@ -112,7 +112,7 @@ def _run(estimate: Callable[[Tensor], Estimates], batches: Sequence[Batch]) -> t
 
 
 def check(reference: Estimates, estimates: Estimates, tasks: Tasks) -> None:
-    """Refuses a file that does not agree with torch.
+    """Rejects a file that does not agree with torch.
 
     Args:
         reference: Estimates of torch.

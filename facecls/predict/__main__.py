@@ -141,7 +141,7 @@ def _own_outputs(options: argparse.Namespace, rank: Rank) -> _Outputs:
 
 
 def _is_complete(out: Path | None, predictor: "Predictor", inputs: "Iterator[Input]") -> bool:
-    """Whether a file holds a row for each input; its columns and its number of rows say so."""
+    """Whether a file is finished; one with other columns or another number of rows is rejected."""
     from facecls.predict.faces import columns
     from facecls.predict.outputs import check_complete, is_finished
 

@@ -121,7 +121,7 @@ def _predicted(tasks: Tasks, row: Mapping[Any, Any]) -> dict[str, float]:
 
 
 def _known(tasks: Tasks, texts: Mapping[str, str]) -> dict[str, float]:
-    """Codes and years by column, of labels as people write them; those that are none are left out."""
+    """Codes and years by column, of labels as people write them; invalid ones are left out."""
     values: dict[str, float] = {}
     for name, task in tasks.items():
         try:

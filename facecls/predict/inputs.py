@@ -145,7 +145,7 @@ def _matches(pattern: str) -> Iterator[Path | Input]:
 def _is(question: Callable[[Path], bool], place: Path) -> bool:
     try:
         return question(place)
-    except OSError:  # such as a name that is too long; reading it will say so
+    except OSError:  # such as a name that is too long; reading it fails with the reason
         return False
 
 

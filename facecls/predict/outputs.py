@@ -41,7 +41,7 @@ def check_output(out: Path, resume: bool) -> None:
 
     Args:
         out: What the user named.
-        resume: Whether a run that began earlier is meant.
+        resume: Whether to continue a run that began earlier.
 
     Raises:
         UserError: If its ending is unknown, its folder missing, it or its journal exists and ``resume`` is false, or
