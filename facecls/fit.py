@@ -23,8 +23,10 @@ from facecls.model.checkpoint import read_checkpoint
 from facecls.model.module import FaceModule
 from facecls.run import write_faces
 from facecls.training.callbacks import run_folder
+from facecls.training.checkpoint_options import check_resumed
 from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.collector import all_gather
+from facecls.training.labels import check_labels, describe_labels
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.probe import use_features
 
@@ -51,8 +53,13 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     out = console(quiet=not trainer.is_global_zero)
     out.print(cli.precision_note)
     out.print(describe(cli.model))
+    if cli.ckpt_path is not None:
+        check_resumed(cli.ckpt_path, read_checkpoint(cli.ckpt_path), cli.model, data)
     data.setup()
     out.print(data.describe())
+    if labels := describe_labels(data):
+        out.print(labels)
+    check_labels(data, cli.model.model.tasks.values(), has_validation=trainer.limit_val_batches != 0)
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         write_faces(run_folder(trainer), data.faces, data.rejects, data.tasks)
     if cli.config.probe:

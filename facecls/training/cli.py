@@ -35,14 +35,14 @@ from facecls.training.precision import choose_precision, uses_cuda
 from facecls.training.progress import create_progress
 
 RUNS = "runs"
-AS_TRAINED = "as in the training"
-"""Stands for a root folder that is not given: the checkpoint says which."""
+AS_TRAINED = "same as in training"
+"""Placeholder for a missing --data.root; the checkpoint's is used."""
 NOISE = (
     "isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 with torch since 2.12
     "Checkpoint directory .* exists and is not empty",  # as it always does when a run is resumed
     "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and ResumeSettings handles that
     "The dirpath has changed from",  # a run that is resumed under another name chooses its best epoch afresh
-    "does not have many workers",  # data.num_workers is one a core, or what was asked for; features need none
+    "does not have many workers",  # data.num_workers is one per core, or what was asked for; features need none
     "is smaller than the logging interval",  # the metrics of each epoch are logged all the same
     "It is recommended to use `self.log",  # torchmetrics has already combined the counts of all devices
 )
@@ -267,7 +267,7 @@ def parse_with_checkpoint(parser: LightningArgumentParser, args: Sequence[str] |
     given = parse(parser.parse_args, args)
     checkpoint = read_checkpoint(given.ckpt_path)
     options = dict(checkpoint.data)
-    if given.data.root != AS_TRAINED:
+    if given.data.root not in (AS_TRAINED, options.get("root")):
         options.pop("split_file", None)  # it lists the faces that the model was trained on
     elif "root" not in options:
         raise UserError(f"Expected --data.root, since {given.ckpt_path} does not say what data it was trained on.")

@@ -1,4 +1,4 @@
-"""Options of version 0.1 under their present names, wherever they are written."""
+"""Replaces option names of version 0.1 with today's, wherever they are written."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,10 @@ _CONFIG = ("config", "c")
 
 
 def rename_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replaces old names of options: in files given by ``--config``, in dotted options, and inside ``{...}``.
+    """Replaces old names of options: in files given by ``--config``, ``--model`` or ``--model.schedule``, in dotted
+    options, and inside ``{...}``.
 
-    A file with old names is replaced by its contents, which ``--config`` takes as well.
+    A file with old names is replaced by its contents, which these options take as well.
 
     Args:
         words: Words of a command line.
@@ -55,11 +56,11 @@ def _rename_key(key: str, notes: dict[str, None]) -> str:
 def _rename_value(key: str, value: str, notes: dict[str, None]) -> str:
     if key in RENAMED:
         return RENAMED[key][1].get(value, value)
-    is_config, prefix = key in _CONFIG, "" if key in _CONFIG else f"{key}."
+    prefix = "" if key in _CONFIG else f"{key}."
     if not any(old.startswith(prefix) for old in RENAMED):
         return value
     try:
-        text = Path(value).read_text() if is_config and Path(value).is_file() else value
+        text = Path(value).read_text() if Path(value).is_file() else value
         content = get_loader("yaml")(text)
     except (OSError, ValueError, yaml.YAMLError):
         return value  # the parser says what is wrong with it
