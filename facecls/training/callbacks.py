@@ -17,7 +17,7 @@ from facecls.files import replacing
 from facecls.run import LAST_CHECKPOINT
 
 SAVE_EVERY = timedelta(minutes=10)
-"""The most work that a killed run loses."""
+"""How much work a killed run loses at most."""
 
 
 def run_folder(trainer: pl.Trainer) -> Path:

@@ -28,14 +28,14 @@ def has_faces_of_training(data: FacesDataModule, trained: Mapping[str, Any]) -> 
 
 
 def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
-    """Refuses to split the faces of the training in another way, where training faces would be tested unnoticed.
+    """Refuses to split the training run's faces in another way, where training faces would be tested unnoticed.
 
     Args:
         data: The faces, before or after ``setup``.
         trained: Options of the data in training, as ``Checkpoint.data``.
 
     Raises:
-        UserError: If the faces are those of the training, and an option that decides their split is another one.
+        UserError: If the faces are those of the training run, but an option that decides their split differs.
     """
     if not has_faces_of_training(data, trained):
         return
@@ -51,8 +51,7 @@ def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
             differing.append("tasks")
     if differing:
         before, now = (
-            ", ".join(f"data.{name} {values.get(name) or 'null'}" for name in differing)
-            for values in (trained, options)
+            ", ".join(f"data.{name} {values.get(name)}" for name in differing) for values in (trained, options)
         )
         raise UserError(
             f"Expected {before} as in training, since the split of {data.root} depends on it, but got {now}; use the "

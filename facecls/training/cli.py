@@ -171,7 +171,7 @@ class FaceCLI(LightningCLI):
             ModelCheckpoint(filename=best, monitor="val/loss" if has_validation else None, enable_version_counter=False)
         ]
         if self.config.ema is not None:
-            # by default it is where the model is when the training begins, on the CPU
+            # by default it is where the model is when training begins, on the CPU
             device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
             callbacks.append(WeightAveraging(device, multi_avg_fn=ExponentialAverage(self.config.ema)))
         self.collector, self.last = PredictionCollector(), LastCheckpoint()
@@ -251,7 +251,7 @@ def parse(create: Callable[[Any], Any], args: Any) -> Any:
 
 
 def parse_with_checkpoint(parser: LightningArgumentParser, args: Sequence[str] | None) -> tuple[Namespace, Checkpoint]:
-    """Parses the options of a command that tests a checkpoint; options of the data are by default the training's.
+    """Parses the options of a command that tests a checkpoint; the data's options default to those of training.
 
     Args:
         parser: With ``--ckpt_path``, and ``FacesDataModule`` as ``data``.

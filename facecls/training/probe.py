@@ -58,7 +58,7 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     """Makes the batches of the data carry the trunk's features, which are read from a file or computed and saved.
 
     Args:
-        trainer: Before the training.
+        trainer: Before training.
         module: The module.
         data: The faces, after ``setup``.
 

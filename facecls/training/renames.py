@@ -16,10 +16,10 @@ _CONFIG = ("config", "c")
 
 
 def rename_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replaces old names of options: in files given by ``--config``, ``--model`` or ``--model.schedule``, in dotted
-    options, and inside ``{...}``.
+    """Replaces old names of options: in dotted options, inside ``{...}``, and in files.
 
-    A file with old names is replaced by its contents, which these options take as well.
+    A file with old names, after ``--config``, ``--model`` or ``--model.schedule``, is replaced by its contents, which
+    these options take as well. Files that such a file names in turn are not read.
 
     Args:
         words: Words of a command line.
@@ -60,13 +60,20 @@ def _rename_value(key: str, value: str, notes: dict[str, None]) -> str:
     if not any(old.startswith(prefix) for old in RENAMED):
         return value
     try:
-        text = Path(value).read_text() if Path(value).is_file() else value
-        content = get_loader("yaml")(text)
-    except (OSError, ValueError, yaml.YAMLError):
+        content = get_loader("yaml")(_read(value))
+    except (ValueError, yaml.YAMLError):
         return value  # the parser says what is wrong with it
     found = [old for old in RENAMED if old.startswith(prefix) and _rename_in(content, prefix, old)]
     notes |= {f"{old} is now called {RENAMED[old][0]}": None for old in found}
     return yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10**9).strip() if found else value
+
+
+def _read(value: str) -> str:
+    """The contents of a file, or the value itself if it names none."""
+    try:
+        return Path(value).read_text()
+    except (OSError, ValueError):  # a long value is no file name
+        return value
 
 
 def _rename_in(content: Any, prefix: str, old: str) -> bool:
