@@ -21,7 +21,7 @@ from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_split, has_faces_of_training
 from facecls.training.cli import RUNS, create_logger, interruptible, parse, parse_with_checkpoint, without_noise
 from facecls.training.collector import PredictionCollector
-from facecls.training.labels import describe_labels
+from facecls.training.labels import check_some_labels, describe_labels
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.precision import choose_precision
 from facecls.training.progress import create_progress
@@ -54,6 +54,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     console().print(data.describe())
     if labels := describe_labels(data):
         console().print(labels)
+    check_some_labels(data, checkpoint.module.model.tasks.values())
     folder = run_folder(trainer)
     write_faces(folder, data.faces, data.rejects, data.tasks)
     with replacing(folder / CONFIG) as part:

@@ -81,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         kill_launched_processes(trainer)
         raise
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        out.print("fast_dev_run: one batch of each kind went through, nothing was saved")
+        out.print("fast_dev_run: one batch of each kind was run, nothing was saved")
         return {}
     if not trainer.is_global_zero:
         return {}
@@ -97,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def describe(module: FaceModule) -> str:
-    """What is trained, in a line."""
+    """The model in a line: trunk, where its weights come from, heads, size."""
     size = sum(parameter.numel() for parameter in module.model.parameters()) / 1e6
     source = module.hparams["weights"] or "random weights"
     heads = ", ".join(module.model.tasks)
@@ -105,10 +105,10 @@ def describe(module: FaceModule) -> str:
 
 
 def train(cli: FaceCLI) -> tuple[FaceModule, Path]:
-    """Trains.
+    """Trains the model and reads its best epoch.
 
     Args:
-        cli: The objects of the run.
+        cli: The options and objects of the run.
 
     Returns:
         The model of the best epoch, and its checkpoint; after ``--trainer.fast_dev_run`` the model as it is.
@@ -126,10 +126,10 @@ def calibrate(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule, ch
     """Fits the temperature of each head on the validation faces, and saves it in the checkpoint.
 
     Args:
-        trainer: After its training; uses no more batches than its validation.
+        trainer: After training; predicts at most as many batches as it validates.
         module: The trained model, whose temperatures are set.
         data: The faces.
-        checkpoint: The file that the model was read from; the first process rewrites it.
+        checkpoint: The file that the model was read from; the first process replaces it.
     """
     if trainer.limit_val_batches == 0:
         return

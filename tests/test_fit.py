@@ -35,6 +35,7 @@ from facecls.model.checkpoint import read_checkpoint
 from facecls.model.trunk import create_trunk, save_trunk
 from facecls.predict import __main__ as predict
 from facecls.training import callbacks, cli, precision
+from facecls.training.checkpoint_options import check_split
 
 pytestmark = pytest.mark.slow
 
@@ -305,7 +306,7 @@ def test_a_task_without_labels_is_not_learned_unnoticed(faces: Path) -> None:
     rows.loc[rows["split"] == "train", "race"] = ""
     rows.loc[rows["split"] == "val", ["gender", "age"]] = ""
     rows.to_csv("m.csv", index=False)
-    rows[["path"]].to_csv("unlabelled.csv", index=False)
+    rows[["path"]].assign(sexes=rows["gender"]).to_csv("unlabelled.csv", index=False)
     correct = r"correct the name of the column"
     for words, said in (
         ([GLASSES, "--model.tasks=[gender, glasses]"], rf"labels of glasses in m\.csv, .* {correct}, or .* \[gender\]"),
@@ -340,6 +341,17 @@ def test_the_faces_of_the_training_are_split_as_they_were_or_not_at_all(faces: P
     evaluate.main([*test, GLASSES, "--data.seed=2"])  # a split that is given depends on neither
     tested = pd.read_parquet("runs/again/version_0/predictions.parquet")["path"]
     assert sorted(tested) == sorted(rows.loc[rows["split"] == "test", "path"])
+
+
+def test_the_order_of_tasks_splits_otherwise_and_another_seed_draws_other_faces() -> None:
+    two = [("hat", {"classes": ["none", "one"]}), ("beard", {"classes": ["none", "one"]})]
+    trained = {"root": "synthetic:60", "seed": 1, "val_fraction": 0.1, "test_fraction": 0.1, "split_file": None}
+    trained["tasks"] = dict(two)
+    check_split(FacesDataModule("synthetic:60", seed=1, tasks=dict(two)), trained)
+    with pytest.raises(UserError, match=r"Expected data\.tasks"):
+        check_split(FacesDataModule("synthetic:60", seed=1, tasks=dict(reversed(two))), trained)
+    check_split(FacesDataModule("synthetic:60", seed=2), trained)
+    check_split(FacesDataModule("synthetic:61", seed=1), trained)
 
 
 def test_a_split_file_goes_with_its_faces(faces: Path) -> None:
@@ -392,11 +404,18 @@ def test_what_is_no_checkpoint_is_not_resumed(faces: Path) -> None:
         fit.main([*TINY, f"--data.root={faces}", "--ckpt_path=text.ckpt"])
 
 
-def test_a_run_of_version_0_1_is_resumed_with_its_own_tasks_alone() -> None:
+def test_a_run_of_version_0_1_goes_on_with_its_own_tasks_and_split_alone() -> None:
     old = Path(__file__).parent / "data/version_0_1.ckpt"
-    words = [*TINY, "--data.root=synthetic:300", f"--ckpt_path={old}", "--model.tasks=[gender, race]"]
+    with pytest.raises(UserError, match=r"Expected data\.tasks \{\} as in training"):
+        evaluate.main([f"--ckpt_path={old}", "--accelerator=cpu", GLASSES])
+    words = [*TINY, "--data.root=synthetic:300", "--data.test_fraction=0.2", f"--ckpt_path={old}"]
+    words += ["--model.trunk=test_efficientnet", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.02"]
+    words += ["--ema=null"]
     with pytest.raises(UserError, match=r"\(gender; race; age\), but got gender; race;"):
-        fit.main(words)
+        fit.main([*words, "--model.tasks=[gender, race]"])
+    epoch = torch.load(old, weights_only=True)["epoch"]
+    results = fit.main([*words, f"--trainer.max_epochs={epoch + 2}", "--trainer.limit_train_batches=2"])
+    assert results["epochs"] == epoch + 2
 
 
 def test_classes_that_yaml_takes_for_truth_values_are_words_in_quotes(faces: Path) -> None:
@@ -480,6 +499,13 @@ def test_evaluate_refuses_what_is_no_checkpoint() -> None:
             evaluate.main([f"--ckpt_path={path}"])
     with pytest.raises(UserError, match="ckpt_path"):
         evaluate.main([])
+
+
+def test_evaluate_refuses_faces_without_labels(faces: Path) -> None:
+    save_checkpoint(Path("best.ckpt"))
+    _manifest(faces)[["path"]].to_csv("m.csv", index=False)
+    with pytest.raises(UserError, match=r"Expected labels of gender, race, age in m\.csv, but no face has one"):
+        evaluate.main(["--ckpt_path=best.ckpt", "--accelerator=cpu", "--data.image_size=64", "--data.root=m.csv"])
 
 
 def test_evaluate_refuses_other_classes_than_the_model_has() -> None:

@@ -39,7 +39,7 @@ def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
     """
     if not has_faces_of_training(data, trained):
         return
-    options = data.hparams
+    options, trained = data.hparams, {"tasks": {}, **trained}  # version 0.1 had no such option
     if options["split_file"] != trained.get("split_file"):
         differing = ["split_file"]
     elif data.split_file is not None or _has_split_column(data.root):
@@ -47,7 +47,7 @@ def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
     else:
         differing = [name for name in ("seed", "val_fraction", "test_fraction") if options[name] != trained.get(name)]
         # strata are numbered in the order of the tasks
-        if list(data.tasks.values()) != list(create_tasks(trained.get("tasks", {})).values()):
+        if list(data.tasks.values()) != list(create_tasks(trained["tasks"]).values()):
             differing.append("tasks")
     if differing:
         before, now = (

@@ -1,4 +1,4 @@
-"""Which faces have labels: counted in a line, and checked before a model learns from them."""
+"""Counts the labels of each task, and refuses to train or test without them."""
 
 from collections.abc import Iterable
 
@@ -41,8 +41,26 @@ def describe_labels(data: FacesDataModule) -> str | None:
     return f"labels: {', '.join(f'{name} {count:,}' for name, count in counts.items())} of {len(faces):,} faces"
 
 
+def check_some_labels(data: FacesDataModule, learned: Iterable[Task]) -> None:
+    """Refuses to test a model on faces without labels.
+
+    Args:
+        data: The faces, after ``setup``.
+        learned: The tasks that the model has learned.
+
+    Raises:
+        UserError: If no face has a label of any of them.
+    """
+    counts = count_labels(data.faces[data.faces["split"].notna()], learned)
+    if not any(counts.values()):
+        raise UserError(
+            f"Expected labels of {', '.join(counts)} in {data.root}, but no face has one; correct the names of the "
+            "columns, or see facecls.predict for faces without labels."
+        )
+
+
 def check_labels(data: FacesDataModule, learned: Iterable[Task], has_validation: bool) -> None:
-    """Refuses to learn from labels that are not there, such as those of a column whose name is mistyped.
+    """Refuses to train a task without labels, such as one whose column has a mistyped name.
 
     Args:
         data: The faces, after ``setup``.

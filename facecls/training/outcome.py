@@ -1,4 +1,4 @@
-"""The end of fit and evaluate: results and report in the folder of the run, and a table on the screen."""
+"""The end of fit and evaluate: writes results and report to the run's folder and prints the metrics."""
 
 import os
 import platform
