@@ -1,4 +1,4 @@
-"""The report's figures in TensorBoard, while a model is trained."""
+"""The report's figures in TensorBoard during training."""
 
 import time
 from collections.abc import Hashable, Iterator, Mapping
@@ -17,7 +17,7 @@ from facecls.report import figures
 from facecls.training.collector import PredictionCollector
 
 SHARE = 0.02
-"""The most that drawing may take of the time of the training."""
+"""The largest share of training time that drawing may take."""
 GALLERY = 24
 """Faces of the gallery, the same in every validation."""
 _SECONDS = 2.0
