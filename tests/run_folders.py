@@ -37,7 +37,7 @@ def with_spread(table: pd.DataFrame, seed: int = 5, tasks: Tasks = UTKFACE) -> p
 def simulated_run(folder: Path, faces: int = 400, seed: int = 0, tasks: Tasks = UTKFACE, ranges: float = 0) -> Path:
     """A run on faces that have no pictures; a share of their ages may be known as ranges only."""
     everything = simulated_labels(2 * faces, seed, tasks)
-    everything["sha1"] = everything["sha1"].mask(everything.index % 50 == 1, everything["sha1"].shift())  # 2 % copies
+    everything["sha1"] = everything["sha1"].mask(everything.index % 50 == 1, everything["sha1"].shift())  # 2 % duplicates
     everything["split"] = ["train", "test"] * faces
     everything.loc[everything.index % 50 == 1, "split"] = "train"
     return write_run(folder, everything, {"root": "elsewhere/UTKFace"}, tasks=tasks, ranges=ranges)

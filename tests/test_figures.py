@@ -15,7 +15,7 @@ from simulated_predictions import predicted, simulated_labels, with_ranges
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from facecls.analysis.groups import group_table
+from facecls.analysis.groups import group_table, score_groups
 from facecls.data.tasks import UTKFACE
 from facecls.report import figures, run_figures
 from facecls.report import style as svg
@@ -153,7 +153,7 @@ def test_distributions_are_shares(table: pd.DataFrame) -> None:
 
 
 def test_groups_are_drawn_with_their_intervals(table: pd.DataFrame) -> None:
-    groups = group_table(table, UTKFACE)
+    groups = group_table(score_groups(table, UTKFACE))
     axes = _axes(figures.group_scores(groups, UTKFACE, "race/accuracy"))
     shown = groups[(groups[["gender", "race", "age_band"]] != "all").sum(axis=1) <= 1]
     points = np.concatenate([container.lines[0].get_xdata() for container in axes.containers])

@@ -18,7 +18,7 @@ from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trained_model import save_checkpoint
 
-from facecls.analysis.groups import group_table
+from facecls.analysis.groups import group_table, score_groups
 from facecls.analysis.suspects import suspects
 from facecls.data.store import decode
 from facecls.data.table import read_table
@@ -149,7 +149,7 @@ def test_numbers_of_age(page: Page, table: pd.DataFrame) -> None:
 
 def test_numbers_of_groups(page: Page, run: Path, table: pd.DataFrame) -> None:
     found = _with("group/", page)
-    groups = {"/".join(row[:3]): row for row in group_table(read_run(run).predictions, UTKFACE).to_numpy()}
+    groups = {"/".join(row[:3]): row for row in group_table(score_groups(read_run(run).predictions, UTKFACE)).to_numpy()}
     assert {name.rsplit("/", 1)[0] for name in found if name.endswith("/faces")} == {*groups}
     assert len(groups) == 1 + 2 + 5 + 6 + 2 * 5 * 6
     for group in groups:
@@ -205,17 +205,17 @@ def test_numbers_of_data_and_limits(page: Page, run: Path, table: pd.DataFrame) 
             wanted[f"{split}/age/q{quantile}"] = np.percentile(part["age"].astype(int), quantile)
         assert {name: found.pop(name) for name in wanted} == pytest.approx(wanted)
     assert not found
-    copies = faces.groupby("sha1").filter(lambda some: len(some) > 1).groupby("sha1")
+    duplicates = faces.groupby("sha1").filter(lambda some: len(some) > 1).groupby("sha1")
     assert _with("duplicates/", page) == {
-        "copies": copies.size().sum(),
-        "groups": len(copies),
-        "disagreeing": sum(len(some[["gender", "race", "age"]].drop_duplicates()) > 1 for _, some in copies),
-        "crossing": sum(some["split"].nunique() > 1 for _, some in copies),
+        "duplicates": duplicates.size().sum(),
+        "groups": len(duplicates),
+        "disagreeing": sum(len(some[["gender", "race", "age"]].drop_duplicates()) > 1 for _, some in duplicates),
+        "crossing": sum(some["split"].nunique() > 1 for _, some in duplicates),
     }
     assert _with("rejects/", page) == {"truncated": 2, "not an image": 1}
     assert page.values["rejects"] == 3
     assert _with("faces/", page) == {"tested": len(table), **faces["split"].value_counts()}
-    cells = group_table(table, UTKFACE).query("gender != 'all' and race != 'all'")
+    cells = group_table(score_groups(table, UTKFACE)).query("gender != 'all' and race != 'all'")
     limits = _with("limits/", page)
     assert (limits["combinations"], limits["thin"]) == (60, (cells["faces"] < 20).sum())
     assert limits["thin_share"] == pytest.approx(cells.query("faces < 20")["faces"].sum() / len(table))
@@ -267,33 +267,33 @@ def test_a_curve_that_was_cut_and_one_that_was_resumed(run: Path, tmp_path: Path
 def test_suspects_come_in_three_lists(page: Page, run: Path) -> None:
     kept, faces = pd.read_csv(run / "suspects.csv"), pd.read_parquet(run / "faces.parquet")
     table = read_run(run).predictions
-    assert kept["kind"].drop_duplicates().tolist() == ["model", "copies_disagree"]  # the model's own first
+    assert kept["kind"].drop_duplicates().tolist() == ["model", "duplicates_disagree"]  # the model's own first
     found = _with("suspects/", page)
     for kind, some in kept.groupby("kind"):
         assert some["score"].is_monotonic_decreasing
         assert found.pop(kind) == len(some) == len(some[["path", "task"]].drop_duplicates())
         assert {name: found.pop(f"{kind}/{name}") for name in UTKFACE} == Counter(some["task"])
-    assert found == {"copy": 0}
+    assert found == {"duplicate": 0}
     alone = suspects(table, UTKFACE)
     assert {*alone.loc[alone["kind"] == "model", "path"]} == {*kept.loc[kept["kind"] == "model", "path"]}
-    # of copies all labels that a copy contradicts, of faces that were not tested too
-    copies = faces.groupby("sha1").filter(lambda some: len(some) > 1)
+    # of duplicates all labels that a duplicate contradicts, of faces that were not tested too
+    duplicates = faces.groupby("sha1").filter(lambda some: len(some) > 1)
     wanted = {
         (path, task)
-        for _, some in copies.groupby("sha1")
+        for _, some in duplicates.groupby("sha1")
         for task in UTKFACE
         if some[task].nunique() > 1
         for path in some["path"]
     }
-    listed = kept[kept["kind"] == "copies_disagree"]
+    listed = kept[kept["kind"] == "duplicates_disagree"]
     assert {*zip(listed["path"], listed["task"], strict=True)} == wanted
     assert listed["seen_in_training"].any()
 
 
-def test_copies_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) -> None:
+def test_duplicates_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 60)
 
-    def with_copies(table: pd.DataFrame) -> pd.DataFrame:
+    def with_duplicates(table: pd.DataFrame) -> pd.DataFrame:
         labels = ["race", "age"]
         table.loc[[1, 3], labels] = table.loc[[0, 2], labels].to_numpy()
         table.loc[[0, 1, 2, 3], "sha1"] = ["first", "first", "second", "second"]
@@ -301,15 +301,15 @@ def test_copies_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) -> N
         table.loc[0, ["gender_predicted", "p_male", "p_female"]] = [1, 0.01, 0.99]
         return table
 
-    change(folder, with_copies)
+    change(folder, with_duplicates)
     (folder / "faces.parquet").unlink()
     page, kept = Page(write_report(folder, None, None)), pd.read_csv(folder / "suspects.csv")
     paths = pd.read_parquet(folder / "predictions.parquet")["path"]
     values = _with("suspects/", page)
-    assert (values["copies_disagree"], values["copies_disagree/gender"], values["copy"]) == (2, 2, 1)
-    assert {*kept.loc[(kept["path"] == paths[0]) & (kept["task"] == "gender"), "kind"]} == {"model", "copies_disagree"}
-    assert kept[["path", "other", "kind"]].iloc[-1].tolist() == [paths[3], paths[2], "copy"]
-    titles = ("Labels that the model contradicts", "Copies with contradicting labels", "Other copies")
+    assert (values["duplicates_disagree"], values["duplicates_disagree/gender"], values["duplicate"]) == (2, 2, 1)
+    assert {*kept.loc[(kept["path"] == paths[0]) & (kept["task"] == "gender"), "kind"]} == {"model", "duplicates_disagree"}
+    assert kept[["path", "other", "kind"]].iloc[-1].tolist() == [paths[3], paths[2], "duplicate"]
+    titles = ("Labels that the model contradicts", "Duplicates with contradicting labels", "Other duplicates")
     places = [page.sections["suspects"].index(title) for title in titles]
     assert places == sorted(places)
 

@@ -201,8 +201,8 @@ def test_a_model_that_guesses_is_called_so_and_suspects_no_label(tmp_path: Path)
     assert "The model is no better than guessing, on" in verdict
     assert "better than guessing at" not in verdict
     assert verdict.count(": no better than guessing, ") == 3
-    assert {*kept["kind"]} == {"copies_disagree"}
-    assert page.values["suspects/model"] == 0 < page.values["suspects/copies_disagree"]
+    assert {*kept["kind"]} == {"duplicates_disagree"}
+    assert page.values["suspects/model"] == 0 < page.values["suspects/duplicates_disagree"]
     assert "no better than guessing at gender, race or age, so it cannot judge these" in page.sections["suspects"]
 
 

@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
     disagreements: pd.DataFrame
 
 
-def paired(tables: Mapping[str, pd.DataFrame], tasks: Tasks, seed: int = 0) -> Comparison:
+def compare_runs(tables: Mapping[str, pd.DataFrame], tasks: Tasks, seed: int = 0) -> Comparison:
     """Compares runs on the faces that they share.
 
     Bootstrap samples are shared by all runs (percentile bootstrap over pairs, Efron & Tibshirani 1993, chapters 8 and

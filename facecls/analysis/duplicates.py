@@ -1,4 +1,4 @@
-"""Near-identical pictures: compressed, recoloured, slightly cropped or mirrored copies."""
+"""Near-identical pictures: compressed, recoloured, slightly cropped or mirrored duplicates."""
 
 from collections.abc import Callable, Iterable
 
@@ -21,7 +21,7 @@ _SIDE = 32
 _BLUR = 3.0
 """Standard deviation, in pixels of a thumbnail, of the blur that is subtracted: what all aligned faces have in common.
 
-Without that step different faces correlate up to 0.96, more than many copies do.
+Without that step different faces correlate up to 0.96, more than many duplicates do.
 """
 _BLOCK = 512
 """Faces compared with all others at once: 40 MB for 20,000 faces."""
@@ -29,11 +29,11 @@ _Floats = npt.NDArray[np.float32]
 
 
 def near_identical(pixels: ImageLoader, rows: Iterable[int]) -> pd.DataFrame:
-    """Finds copies of pictures that were compressed, recoloured, slightly cropped or mirrored.
+    """Finds duplicates of pictures that were compressed, recoloured, slightly cropped or mirrored.
 
     High-pass filtered grey thumbnails are correlated, all with all. Hashes of 64 bits do not work here, since all
     aligned faces have their eyes and mouths at the same places: 45,000 pairs of UTKFace's difference hashes are within
-    5 bits of each other, a hundred times the number of copies.
+    5 bits of each other, a hundred times the number of duplicates.
 
     Args:
         pixels: The faces by row number.

@@ -61,13 +61,13 @@ def score(name: str, value: float, unit: Unit) -> Number:
 def score_interval(name: str, value: float, low: float, high: float, unit: Unit) -> Markup:
     """A score with its interval, if it has one."""
     if math.isnan(low):
-        return words("{}", score(name, value, unit))
+        return sentence("{}", score(name, value, unit))
     ends = [score(f"{name}/{end}", number, unit) for end, number in (("low", low), ("high", high))]
     short = [Number(end.name, end.value, end.text.removesuffix(" %")) for end in ends]  # the unit stands once
-    return words('{} <span class="range">({} to {})</span>', score(name, value, unit), *short)
+    return sentence('{} <span class="range">({} to {})</span>', score(name, value, unit), *short)
 
 
-def words(text: str, *values: Content) -> Markup:
+def sentence(text: str, *values: Content) -> Markup:
     """A sentence in which each ``{}`` is replaced by a number or an escaped text."""
     return Markup(text).format(*values)
 
@@ -79,8 +79,8 @@ def listed(items: Sequence[Content], conjunction: str = "and") -> Markup:
         >>> str(listed(["gender", "race", "age"])), str(listed(["gender"]))
         ('gender, race and age', 'gender')
     """
-    *first, last = [words("{}", item) for item in items]
-    return words("{} {} {}", Markup(", ").join(first), conjunction, last) if first else last
+    *first, last = [sentence("{}", item) for item in items]
+    return sentence("{} {} {}", Markup(", ").join(first), conjunction, last) if first else last
 
 
 def heading(name: str) -> str:
@@ -209,7 +209,7 @@ class Section:
 
 def subheading(text: str) -> Text:
     """A heading within a section."""
-    return Text(words("<strong>{}</strong>", text))
+    return Text(sentence("<strong>{}</strong>", text))
 
 
 def figure(drawing: MplFigure, name: str, title: str, caption: Content) -> Figure:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from facecls.analysis.compare import paired
+from facecls.analysis.compare import compare_runs
 from facecls.analysis.duplicates import ImageLoader
 from facecls.analysis.groups import gaps, group_table
 from facecls.analysis.scores import better_than_guessing, score, trivial
@@ -111,7 +111,7 @@ def write_comparison(run_dirs: Sequence[Path], image: ImageLoader | None, dest: 
     names = _short_names([run.folder.resolve() for run in runs])
     named = dict(zip(names, runs, strict=True))
     tasks = _common_tasks(runs)
-    found = paired({name: run.predictions for name, run in named.items()}, tasks, seed)
+    found = compare_runs({name: run.predictions for name, run in named.items()}, tasks, seed)
     sections = [
         comparison.summary(named, found),
         comparison.differences(found, tasks),

@@ -23,7 +23,7 @@ from facecls.report.blocks import (
     figure,
     heading,
     share,
-    words,
+    sentence,
     years,
 )
 
@@ -55,7 +55,7 @@ def age(table: pd.DataFrame, task: Age) -> Section:
 
 def _density(table: pd.DataFrame, task: Age) -> Figure:
     errors = tables.age_errors(table, task)
-    caption = words(
+    caption = sentence(
         "The dashed line marks perfect predictions. The mean signed error is {} years, the median absolute error {} "
         "years.",
         years(f"{task.name}/bias_years", float(errors["error"].mean()), sign=True),
@@ -63,7 +63,7 @@ def _density(table: pd.DataFrame, task: Age) -> Figure:
     )
     if errors["age"].nunique() > 1:
         correlation = float(errors["age"].corr(errors["predicted"]))
-        caption += words(
+        caption += sentence(
             " The correlation is {}.", Number(f"{task.name}/correlation", correlation, f"{correlation:.3f}")
         )
     drawing = figures.age_density(table, task)
@@ -81,7 +81,7 @@ def _extremes(table: pd.DataFrame, task: Age, column: str) -> list[tuple[str, fl
 def _error(table: pd.DataFrame, task: Age) -> Figure:
     (best, low), (worst, high) = _extremes(table, task, "mae_years")
     key = f"band/{task.name}"
-    caption = words(
+    caption = sentence(
         "The error is smallest at ages {} ({} years) and largest at {} ({} years). Larger points stand for more faces.",
         best, years(f"{key}/{best}/mae_years", low), worst, years(f"{key}/{worst}/mae_years", high),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def _error(table: pd.DataFrame, task: Age) -> Figure:
 def _bias(table: pd.DataFrame, task: Age) -> Figure:
     (young, low), (old, high) = _extremes(table, task, "bias_years")
     key = f"band/{task.name}"
-    caption = words(
+    caption = sentence(
         "Between {} years (at ages {}) and {} years (at {}). Above 0, the model overestimates the age.",
         years(f"{key}/{young}/bias_years", low, sign=True), young,
         years(f"{key}/{old}/bias_years", high, sign=True), old,
@@ -102,7 +102,7 @@ def _bias(table: pd.DataFrame, task: Age) -> Figure:
 def _cumulative(table: pd.DataFrame, task: Age) -> Figure:
     shares = tables.cumulative_score(table, task)
     at = [share(f"cumulative/{task.name}/{off}", float(shares[off])) for off in (1, 5, 10, 15)]
-    caption = words("{} of the predictions are within 1 year, {} within 5, {} within 10 and {} within 15.", *at)
+    caption = sentence("{} of the predictions are within 1 year, {} within 5, {} within 10 and {} within 15.", *at)
     return figure(figures.cumulative_score(table, task), f"{task.name}-cumulative", "Cumulative score", caption)
 
 
@@ -110,7 +110,7 @@ def _coverage(table: pd.DataFrame, task: Age) -> Figure:
     errors = tables.age_errors(table, task)
     (least, low), (most, high) = _extremes(table, task, "coverage")
     key = f"band/{task.name}"
-    caption = words(
+    caption = sentence(
         "{} of the true ages lie in their 90 % interval, between {} (at ages {}) and {} (at {}). The intervals are {} "
         "years wide on average.",
         share(f"{task.name}/coverage", float(errors["covered"].mean())),
@@ -152,7 +152,7 @@ def _by_range(table: pd.DataFrame, task: Age) -> pd.DataFrame:
 def _range_text(ranges: pd.DataFrame, task: Age) -> Text:
     faces, right = ranges.sum()
     return Text(
-        words(
+        sentence(
             "{} faces are labelled with a range of ages rather than an age. For {} of them the predicted age lies in "
             "the range (band accuracy). The errors in years leave these faces out.",
             count(f"score/{task.name}/band_accuracy/faces", int(faces)),

@@ -20,7 +20,7 @@ from facecls.report.blocks import (
     heading,
     listed,
     share,
-    words,
+    sentence,
 )
 
 
@@ -90,7 +90,7 @@ def _rows(found: pd.DataFrame, first: str, second: str) -> list[list[Content]]:
 def _reliability(table: pd.DataFrame, task: Classification, found: pd.DataFrame) -> Figure:
     errors = found[found["task"] == task.name].set_index("stage")["ece"].to_dict()
     before, after = (share(f"calibration/{task.name}/{stage}/ece", errors[stage], 2) for stage in ("before", "after"))
-    caption = words(
+    caption = sentence(
         "Confidence and accuracy differ by {} on average before scaling and by {} after. On the dotted line they are "
         "equal. The lower panel counts faces by confidence.",
         before, after,

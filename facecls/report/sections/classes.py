@@ -23,7 +23,7 @@ from facecls.report.blocks import (
     heading,
     listed,
     share,
-    words,
+    sentence,
 )
 
 
@@ -52,12 +52,12 @@ def _confusion(table: pd.DataFrame, task: Classification) -> Figure:
     cells = tables.confusion(table, task).to_numpy()
     key = f"confusion/{task.name}"
     right, total = int(np.diag(cells).sum()), int(cells.sum())
-    caption = words("{} of {} predictions are right.", count(f"{key}/right", right), count(f"{key}/faces", total))
+    caption = sentence("{} of {} predictions are right.", count(f"{key}/right", right), count(f"{key}/faces", total))
     wrong = cells - np.diag(np.diag(cells))
     if wrong.any():
         row, column = np.unravel_index(wrong.argmax(), wrong.shape)
         label, predicted = task.classes[row], task.classes[column]
-        caption += words(
+        caption += sentence(
             ' The most common mistake is "{}" predicted as "{}": {} of {} ({}).',
             label, predicted, count(f"{key}/{label}/{predicted}", int(cells[row, column])),
             count(f"class/{task.name}/{label}/faces", int(cells[row].sum())),
@@ -72,7 +72,7 @@ def _roc(table: pd.DataFrame, task: Classification) -> Figure:
     assert curve is not None
     negative, positive = task.classes
     recall = tables.class_scores(table, task)["recall"]
-    caption = words(
+    caption = sentence(
         'The area under the curve is {}. At a threshold of one half, {} of "{}" are found, and {} of "{}" are '
         "mistaken for it.",
         Number(f"roc/{task.name}/area", curve.area, f"{curve.area:.4f}"),

@@ -26,7 +26,7 @@ from facecls.report.blocks import (
     count,
     figure,
     score,
-    words,
+    sentence,
 )
 from facecls.report.sections.gallery import SHOWN, data_uri
 from facecls.run import Run
@@ -46,12 +46,12 @@ def summary(runs: Mapping[str, Run], found: Comparison) -> Section:
     differing = [option for option in names if len({flat.get(option) for flat in options.values()}) > 1]
     sentence = "The runs have {} tested faces in common; everything below is about these."
     blocks: list[Block] = [
-        Text(words(sentence, count("faces/shared", found.faces))),
-        Table("Runs", ["run", "faces tested", "data"], rows, words=True),
+        Text(sentence(sentence, count("faces/shared", found.faces))),
+        Table("Runs", ["run", "faces tested", "data"], rows, wraps=True),
     ]
     if differing:
         cells = [[option, *(flat.get(option, NONE) for flat in options.values())] for option in differing]
-        blocks.append(Table("Options that differ", ["option", *runs], cells, words=True))
+        blocks.append(Table("Options that differ", ["option", *runs], cells, wraps=True))
     return Section("summary", "Summary", blocks)
 
 
@@ -67,7 +67,7 @@ def differences(found: Comparison, tasks: Tasks) -> Section:
     """By how much the runs differ in each score.
 
     Args:
-        found: As ``analysis.compare.paired`` returns it.
+        found: As ``analysis.compare.compare_runs`` returns it.
         tasks: The tasks that all runs have.
     """
     if not len(found.scores):
@@ -90,7 +90,7 @@ def _difference_row(row: Mapping[Hashable, Any], of: Score) -> list[Content]:
     values = [score(f"{row[end]}/{row['score']}", row[f"value_{end}"], of.unit) for end in ("a", "b")]
     unit = "points" if of.unit == "share" else "years"
     ends = [_difference(row, of, column) for column in ("difference", "low", "high")]
-    change = words('{} {} <span class="range">({} to {})</span>', ends[0], unit, *ends[1:])
+    change = sentence('{} {} <span class="range">({} to {})</span>', ends[0], unit, *ends[1:])
     better = (row["difference"] > 0) == of.higher_is_better
     certain = row["low"] > 0 or row["high"] < 0
     verdict = f"{row['b'] if better else row['a']} is better" if certain else "may be due to chance"
@@ -112,8 +112,8 @@ def _figure(scores: pd.DataFrame, rows: Sequence[Mapping[Hashable, Any]], tasks:
     for row in rows:
         of = scores_of(tasks)[row["score"]]
         pair = f"from {row['a']} to {row['b']} " if many else ""
-        said.append(words("{} {}{}", of.title, pair, _difference(row, of, "difference")))
-    caption = words("Second run minus first: {}. Blue is better, orange worse.", words("; ").join(said))
+        said.append(sentence("{} {}{}", of.title, pair, _difference(row, of, "difference")))
+    caption = sentence("Second run minus first: {}. Blue is better, orange worse.", sentence("; ").join(said))
     title = "Differences in points" if unit == "share" else "Differences in years"
     return figure(run_figures.differences(scores, tasks, unit), f"differences-{unit}", title, caption)
 
@@ -125,7 +125,7 @@ def disagreements(
 
     Args:
         runs: Names of the runs.
-        found: As ``analysis.compare.paired`` returns it.
+        found: As ``analysis.compare.compare_runs`` returns it.
         tasks: The tasks that all runs have.
         table: Predictions of the first run.
         image: Row number of ``table`` -> the face; ``None`` without images.
@@ -145,7 +145,7 @@ def _disagreements_about(
 ) -> list[Block]:
     by = f" by more than {YEARS} years" if isinstance(task, Age) else ""
     sentence = "The runs disagree{} on the {} of {} faces, listed with the largest difference first."
-    blocks: list[Block] = [Text(words(sentence, by, task.name, count(f"disagreements/{task.name}", len(some))))]
+    blocks: list[Block] = [Text(sentence(sentence, by, task.name, count(f"disagreements/{task.name}", len(some))))]
     faces = some.to_dict("records")
     if image is not None:
         rows = {key: row for row, key in enumerate(zip(table["path"], table["sha1"], strict=True))}
@@ -156,7 +156,7 @@ def _disagreements_about(
     caption = f"All disagreements about {task.name}"
     if len(faces) > len(cells):
         caption = f"The first {len(cells)} of {len(faces):,} disagreements about {task.name}"
-    return [*blocks, Table(caption, ["face", "label", *runs], cells, fold=True, words=True)]
+    return [*blocks, Table(caption, ["face", "label", *runs], cells, fold=True, wraps=True)]
 
 
 def _tile(face: Mapping[Hashable, Any], task: Task, runs: Sequence[str], pixels: Any) -> Tile:
@@ -164,7 +164,7 @@ def _tile(face: Mapping[Hashable, Any], task: Task, runs: Sequence[str], pixels:
     for run in runs:
         predicted = face[f"predicted/{run}"]
         wrong = not pd.isna(face["label"]) and predicted != face["label"] and not isinstance(task, Age)
-        notes.append(words("{}: <b>✗ {}</b>" if wrong else "{}: {}", run, _text(predicted)))
+        notes.append(sentence("{}: <b>✗ {}</b>" if wrong else "{}: {}", run, _text(predicted)))
     return Tile([(data_uri(pixels), face["path"].rsplit("/", 1)[-1])], [f"label: {_text(face['label'])}"], notes)
 
 

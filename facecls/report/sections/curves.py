@@ -7,7 +7,7 @@ import pandas as pd
 from facecls.analysis.scores import scores_of
 from facecls.data.tasks import Task, Tasks
 from facecls.report import run_figures
-from facecls.report.blocks import Content, Figure, Figures, Missing, Number, Section, figure, heading, words
+from facecls.report.blocks import Content, Figure, Figures, Missing, Number, Section, figure, heading, sentence
 from facecls.run import Run
 
 _Series = Mapping[str, "pd.Series[float]"]
@@ -58,6 +58,6 @@ def _curve(series: _Series, across: str, name: str, panels: Mapping[str, Sequenc
             for end, at in (("first", values.iloc[0]), ("last", values.iloc[-1]))
         ]
         where = {"val": " in validation", "train": " in training"}.get(tag.split("/")[0], "")
-        said.append(words("{} goes from {} to {}{}.", title, *ends, where))
-    caption = words(" ".join(["{}"] * len(said)), *said)
+        said.append(sentence("{} goes from {} to {}{}.", title, *ends, where))
+    caption = sentence(" ".join(["{}"] * len(said)), *said)
     return figure(run_figures.curves(series, panels, across), f"curves-{name}", heading(name), caption)

@@ -16,7 +16,19 @@ from facecls.analysis.tables import tested_tasks
 from facecls.data.tasks import WRONG_YEARS, Classification, Task, ages
 from facecls.data.transforms import EvalTransform
 from facecls.model.network import FaceModel
-from facecls.report.blocks import NONE, Block, Content, Missing, Section, Text, Tile, Tiles, heading, subheading, words
+from facecls.report.blocks import (
+    NONE,
+    Block,
+    Content,
+    Missing,
+    Section,
+    Text,
+    Tile,
+    Tiles,
+    heading,
+    subheading,
+    sentence,
+)
 from facecls.run import Run
 
 SHOWN = 24
@@ -157,8 +169,8 @@ def _captions(run: Run, rows: Sequence[int]) -> list[tuple[Content, Content]]:
     captions: list[tuple[Content, Content]] = []
     for face in zip(*columns, strict=True):  # a label, a prediction and whether it is wrong, for each task
         labels = ", ".join(label or "no label" for label, _, _ in face)
-        marked = [words("<b>✗ {}</b>" if wrong else "{}", predicted or NONE) for _, predicted, wrong in face]
-        captions.append((labels, words(", ").join(marked)))
+        marked = [sentence("<b>✗ {}</b>" if wrong else "{}", predicted or NONE) for _, predicted, wrong in face]
+        captions.append((labels, sentence(", ").join(marked)))
     return captions
 
 

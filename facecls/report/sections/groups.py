@@ -24,7 +24,7 @@ from facecls.report.blocks import (
     figure,
     score_interval,
     subheading,
-    words,
+    sentence,
 )
 
 
@@ -117,13 +117,13 @@ def _score(row: Mapping[Hashable, Any], axes: Sequence[str], name: str, score: S
 
 def _figure(found: pd.DataFrame, tasks: Tasks, name: str) -> Figure:
     score, axes = scores_of(tasks)[name], axis_columns(found)
-    caption = words("All faces: {}.", _score(found.iloc[0].to_dict(), axes, name, score))
+    caption = sentence("All faces: {}.", _score(found.iloc[0].to_dict(), axes, name, score))
     single = found[_split_by(found) == 1].dropna(subset=name)
     if len(single):
         best_first = single.sort_values(name, ascending=not score.higher_is_better).to_dict("records")
         parts: list[Content] = []
         for row in (best_first[0], best_first[-1]):
             parts += [group_name({axis: row[axis] for axis in axes}), _score(row, axes, name, score)]
-        caption += words(" Best for {}: {}; worst for {}: {}.", *parts)
+        caption += sentence(" Best for {}: {}; worst for {}: {}.", *parts)
     drawing = figures.group_scores(found, tasks, name)
     return figure(drawing, f"groups-{name.replace('/', '-')}", score.heading, caption)

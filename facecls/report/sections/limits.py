@@ -8,7 +8,7 @@ import pandas as pd
 from facecls.analysis.groups import ANY_GROUP, COMBINATION, MIN_FACES, Gap, axes_of, axis_columns, describe
 from facecls.analysis.scores import main_scores
 from facecls.data.tasks import Tasks, ages, classifications
-from facecls.report.blocks import Bullets, Content, Section, count, listed, share, words
+from facecls.report.blocks import Bullets, Content, Section, count, listed, share, sentence
 from facecls.run import Run
 
 _EMPTY = 6
@@ -64,7 +64,7 @@ def _thin_groups(groups: pd.DataFrame) -> list[Content]:
     share_of_faces = thin["faces"].sum() / max(1, groups["faces"].iloc[0])
     named = [", ".join(name for name in row if name != ANY_GROUP) for row in empty[axes].to_numpy()]
     axes_combined = [axis.replace("_", " ") for axis in axes if combined[axis].ne(ANY_GROUP).any()]
-    text = words(
+    text = sentence(
         "{} of {} combinations of {} have fewer than {} tested faces (together {} of the faces): nothing is known "
         "about them.",
         count("limits/thin", len(thin)), count("limits/combinations", len(combined)), listed(axes_combined),
@@ -73,7 +73,7 @@ def _thin_groups(groups: pd.DataFrame) -> list[Content]:
     if named:
         more = f" and {len(named) - _EMPTY} others" if len(named) > _EMPTY else ""
         shown = "; ".join(named[:_EMPTY])
-        text = words("{} {} have none: {}{}.", text, count("limits/empty", len(named)), shown, more)
+        text = sentence("{} {} have none: {}{}.", text, count("limits/empty", len(named)), shown, more)
     return [text]
 
 
@@ -87,10 +87,10 @@ def _training_shares(run: Run) -> list[Content]:
         shares = [(float(number / len(train)), group) for number, group in zip(faces, axis.groups, strict=True)]
         most, least = max(shares), min(shares)
         numbers = [share(f"limits/train/{name}/{group}", value) for value, group in (most, least)]
-        said.append(words("{}: {} {} to {} {}", axis.title, most[1], numbers[0], least[1], numbers[1]))
+        said.append(sentence("{}: {} {} to {} {}", axis.title, most[1], numbers[0], least[1], numbers[1]))
     if not said:
         return []
     sentence = (
         "The largest and smallest groups among the {} training faces, by {}. What is rare there is learned less well."
     )
-    return [words(sentence, count("faces/train", len(train)), words("; by ").join(said))]
+    return [sentence(sentence, count("faces/train", len(train)), sentence("; by ").join(said))]

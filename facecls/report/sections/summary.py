@@ -17,7 +17,7 @@ from facecls.report.blocks import (
     count,
     score,
     score_interval,
-    words,
+    sentence,
 )
 from facecls.run import CONFIG, Run
 
@@ -46,7 +46,7 @@ def summary(
     blocks += [Missing(why_untested(run.predictions, task)) for task in run.tasks.values() if task not in tested]
     if learned := int((run.predictions["split"] == "train").sum()):
         sentence = "The model was trained on {} of the tested faces, so it may do worse on new ones."
-        blocks.append(Text(words(sentence, count("faces/tested_and_trained", learned))))
+        blocks.append(Text(sentence(sentence, count("faces/tested_and_trained", learned))))
     if scores:
         blocks += _scores(run, scores, guesses)
     blocks.append(_facts(run))
@@ -102,7 +102,10 @@ def _facts(run: Run) -> Table:
     add("Run", str(run.folder))
     add("Data", str(run.data.get("root", "")))
     sizes = parts(run.faces if run.faces is not None else run.predictions)
-    add("Faces", words(", ").join(words("{} {}", count(f"faces/{name}", size), name) for name, size in sizes.items()))
+    add(
+        "Faces",
+        sentence(", ").join(sentence("{} {}", count(f"faces/{name}", size), name) for name, size in sizes.items()),
+    )
     add("Rejected files", None if run.rejects is None else count("rejects", len(run.rejects)))
     add("Checkpoint", metrics.get("checkpoint"))
     add("Training", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None)
@@ -113,7 +116,7 @@ def _facts(run: Run) -> Table:
     versions = {"facecls": metrics.get("version"), **metrics.get("versions", {})}
     add("Versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version))
     add("Commit", metrics.get("git_commit"))
-    return Table("How it was made", [], rows, words=True)
+    return Table("How it was made", [], rows, wraps=True)
 
 
 def _duration(seconds: float) -> str:

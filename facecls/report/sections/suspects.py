@@ -1,4 +1,4 @@
-"""Section with labels worth checking, and copies."""
+"""Section with labels worth checking, and duplicates."""
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from facecls.analysis.duplicates import ImageLoader
-from facecls.analysis.suspects import COPIES_DISAGREE, COPY, KINDS, MODEL, suspects
+from facecls.analysis.suspects import DUPLICATES_DISAGREE, DUPLICATE, KINDS, MODEL, suspects
 from facecls.report.blocks import (
     NONE,
     Block,
@@ -20,7 +20,7 @@ from facecls.report.blocks import (
     Tiles,
     count,
     listed,
-    words,
+    sentence,
 )
 from facecls.report.sections.gallery import NO_PICTURES, data_uri
 from facecls.run import SUSPECTS, Run
@@ -31,13 +31,13 @@ _LISTED = 100
 """Suspects in the table of each list; the file has them all."""
 _TITLES = {
     MODEL: "Labels that the model contradicts",
-    COPIES_DISAGREE: "Copies with contradicting labels",
-    COPY: "Other copies",
+    DUPLICATES_DISAGREE: "Duplicates with contradicting labels",
+    DUPLICATE: "Other duplicates",
 }
 
 
 def find_suspects(run: Run, image: ImageLoader | None, trusted: Collection[str]) -> pd.DataFrame:
-    """Labels worth checking among the tested faces, and copies among all faces of the data.
+    """Labels worth checking among the tested faces, and duplicates among all faces of the data.
 
     Args:
         run: The run.
@@ -54,13 +54,13 @@ def find_suspects(run: Run, image: ImageLoader | None, trusted: Collection[str])
     everything = pd.concat([run.predictions, untested], ignore_index=True)
     both = pd.concat([found, suspects(everything, run.tasks, trusted=())], ignore_index=True)
     both = both.sort_values("score", ascending=False, kind="stable").drop_duplicates(["path", "task", "kind"])
-    disagreeing = both.loc[both["kind"] == COPIES_DISAGREE, "path"]
-    both = both[(both["kind"] != COPY) | ~both["path"].isin(disagreeing)]
+    disagreeing = both.loc[both["kind"] == DUPLICATES_DISAGREE, "path"]
+    both = both[(both["kind"] != DUPLICATE) | ~both["path"].isin(disagreeing)]
     return both.sort_values("kind", key=lambda kinds: kinds.map(KINDS.index), kind="stable", ignore_index=True)
 
 
 def suspects_section(run: Run, found: pd.DataFrame, image: ImageLoader | None, guessed: Sequence[str]) -> Section:
-    """Labels worth checking, and copies: three lists.
+    """Labels worth checking, and duplicates: three lists.
 
     Args:
         run: The run.
@@ -74,10 +74,22 @@ def suspects_section(run: Run, found: pd.DataFrame, image: ImageLoader | None, g
         blocks.append(Missing(NO_PICTURES.format(run.folder) + " Near-identical images were not searched for."))
     blocks += _list(MODEL, lists[MODEL], _about_model(run, lists[MODEL], guessed), run, image)
     blocks += _list(
-        COPIES_DISAGREE, lists[COPIES_DISAGREE], [Text(_about_disagreeing(run, lists[COPIES_DISAGREE]))], run, image
+        DUPLICATES_DISAGREE,
+        lists[DUPLICATES_DISAGREE],
+        [Text(_about_disagreeing(run, lists[DUPLICATES_DISAGREE]))],
+        run,
+        image,
     )
-    about_copies = "Images with the same bytes as an earlier one, or nearly the same content, without a contradiction."
-    blocks += _list(COPY, lists[COPY], [Text(about_copies if len(lists[COPY]) else "There are none.")], run, image)
+    about_duplicates = (
+        "Images with the same bytes as an earlier one, or nearly the same content, without a contradiction."
+    )
+    blocks += _list(
+        DUPLICATE,
+        lists[DUPLICATE],
+        [Text(about_duplicates if len(lists[DUPLICATE]) else "There are none.")],
+        run,
+        image,
+    )
     return Section("suspects", "Suspects", blocks)
 
 
@@ -88,7 +100,7 @@ def _about_model(run: Run, found: pd.DataFrame, guessed: Sequence[str]) -> list[
         blocks.append(Missing(f"The model is no better than guessing at {names}, so it cannot judge these labels."))
     if len(found):
         sentence = "{}. Either the label or the model may be wrong, so check each one before you correct it."
-        blocks.append(Text(words(sentence, _by_task(run, found))))
+        blocks.append(Text(sentence(sentence, _by_task(run, found))))
     elif len(guessed) < len(run.tasks):
         blocks.append(Text("There are none."))
     return blocks
@@ -98,18 +110,18 @@ def _about_disagreeing(run: Run, found: pd.DataFrame) -> Content:
     if not len(found):
         return "There are none."
     sentence = "{}. The same image has different labels, so at least one of each pair is wrong."
-    return words(sentence, _by_task(run, found))
+    return sentence(sentence, _by_task(run, found))
 
 
 def _by_task(run: Run, found: pd.DataFrame) -> Content:
     """Counts such as ``5 of gender and 7 of race``."""
     kind, counts = found["kind"].iloc[0], found["task"].value_counts()
     tasks = [name for name in run.tasks if name in counts]
-    return listed([words("{} of {}", count(f"suspects/{kind}/{name}", int(counts[name])), name) for name in tasks])
+    return listed([sentence("{} of {}", count(f"suspects/{kind}/{name}", int(counts[name])), name) for name in tasks])
 
 
 def _list(kind: str, found: pd.DataFrame, about: Sequence[Block], run: Run, image: ImageLoader | None) -> list[Block]:
-    title = words("<strong>{} ({})</strong>", _TITLES[kind], count(f"suspects/{kind}", len(found)))
+    title = sentence("<strong>{} ({})</strong>", _TITLES[kind], count(f"suspects/{kind}", len(found)))
     blocks: list[Block] = [Text(title), *about]
     if image is not None and (tiles := _tiles(run.predictions, _in_turn(found), image)):
         blocks.append(Tiles(_TITLES[kind], tiles))
@@ -143,16 +155,16 @@ def _tiles(table: pd.DataFrame, found: pd.DataFrame, image: ImageLoader) -> list
 
 def _tile(suspect: Mapping[Hashable, Any], images: Sequence[str]) -> Tile:
     if pd.isna(suspect["task"]):
-        return Tile([(uri, f"copy {suspect['path']}") for uri in images], ["copy"], [suspect["reason"]])
+        return Tile([(uri, f"duplicate {suspect['path']}") for uri in images], ["duplicate"], [suspect["reason"]])
     shows = f"{suspect['task']} labelled {suspect['label']}"
-    line = words("{}: <b>{}?</b>", suspect["task"], suspect["label"])
+    line = sentence("{}: <b>{}?</b>", suspect["task"], suspect["label"])
     return Tile([(uri, shows) for uri in images], [line], [suspect["reason"]])
 
 
 _COLUMNS = {
     MODEL: {"path": "face", "task": "task", "label": "label", "predicted": "predicted", "reason": "why"},
-    COPIES_DISAGREE: {"path": "face", "task": "task", "label": "label", "other": "copy", "reason": "why"},
-    COPY: {"path": "face", "other": "copy of", "reason": "why"},
+    DUPLICATES_DISAGREE: {"path": "face", "task": "task", "label": "label", "other": "duplicate", "reason": "why"},
+    DUPLICATE: {"path": "face", "other": "duplicate of", "reason": "why"},
 }
 
 
@@ -164,4 +176,4 @@ def _table(kind: str, found: pd.DataFrame) -> Table:
         rows.append([*cells, f"{suspect['score']:.3f}", "yes" if suspect["seen_in_training"] else "no"])
     which = f"The first {len(rows)} of {len(found):,}" if len(found) > len(rows) else f"All {len(found)}"
     head = [*columns.values(), "score", "seen in training"]
-    return Table(f"{which} in a table", head, rows, fold=True, words=True)
+    return Table(f"{which} in a table", head, rows, fold=True, wraps=True)

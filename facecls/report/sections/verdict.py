@@ -6,7 +6,7 @@ import pandas as pd
 
 from facecls.analysis.groups import ANY_GROUP, WorstGroup, axis_columns, worst_groups
 from facecls.analysis.scores import Interval, main_scores, scores_of
-from facecls.report.blocks import Block, Bullets, Content, Text, count, heading, listed, score, score_interval, words
+from facecls.report.blocks import Block, Bullets, Content, Text, count, heading, listed, score, score_interval, sentence
 from facecls.report.sections.groups import group_key, group_name
 from facecls.run import Run
 
@@ -46,9 +46,9 @@ def verdict(
     worst = worst_groups(groups, run.tasks)
     lines: list[Content] = []
     for task, name in main_scores(scores, run.tasks).items():
-        line = words("{}: ", heading(task))
+        line = sentence("{}: ", heading(task))
         if not better.get(task, True):
-            line += words("<strong>no better than guessing</strong>, ")
+            line += sentence("<strong>no better than guessing</strong>, ")
         line += _score(run, name, scores[name], guesses.get(name))
         if task in worst:
             line += _worst(run, worst[task], axis_columns(groups))
@@ -57,15 +57,15 @@ def verdict(
 
 
 def _first_sentence(run: Run, better: Mapping[str, bool]) -> Content:
-    tested = words("{} tested faces", count("faces/tested", len(run.predictions)))
+    tested = sentence("{} tested faces", count("faces/tested", len(run.predictions)))
     good, bad = ([heading(task).lower() for task in better if better[task] is which] for which in (True, False))
     if not better:
-        return words("No verdict: the {} have no labels to compare the predictions with.", tested)
+        return sentence("No verdict: the {} have no labels to compare the predictions with.", tested)
     if not bad:
-        return words("<strong>The model is better than guessing at {}</strong>, on {}.", listed(good), tested)
+        return sentence("<strong>The model is better than guessing at {}</strong>, on {}.", listed(good), tested)
     if not good:
-        return words("<strong>The model is no better than guessing</strong>, on {}.", tested)
-    return words(
+        return sentence("<strong>The model is no better than guessing</strong>, on {}.", tested)
+    return sentence(
         "<strong>The model is better than guessing at {}, but no better than guessing at {}</strong>, on {}.",
         listed(good), listed(bad, "or"), tested,
     )  # fmt: skip
@@ -75,14 +75,14 @@ def _score(run: Run, name: str, found: Interval, guess: float | None) -> Content
     unit = scores_of(run.tasks)[name].unit
     of_model, of_guess = _PHRASES[name.split("/")[1]]
     interval = score_interval(f"score/{name}", found.value, found.low, found.high, unit)
-    said = words(of_model, interval, count(f"score/{name}/faces", found.faces))
+    said = sentence(of_model, interval, count(f"score/{name}/faces", found.faces))
     if guess is not None:
-        said += words("; ") + words(of_guess, score(f"trivial/{name}", guess, unit))
-    return said + words(".")
+        said += sentence("; ") + sentence(of_guess, score(f"trivial/{name}", guess, unit))
+    return said + sentence(".")
 
 
 def _worst(run: Run, worst: WorstGroup, axes: list[str]) -> Content:
     unit = scores_of(run.tasks)[worst.score].unit
     group = {axis: worst.group if axis == worst.axis else ANY_GROUP for axis in axes}
     interval = score_interval(f"{group_key(group)}/{worst.score}", worst.value, worst.low, worst.high, unit)
-    return words(" Worst group: {}, {}{}.", group_name(group), interval, " years" if unit == "years" else "")
+    return sentence(" Worst group: {}, {}{}.", group_name(group), interval, " years" if unit == "years" else "")
