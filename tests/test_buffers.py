@@ -45,6 +45,22 @@ def test_a_buffer_is_free_again_when_nothing_refers_to_its_tensor() -> None:
     assert _in_a_fork(lambda: buffers.claim(1) == 4)
 
 
+def test_a_forked_process_that_drops_its_copy_frees_nothing() -> None:
+    buffers = SharedBuffers(1, 2, 4)
+    assert _in_a_fork(lambda: buffers.claim(0) == 0 and buffers.claim(1) is None)
+    kept = [buffers.tensor(0, (4,))]
+
+    def drop() -> bool:
+        kept.clear()
+        gc.collect()
+        return True
+
+    assert _in_a_fork(drop)
+    assert buffers.free() == 1
+    kept.clear()
+    assert buffers.free() == 2
+
+
 def test_batches_that_are_kept_stay_as_they_are_while_others_come(faces: Path) -> None:
     wanted = list(_module(faces, 0).train_dataloader())
     kept = [(number, batch) for number, batch in enumerate(_module(faces, 2).train_dataloader()) if number % 4 < 2]

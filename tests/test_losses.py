@@ -7,12 +7,13 @@ from scipy.special import expit, softmax
 from scipy.stats import entropy, norm
 from sklearn.metrics import log_loss, mean_squared_error
 
-from facecls.data.tasks import MISSING, UTKFACE, choose_tasks, create_tasks
+from facecls.data.tasks import MISSING, UTKFACE, Classification, choose_tasks, create_tasks
 from facecls.errors import UserError
 from facecls.model.heads import HeadOptions, create_head
 from facecls.model.losses import (
     age_distribution_loss,
     age_regression_loss,
+    check_weights,
     class_loss,
     expected_age,
     label_distribution,
@@ -194,3 +195,37 @@ def test_tasks_must_be_known_and_named_once() -> None:
         with pytest.raises(UserError, match=r"Expected model\.tasks with some of gender, race, age, each once"):
             choose_tasks(UTKFACE, names)
     assert [task.name for task in choose_tasks(UTKFACE, ["age", "gender"])] == ["gender", "age"]
+
+
+@pytest.mark.parametrize(
+    ("class_weights", "task_weights", "said"),
+    [
+        ({"age": [1.0]}, {}, "class_weights for gender, race, but got 'age'"),
+        ({"race": [1, 1]}, {}, r"class_weights\.race above 0 for each of white, black"),
+        ({"gender": [0, 1]}, {}, "above 0"),
+        ({"gender": [-1, 1]}, {}, "above 0"),
+        ({}, {"height": 1.0}, "task_weights of 0 or more for gender, race, age, but got height"),
+        ({}, {"age": -0.1}, "but got age: -0.1"),
+    ],
+)
+def test_weights_that_would_not_do_are_refused(
+    class_weights: dict[str, list[float]], task_weights: dict[str, float], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        check_weights(UTKFACE, class_weights, task_weights)
+    check_weights(UTKFACE, {"gender": [1, 2.5]}, {"age": 0, "race": 1})
+
+
+def test_class_weights_may_be_whole_numbers() -> None:
+    head = create_head(UTKFACE["gender"], 3, HeadOptions(class_weights={"gender": [1, 3]}))
+    labels = {"gender": torch.tensor([0, 1, 1])}
+    found = head.loss(torch.zeros(3, 2), labels)
+    assert found.item() == pytest.approx(np.log(2))
+    assert head.label_weight(labels).item() == 7
+
+
+@pytest.mark.parametrize("name", ["type", "training", "keys", "half"])
+def test_names_that_torch_uses_itself_are_refused(name: str) -> None:
+    task = Classification(name, ("a", "b"))
+    with pytest.raises(UserError, match=f"another name for the task {name}"):
+        FaceModel(create_trunk("resnet10t"), [task], HeadOptions())

@@ -151,7 +151,7 @@ def test_an_age_is_years_or_a_range_of_them(texts: list[str], label: tuple[int, 
         "20-29-39",
     ],
 )
-def test_what_is_no_age_is_told(text: str) -> None:
+def test_invalid_ages_are_rejected(text: str) -> None:
     with pytest.raises(LabelError, match=r"^age is not a whole number of years from 0 to 116 or a range of them$"):
         AGE.parse(text)
 
@@ -184,7 +184,7 @@ def test_whatever_stands_there_is_a_label_none_or_told() -> None:
         assert code == MISSING or FAIRFACE.parse(FAIRFACE.text(code)) == (code,)
 
 
-def test_every_range_and_every_class_is_understood_in_any_dress() -> None:
+def test_every_range_and_every_class_is_understood_in_any_format() -> None:
     rng = random.Random(1)
     for _ in range(2_000):
         low, high = sorted(rng.sample(range(117), 2))
@@ -256,8 +256,58 @@ def test_a_configuration_adds_and_replaces() -> None:
         ({"age": {"highest": 90.5}}, "but got 90.5"),
         ({"age_low": {"classes": ["a", "b"]}}, "age and age_low would both have age_low"),
         ({"race": {"classes": ["Male", "x"]}}, "gender and race would both have p_male"),
+        ({"age_distribution": {"classes": ["a", "b"]}}, "would both have age_distribution"),
+        ({"gender_predicted": {"classes": ["a", "b"]}}, "would both have gender_predicted"),
+        ({"temperature_race": {"classes": ["a", "b"]}}, "would both have temperature_race"),
+        ({"age_band": {"classes": ["a", "b"]}}, "would both have age_band"),
+        ({"age_low_raw": {"classes": ["a", "b"]}}, "would both have age_low_raw"),
+        ({"faces": {"classes": ["a", "b"]}}, "not one of"),
+        ({"summary": {"highest": 5}}, "not one of"),
+        ({False: {"classes": ["a", "b"]}}, "but got False"),
+        ({"mask": {"classes": ["none", "all"]}}, "no class called 'all'"),
+        ({"size": {"classes": ["1", "01"]}}, "different classes"),
     ],
 )
-def test_options_that_make_no_task_are_told(options: dict[str, Any], said: str) -> None:
+def test_invalid_task_options_are_rejected(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         create_tasks(options)
+
+
+@pytest.mark.parametrize(
+    ("classes", "texts"),
+    [
+        (("1", "2", "3"), {"1": 0, "1.0": 0, "3": 2, "0": None, "-1": None, "4": None}),
+        (("0-2", "3-9", "10-19"), {"3-9": 1, " 10 - 19 ": 2, "3": None, "0": None, "2": None}),
+        (("no", "yes"), {"no": 0, "YES": 1, "0": 0, "1.0": 1, "-1": None, "": MISSING}),
+        (("none", "some"), {"none": 0, "nan": MISSING, "1": 1}),
+    ],
+)
+def test_a_number_is_a_code_only_where_no_class_is_called_by_one(
+    classes: tuple[str, ...], texts: dict[str, int | None]
+) -> None:
+    task = Classification("kind", classes)
+    for text, code in texts.items():
+        if code is None:
+            with pytest.raises(LabelError):
+                task.parse(text)
+        else:
+            assert task.parse(text) == (code,), text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("26 years", (26, MISSING, MISSING)),
+        ("20-29 years old", (MISSING, 20, 29)),
+        ("70 or more", (MISSING, 70, 116)),
+        ("(25, 32)", (MISSING, 25, 32)),
+    ],
+)
+def test_more_ways_to_write_ages(text: str, wanted: tuple[int, ...]) -> None:
+    assert AGE.parse(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["1,5", "9" * 5000 + "+", "-3", "29-20", "(25"])
+def test_what_looks_like_an_age_but_is_none(text: str) -> None:
+    with pytest.raises(LabelError):
+        AGE.parse(text)

@@ -23,8 +23,9 @@ class SharedBuffers:
 
     A worker forked from the process that made the buffers claims one of its own and fills it; the parent wraps it in a
     tensor without a copy, and releases it once nothing refers to the tensor. Only its worker sets a buffer's flag and
-    only the parent clears it, so no lock is needed. While all of a worker's buffers are in use, its batches go torch's
-    way. A buffer whose batch never arrives, as after an error, stays claimed.
+    only the parent clears it, so no lock is needed. When all of a worker's buffers are in use, its batches fall back to
+    torch's own transfer. A buffer whose batch never arrives, as after an error, stays claimed. At most one
+    loader may use them.
 
     Args:
         workers: How many processes fill them.
@@ -55,7 +56,7 @@ class SharedBuffers:
         Returns:
             The buffer's number; ``None`` if all are in use, or this process is no worker of the one that made them.
         """
-        if os.getppid() != self._owner:
+        if os.getppid() != self._owner or worker >= len(self._in_use):
             return None
         free = np.flatnonzero(self._in_use[worker] == 0)
         if not len(free):
@@ -87,8 +88,12 @@ class SharedBuffers:
             A view, uint8, of that shape.
         """
         array = self.array(buffer, shape)
-        weakref.finalize(array, self._in_use.reshape(-1).__setitem__, buffer, 0).atexit = False
+        weakref.finalize(array, self._release, buffer).atexit = False
         return torch.from_numpy(array)
+
+    def _release(self, buffer: int) -> None:
+        if os.getpid() == self._owner:  # a forked process drops its copy of a tensor that the parent still uses
+            self._in_use.reshape(-1)[buffer] = 0
 
     def free(self) -> int:
         """How many buffers are not in use."""

@@ -19,7 +19,7 @@ from facecls.data.sampler import FaceBatchSampler
 from facecls.data.split import assign_split, leaks, read_split_file
 from facecls.data.store import ImageStore, decode
 from facecls.data.table import read_table
-from facecls.data.tasks import MISSING, create_tasks
+from facecls.data.tasks import MISSING, TaskOptions, create_tasks
 from facecls.data.transforms import EvalTransform, TrainTransform, Transform
 from facecls.errors import UserError
 
@@ -49,7 +49,7 @@ class ResumableLoader(DataLoader[dict[str, Tensor]]):
 
 def _start_worker(worker: int) -> None:
     pl_worker_init_function(worker)
-    cv2.setNumThreads(0)  # there is one worker a core already
+    cv2.setNumThreads(0)  # there is one worker per core already
 
 
 def _check_size(name: str, transform: Transform, size: int) -> None:
@@ -69,7 +69,7 @@ class FacesDataModule(pl.LightningDataModule):
             for N drawn faces.
         image_size: Side of the images in pixels, 64 or more.
         batch_size: Faces in a batch, on each device.
-        num_workers: Processes that prepare batches for a device; null for one a core, at most 16.
+        num_workers: Processes that prepare batches for a device; null for one per core, at most 16.
         val_fraction: Share of the faces kept for validation, which chooses the best epoch.
         test_fraction: Share of the faces kept for the test.
         split_file: The original notebook's split (CSV with ``img_name`` and ``is_train``) in place of the fractions: 1
@@ -103,7 +103,7 @@ class FacesDataModule(pl.LightningDataModule):
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
         seed: int = 0,
-        tasks: dict[str, dict[str, Any] | None] = {},  # noqa: B006 - jsonargparse shows it; it is never changed
+        tasks: dict[str, TaskOptions | None] = {},  # noqa: B006 - jsonargparse shows it; it is never changed
     ) -> None:
         super().__init__()
         if image_size < 64 or batch_size < 1 or (num_workers is not None and num_workers < 0):
@@ -158,7 +158,7 @@ class FacesDataModule(pl.LightningDataModule):
         }
 
     def treat_as_test_only(self) -> None:
-        """Calls the tested part ``test`` and takes all else out of the split; for faces that no model was trained on.
+        """Labels the tested part ``test`` and removes all other faces from the split; for faces not trained on.
 
         Raises:
             UserError: If there is nothing to test.

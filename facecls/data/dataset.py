@@ -44,7 +44,7 @@ class FaceDataset(Dataset[dict[str, Tensor] | SharedBatch]):
 
         Returns:
             ``image`` (N, 3, H, W) uint8 RGB, laid out channels last; ``index`` and each label column (N,) int64. In a
-            worker a ``SharedBatch``, which its parent receives as that.
+            worker, a ``SharedBatch``, which unpickles in the parent as such a dictionary.
         """
         rest = _with_index(batch.faces, self.labels)
         worker = get_worker_info()

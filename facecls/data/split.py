@@ -176,11 +176,11 @@ def _deal(
 def _leave_none_empty(
     parts: npt.NDArray[np.int8], wanted: list[int], sizes: _Ints, draws: npt.NDArray[np.uint64]
 ) -> None:
-    """Gives every empty part a group, the smallest of the largest part; all groups to train if there are too few."""
+    """Moves the smallest group of the largest part into each empty part; with too few groups, all go to train."""
     if len(parts) < len(wanted):
         parts[:] = _TRAIN
         return
     for part in wanted:
         if not (parts == part).any():
-            giver = np.flatnonzero(parts == np.argmax(np.bincount(parts)))
-            parts[giver[np.lexsort((draws[giver], sizes[giver]))[0]]] = part
+            largest = np.flatnonzero(parts == np.argmax(np.bincount(parts)))
+            parts[largest[np.lexsort((draws[largest], sizes[largest]))[0]]] = part

@@ -1,44 +1,62 @@
-"""What faces are labelled with: tasks, the labels each one has, and how people write them.
+"""What faces are labelled with: tasks, their labels, and how people write them.
 
-A task is an object that everything else asks: which columns its labels take, which texts are labels, what a value is
-called in messages and reports. ``UTKFACE`` has the three tasks of the UTKFace dataset; a configuration adds others or
-gives these other classes (``data.tasks``).
+A task knows the columns of its labels, how to parse labels as people write them, and how to name a value in messages
+and reports. ``UTKFACE`` has the three tasks of the UTKFace dataset; a configuration adds others or gives these other
+classes (``data.tasks``).
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, TypedDict
 
 from facecls.errors import UserError
 
 MISSING = -1
 """Stands in a batch for a label that a face does not have."""
 UNKNOWN = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
-"""Texts, in lower case, that stand for no label."""
+"""Lower-case texts that mean a missing label."""
 WRONG_YEARS = 6
 """An age further off counts as a mistake in pictures, as in the original notebook's grid."""
 
 _ALIASES = {"male": ("m", "man", "boy"), "female": ("f", "woman", "girl"), "others": ("other",)}
 """Further words for a class of that name."""
-_RESERVED = frozenset({"path", "file", "sha1", "split", "image", "index", "features", "error", "face", "reason"})
-"""Names of other columns and of what else a batch carries."""
+_COLUMNS = {"path", "file", "sha1", "split", "image", "index", "features", "error", "face", "faces", "reason"}
+_SECTIONS = {
+    "verdict",
+    "summary",
+    "data",
+    "curves",
+    "classes",
+    "groups",
+    "calibration",
+    "gallery",
+    "suspects",
+    "limits",
+}
+_RESERVED = frozenset({*_COLUMNS, *_SECTIONS, "training", "combination"})
+"""Names that mean something else in a table, a batch or a report."""
+_ANY_CLASS = "all"
+"""Stands in a table of groups for those that are not split by an attribute, so no class may be called so."""
 _SHORT_PROBABILITIES = frozenset({"gender", "race"})
 """Tasks whose probabilities are called ``p_<class>``, as in version 0.1; those of others are ``p_<task>_<class>``."""
+_YEARS = re.compile(r"\s*(?:years?|yrs?)(?:\s+old)?$")
+_AGE = r"(\d{1,3})"
 _RANGES = (
-    (re.compile(r"\(?\s*(\d+)\s*(?:-|\N{EN DASH}|to|,)\s*(\d+)\s*\)?"), lambda low, high, top: (low, min(high, top))),
-    (re.compile(r"(\d+)s"), lambda low, _, top: (low, min(low + 9, top))),
-    (re.compile(r"(?:>=?|more than|over|older than|at least)\s*(\d+)"), lambda low, _, top: (low, top)),
-    (re.compile(r"(\d+)\s*(?:\+|and over|and above|and older|or over|or older|plus)"), lambda low, _, top: (low, top)),
-    (re.compile(r"(?:<|less than|under|younger than|below)\s*(\d+)"), lambda high, _, top: (0, min(high - 1, top))),
+    (re.compile(rf"{_AGE}\s*(?:-|\N{{EN DASH}}|to)\s*{_AGE}"), lambda low, high, top: (low, min(high, top))),
+    (re.compile(rf"\(\s*{_AGE}\s*,\s*{_AGE}\s*\)"), lambda low, high, top: (low, min(high, top))),
+    (re.compile(rf"{_AGE}s"), lambda low, _, top: (low, min(low + 9, top))),
+    (re.compile(rf"(?:>=?|more than|over|older than|at least)\s*{_AGE}"), lambda low, _, top: (low, top)),
+    (re.compile(rf"{_AGE}\s*(?:\+|plus|(?:and|or) (?:over|above|older|more))"), lambda low, _, top: (low, top)),
+    (re.compile(rf"(?:<|less than|under|younger than|below)\s*{_AGE}"), lambda high, _, top: (0, min(high - 1, top))),
 )
 """How ranges of ages are written, and what they mean given the highest age. ``20-29`` and ``more than 70`` are
 FairFace's (its oldest group follows ``60-69``, so 70 belongs to it), ``(25, 32)`` is Adience's."""
 
 
 class LabelError(ValueError):
-    """Why a text is no label; the message is the reason of a reject."""
+    """A text that can't be parsed as a label; its message becomes the reason for the reject."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class Classification:
     """A task whose labels are classes.
 
     Attributes:
-        name: Of its column, batch key, head and log keys.
+        name: Names the column, batch key, head and log keys.
         classes: Names by code, two or more.
     """
 
@@ -64,17 +82,34 @@ class Classification:
         prefix = "p" if self.name in _SHORT_PROBABILITIES else f"p_{self.name}"
         return tuple(f"{prefix}_{'_'.join(_words(name))}" for name in self.classes)
 
+    @property
+    def reserved(self) -> frozenset[str]:
+        """Names of all its columns and outputs, which no other task may have."""
+        return _reserved_names(self)
+
+    @property
+    def title(self) -> str:
+        """Its name in headings, such as ``Skin tone``."""
+        return _title(self.name)
+
     @cached_property
     def _codes(self) -> dict[str, int]:
-        codes = {" ".join(_words(name)): code for code, name in enumerate(self.classes)}
+        codes = {_key(name): code for code, name in enumerate(self.classes)}
         for name, others in _ALIASES.items():
             if name in codes:
                 codes = dict.fromkeys(others, codes[name]) | codes
         return codes
 
+    @cached_property
+    def _takes_codes(self) -> bool:
+        """Whether numbers are codes; not where names have digits, since ``3`` may then mean the class ``3-9``."""
+        return not any(character.isdigit() for name in self.classes for character in name)
+
     @property
     def expected(self) -> str:
-        """What a label must be, in words, after "is not" or "expected"."""
+        """The valid labels in words, for messages."""
+        if not self._takes_codes:
+            return ", ".join(self.classes)
         return ", ".join(f"{code} ({name})" for code, name in enumerate(self.classes))
 
     def parse(self, text: str) -> tuple[int, ...]:
@@ -93,12 +128,11 @@ class Classification:
             >>> UTKFACE["gender"].parse("F"), UTKFACE["gender"].parse("0.0"), UTKFACE["race"].parse("")
             ((1,), (0,), (-1,))
         """
-        code = self._codes.get(" ".join(_words(text)))
+        code = self._codes.get(_key(text))
         if code is None and text.strip().lower() in UNKNOWN:  # a class may be called none
             return (MISSING,)
-        if code is None:
-            number = _whole_number(text)
-            code = number if number is not None and number < len(self.classes) else None
+        if code is None and self._takes_codes and (number := _whole_number(text)) in range(len(self.classes)):
+            code = number
         if code is None:
             raise LabelError(f"{self.name} is not {self.expected}")
         return (code,)
@@ -117,7 +151,7 @@ class Age:
     """A task whose labels are years, or ranges of years.
 
     Attributes:
-        name: Of its column, batch key, head and log keys.
+        name: Names the column, batch key, head and log keys.
         highest: The highest age in years; ages run from 0 to this, both included.
     """
 
@@ -130,13 +164,23 @@ class Age:
         return (self.name, *self.range)
 
     @property
+    def reserved(self) -> frozenset[str]:
+        """Names of all its columns and outputs, which no other task may have."""
+        return _reserved_names(self)
+
+    @property
+    def title(self) -> str:
+        """Its name in headings, such as ``Age``."""
+        return _title(self.name)
+
+    @property
     def range(self) -> tuple[str, str]:
         """Columns of the first and the last year of a range."""
         return f"{self.name}_from", f"{self.name}_to"
 
     @property
     def expected(self) -> str:
-        """What a label must be, in words, after "is not" or "expected"."""
+        """The valid labels in words, for messages."""
         return f"a whole number of years from 0 to {self.highest} or a range of them"
 
     def parse(self, text: str) -> tuple[int, ...]:
@@ -157,11 +201,11 @@ class Age:
             >>> age.parse("26.0"), age.parse("20-29"), age.parse("more than 70")
             ((26, -1, -1), (-1, 20, 29), (-1, 70, 116))
         """
-        text = text.strip().lower()
+        text = _YEARS.sub("", text.strip().lower())
         if text in UNKNOWN:
             return (MISSING, MISSING, MISSING)
         number = _whole_number(text)
-        if number is not None and number <= self.highest:
+        if number is not None and 0 <= number <= self.highest:
             return (number, MISSING, MISSING)
         for pattern, ends in _RANGES:
             if match := pattern.fullmatch(text):
@@ -193,12 +237,24 @@ UTKFACE: Tasks = {
 """The tasks of UTKFace; names and codes are its own (https://susanqq.github.io/UTKFace)."""
 
 
-def create_tasks(options: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Task]:
+class TaskOptions(TypedDict, total=False):
+    """What a configuration says of a task: either its classes or its highest age in years.
+
+    Attributes:
+        classes: Names by code, two or more.
+        highest: The highest age in years.
+    """
+
+    classes: list[str]  # a type that says so, or jsonargparse would turn a quoted "no" into false
+    highest: int
+
+
+def create_tasks(options: Mapping[str, TaskOptions | None]) -> dict[str, Task]:
     """The tasks of UTKFace with those of a configuration.
 
     Args:
-        options: By name, ``{"classes": [...]}`` or ``{"highest": years}``, or ``None`` for a task of UTKFace as it is.
-            A task of UTKFace is replaced in its place; others follow.
+        options: By name; ``None`` for a task of UTKFace as it is. A task of UTKFace is replaced in its place; others
+            follow.
 
     Returns:
         The tasks by name.
@@ -216,15 +272,15 @@ def create_tasks(options: Mapping[str, Mapping[str, Any] | None]) -> dict[str, T
             tasks[name] = _create_task(name, about)
         elif name not in tasks:
             raise UserError(f"Expected classes or a highest age for data.tasks.{name}, but got nothing; add classes.")
-    seen: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for task in tasks.values():
-        for column in dict.fromkeys((*task.columns, *prediction_columns(task))):
-            if column in seen:
+        for column in sorted(task.reserved):
+            if column in owners:
                 raise UserError(
-                    f"Expected data.tasks whose columns differ, but {seen[column]} and {task.name} would both have "
+                    f"Expected data.tasks whose columns differ, but {owners[column]} and {task.name} would both have "
                     f"{column}; name one differently."
                 )
-            seen[column] = task.name
+            owners[column] = task.name
     return tasks
 
 
@@ -251,7 +307,7 @@ def choose_tasks(known: Tasks, names: Sequence[str] | None) -> list[Task]:
     return [task for task in known.values() if task.name in names]
 
 
-def to_options(tasks: Iterable[Task]) -> dict[str, dict[str, Any]]:
+def to_options(tasks: Iterable[Task]) -> dict[str, TaskOptions]:
     """What ``create_tasks`` makes the tasks from: plain values, which files can keep."""
     return {
         task.name: {"classes": list(task.classes)} if isinstance(task, Classification) else {"highest": task.highest}
@@ -284,13 +340,18 @@ def ages(tasks: Iterable[Task]) -> list[Age]:
     return [task for task in tasks if isinstance(task, Age)]
 
 
+def _reserved_names(task: Task) -> frozenset[str]:
+    names = {f"{task.name}{ending}" for ending in ("_predicted", "_distribution", "_band", "_low_raw", "_high_raw")}
+    return frozenset({*task.columns, *prediction_columns(task), *names, f"temperature_{task.name}"})
+
+
 def _create_task(name: str, about: Mapping[str, Any]) -> Task:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
         raise UserError(
             f"Expected a task's name in lower case, such as glasses, and not one of {', '.join(sorted(_RESERVED))}, "
             f"but got {name!r} in data.tasks; rename it."
         )
-    if len(about) == 1 and "highest" in about:
+    if set(about) == {"highest"}:
         highest = about["highest"]
         if isinstance(highest, bool) or not isinstance(highest, int) or not 1 <= highest <= 999:
             raise UserError(f"Expected data.tasks.{name}.highest from 1 to 999 years, but got {highest!r}.")
@@ -312,18 +373,33 @@ def _checked_classes(name: str, classes: Any) -> tuple[str, ...]:
                 f"Expected words as classes of data.tasks.{name}, but got {each!r}; YAML takes some words for other "
                 'things, so put it in quotes, such as "no".'
             )
-    if len({" ".join(_words(each)) for each in classes}) < len(classes):
+    keys = [_key(each) for each in classes]
+    if len(set(keys)) < len(keys):
         raise UserError(f"Expected different classes for data.tasks.{name}, but got {', '.join(classes)}.")
+    if _ANY_CLASS in keys:
+        raise UserError(
+            f"Expected no class called {_ANY_CLASS!r} in data.tasks.{name}, which stands for all groups; rename it."
+        )
     return tuple(classes)
 
 
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
 def _words(text: str) -> list[str]:
-    """The words of a text in lower case, whatever stands between them."""
+    """The words of a text in lower case, whatever separates them."""
     return re.findall(r"\w+", text.lower().replace("_", " "))
 
 
+def _key(text: str) -> str:
+    """What texts of the same meaning share: the value of a whole number, or else the words."""
+    number = _whole_number(text)
+    return " ".join(_words(text)) if number is None else str(number)
+
+
 def _whole_number(text: str) -> int | None:
-    match = re.fullmatch(r"\s*\+?(\d{1,9})(?:\.0*)?\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*([+-]?\d{1,9})(?:\.0*)?\s*", text, re.ASCII)
     return int(match[1]) if match else None
 
 

@@ -1,7 +1,7 @@
 """Heads: one per task, on the trunk's features; a class per kind of task.
 
-A head knows all that follows from its kind: its logits, its loss, what the logits say under a temperature, and which
-metrics judge it. Whoever works with a model goes over its heads and does not ask what they are.
+A head defines everything that depends on the kind of its task: logits, loss, estimates and metrics. Other code loops
+over a model's heads without checking their type.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +26,7 @@ from facecls.model.losses import (
 )
 from facecls.model.metrics import CumulativeScore, RangeAccuracy
 
-AgeHead = Literal["distribution", "regression"]
+AgeHeadKind = Literal["distribution", "regression"]
 """How an age is learned: a probability for each year, or one number by a sigmoid."""
 Labels = Mapping[str, Tensor]
 """(N,) int64 by column of a task (``Task.columns``), ``MISSING`` where a face has none; a column that no face of the
@@ -35,7 +35,7 @@ data needs, such as the ranges of an age, may be absent."""
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """How heads are built and what they learn by.
+    """How heads are built and trained.
 
     Attributes:
         hidden: Sizes of the hidden layers; none for a linear head.
@@ -51,7 +51,7 @@ class HeadOptions:
 
     hidden: Sequence[int] = ()
     dropout: float = 0.0
-    age_head: AgeHead = "distribution"
+    age_head: AgeHeadKind = "distribution"
     age_sigma: float = 2.0
     label_smoothing: float = 0.0
     class_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Head(nn.Module, ABC):
         name: The task's.
         features: Length D of the trunk's feature vectors.
         logits: Length L of the output.
-        options: Sizes and dropout are taken from them.
+        options: Supplies hidden sizes and dropout.
 
     Attributes:
         name: The task's.
@@ -119,7 +119,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def estimate(self, logits: Tensor) -> dict[str, Tensor]:
-        """What the logits say under the temperature, by ``outputs``.
+        """Estimates from the logits and the head's temperature, keyed by ``outputs``.
 
         Args:
             logits: (N, L) float.
@@ -127,7 +127,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def score(self, logits: Tensor, target: int | None = None) -> Tensor:
-        """The one number that explanations explain: (N,) float.
+        """The scalar that Grad-CAM explains: (N,) float.
 
         Args:
             logits: (N, L) float.
@@ -136,7 +136,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def create_metrics(self) -> dict[str, MetricCollection]:
-        """New metrics that judge this head, by the kind of label that they take (see ``targets``)."""
+        """Creates this head's metrics, keyed by the kind of label they compare with (see ``targets``)."""
 
     @abstractmethod
     def targets(self, labels: Labels) -> dict[str, Tensor]:
@@ -161,12 +161,8 @@ class ClassificationHead(Head):
         self.outputs = (task.name,)
         self.smoothing = options.label_smoothing
         weights = options.class_weights.get(task.name)
-        if weights is not None and len(weights) != self.classes:
-            raise UserError(
-                f"Expected model.class_weights.{task.name} for {', '.join(task.classes)}, but got "
-                f"{len(weights)} numbers."
-            )
-        self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
+        values = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self.register_buffer("weights", values, persistent=False)
 
     def loss(self, logits: Tensor, labels: Labels) -> Tensor:  # noqa: D102 - as in Head
         return class_loss(logits, labels[self.name], self.smoothing, self.weights)
@@ -247,7 +243,7 @@ class AgeDistributionHead(_AgeHead):
     """A probability for each year from 0 to the highest, by DLDL-v2; ranges by their probability.
 
     ``estimate``: ``<task>`` (N,) years, the mean of the distribution, and ``<task>_distribution`` (N, A). The
-    temperature spreads the distribution alone: the mean is what the head was trained to put right.
+    temperature scales only the distribution, not the mean, which is trained directly.
     """
 
     def __init__(self, task: Age, features: int, options: HeadOptions) -> None:
@@ -285,7 +281,7 @@ class AgeRegressionHead(_AgeHead):
         return {self.name: self.highest * logits.squeeze(1).sigmoid()}  # (N,)
 
 
-_AGE_HEADS: dict[AgeHead, type[AgeDistributionHead] | type[AgeRegressionHead]] = {
+_AGE_HEADS: dict[AgeHeadKind, type[AgeDistributionHead] | type[AgeRegressionHead]] = {
     "distribution": AgeDistributionHead,
     "regression": AgeRegressionHead,
 }
@@ -297,13 +293,10 @@ def create_head(task: Task, features: int, options: HeadOptions) -> Head:
     Args:
         task: The task.
         features: Length D of the trunk's feature vectors.
-        options: How it is built and what it learns by.
+        options: How it is built and trained.
 
     Returns:
         The head, with random weights.
-
-    Raises:
-        UserError: If there are not as many class weights as classes.
     """
     if isinstance(task, Classification):
         return ClassificationHead(task, features, options)

@@ -1,6 +1,6 @@
-"""Losses as pure functions; faces without the label (``MISSING``) count in none."""
+"""Losses as pure functions; faces without a label (``MISSING``) are ignored."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -136,21 +136,34 @@ def range_regression_loss(logits: Tensor, low: Tensor, high: Tensor, highest: in
     return F.mse_loss(share, nearest)
 
 
-def check_weights(known: Tasks, class_weights: Iterable[str], task_weights: Iterable[str]) -> None:
-    """Refuses weights of what there is not.
+def check_weights(
+    known: Tasks, class_weights: Mapping[str, Sequence[float]], task_weights: Mapping[str, float]
+) -> None:
+    """Checks that everything that is weighted exists, and that its weights can be used.
 
     Args:
         known: All tasks.
-        class_weights: Names of the tasks whose classes are weighted.
-        task_weights: Names of the tasks whose loss is weighted; or ``learned``.
+        class_weights: Weight of each class, by task.
+        task_weights: Weight of each task's loss.
 
     Raises:
-        UserError: If a name is not that of a task, or of one with classes.
+        UserError: If a task is unknown or has no classes, or if there are not as many weights as classes or one of
+            them is not above 0; weights of tasks may be 0.
     """
-    classes = [task.name for task in classifications(known.values())]
-    for option, names, allowed in (("class", class_weights, classes), ("task", task_weights, list(known))):
-        if names != "learned" and (other := next((name for name in names if name not in allowed), None)):
-            raise UserError(f"Expected model.{option}_weights for {', '.join(allowed)}, but got {other!r}.")
+    classes = {task.name: task.classes for task in classifications(known.values())}
+    for task, weights in class_weights.items():
+        if task not in classes:
+            raise UserError(f"Expected model.class_weights for {', '.join(classes)}, but got {task!r}; correct it.")
+        if len(weights) != len(classes[task]) or min(weights) <= 0:
+            raise UserError(
+                f"Expected model.class_weights.{task} above 0 for each of {', '.join(classes[task])}, but got "
+                f"{weights}; give one number per class."
+            )
+    for task, weight in task_weights.items():
+        if task not in known or weight < 0:
+            raise UserError(
+                f"Expected model.task_weights of 0 or more for {', '.join(known)}, but got {task}: {weight}."
+            )
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is logged of each head, by torchmetrics; faces without the label count in none."""
+"""The logged metrics of each head, by torchmetrics; faces without a label are ignored."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
@@ -87,7 +87,7 @@ class HeadMetrics(nn.Module):
     def __init__(self, head: "Head") -> None:
         super().__init__()
         self.loss = MeanMetric()
-        self.faces = _Count()
+        self.labelled_batches = _Count()
         self.collections = nn.ModuleDict(head.create_metrics())
         self.counts = nn.ModuleDict({kind: _Count() for kind in self.collections})
 
@@ -106,14 +106,14 @@ class HeadMetrics(nn.Module):
             if known.any():
                 cast(MetricCollection, self.collections[kind]).update(estimates[head.name][known], target[known])
         weight = head.label_weight(labels)
-        self.faces.update(weight > 0)
+        self.labelled_batches.update(weight > 0)
         if weight > 0:
             self.loss.update(loss, weight=weight)
 
     def compute(self) -> dict[str, Tensor]:
-        """The values so far by name, ``loss`` among them; nothing of which no face had a label."""
+        """The values so far by name, including ``loss``; metrics without a labelled face are left out."""
         values: dict[str, Tensor] = {}
-        if not _any(self.faces):
+        if not _any(self.labelled_batches):
             return values
         values["loss"] = self.loss.compute()
         for kind, collection in self.collections.items():
@@ -123,7 +123,7 @@ class HeadMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forgets all faces, for the next epoch."""
-        for module in (self.loss, self.faces, *self.collections.values(), *self.counts.values()):
+        for module in (self.loss, self.labelled_batches, *self.collections.values(), *self.counts.values()):
             cast(Metric, module).reset()
 
 

@@ -12,9 +12,9 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from facecls.data.tasks import choose_tasks, create_tasks
+from facecls.data.tasks import TaskOptions, choose_tasks, create_tasks
 from facecls.errors import UserError
-from facecls.model.heads import AgeHead, HeadOptions
+from facecls.model.heads import AgeHeadKind, HeadOptions
 from facecls.model.losses import check_weights, uncertainty_sum, weighted_sum
 from facecls.model.metrics import HeadMetrics
 from facecls.model.network import FaceModel
@@ -60,7 +60,7 @@ class FaceModule(pl.LightningModule):
         tasks: list[str] | None = None,
         hidden: list[int] = [],  # noqa: B006 - jsonargparse shows it as the default; it is never changed
         dropout: float = 0.2,
-        age_head: AgeHead = "distribution",
+        age_head: AgeHeadKind = "distribution",
         age_sigma: float = 2.0,
         label_smoothing: float = 0.0,
         class_weights: dict[str, list[float]] = {},  # noqa: B006 - as above
@@ -69,11 +69,12 @@ class FaceModule(pl.LightningModule):
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
         tta: Literal["none", "flip"] = "none",
         image_size: int = 224,
-        task_options: dict[str, dict[str, Any] | None] = {},  # noqa: B006 - as above
+        task_options: dict[str, TaskOptions | None] = {},  # noqa: B006 - as above
     ) -> None:
         super().__init__()
         known = create_tasks(task_options)
-        check_weights(known, class_weights, task_weights)
+        self.task_weights = {} if task_weights == "learned" else task_weights
+        check_weights(known, class_weights, self.task_weights)
         self.save_hyperparameters(logger=False)
         options = HeadOptions(
             hidden=hidden,
@@ -86,7 +87,6 @@ class FaceModule(pl.LightningModule):
         self.model = FaceModel(create_trunk(trunk, weights), choose_tasks(known, tasks), options)
         to: Any = self.model.to  # torch 2.11 does not annotate the argument
         to(memory_format=torch.channels_last)  # convolutions are faster in it, and batches come so
-        self.task_weights = {} if task_weights == "learned" else task_weights
         self.log_variances = (
             nn.ParameterDict({task: torch.zeros(()) for task in self.model.tasks})
             if task_weights == "learned"
@@ -159,7 +159,7 @@ class FaceModule(pl.LightningModule):
         return (self.model.mirror_averaged if final and self.tta == "flip" else self.model)(batch["image"])
 
     def _rescale_for_ddp(self, losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Losses whose mean over all devices, which the gradients are averaged to, is the mean over all their faces."""
+        """Rescales losses so that gradients averaged over devices are those of the mean over all their faces."""
         own = torch.stack([head.label_weight(batch) for head in self.model.heads.values()])  # (tasks,)
         everybody: Any = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
         shares = self.trainer.world_size * own / everybody.clamp(min=torch.finfo(own.dtype).tiny)  # no label, no loss
@@ -192,7 +192,7 @@ class FaceModule(pl.LightningModule):
         self._log_metrics("test")
 
     def on_train_start(self) -> None:
-        """Freezes what the schedule says; a run that is resumed within an epoch does not pass the epoch's start."""
+        """Freezes what the schedule says; a run resumed mid-epoch skips ``on_train_epoch_start``."""
         self._seed = torch.initial_seed()
         self.on_train_epoch_start()
 
@@ -232,5 +232,5 @@ class FaceModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lets a run that version 0.1 began go on."""
+        """Converts the checkpoint of a run that version 0.1 started."""
         upgrade(checkpoint)

@@ -1,11 +1,12 @@
 """Trunk and heads: all that is needed to use a trained model, without Lightning."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
 from facecls.data.tasks import Task
+from facecls.errors import UserError
 from facecls.model.heads import Head, HeadOptions, create_head
 from facecls.model.trunk import Trunk
 
@@ -15,8 +16,11 @@ class FaceModel(nn.Module):
 
     Args:
         trunk: Faces to features.
-        tasks: What the model is to tell, in the order of its outputs.
-        options: How the heads are built and what they learn by.
+        tasks: What the model predicts, in output order.
+        options: How the heads are built and trained.
+
+    Raises:
+        UserError: If torch can't have a module of that name.
 
     Attributes:
         trunk: Faces to features.
@@ -26,8 +30,11 @@ class FaceModel(nn.Module):
 
     heads: Mapping[str, Head]
 
-    def __init__(self, trunk: Trunk, tasks: Iterable[Task], options: HeadOptions) -> None:
+    def __init__(self, trunk: Trunk, tasks: Sequence[Task], options: HeadOptions) -> None:
         super().__init__()
+        for task in tasks:
+            if hasattr(nn.ModuleDict(), task.name):  # torch's dictionaries of modules refuse names of their own
+                raise UserError(f"Expected another name for the task {task.name}, which torch uses itself; rename it.")
         self.trunk = trunk
         self.tasks = {task.name: task for task in tasks}
         heads = nn.ModuleDict({name: create_head(task, trunk.features, options) for name, task in self.tasks.items()})
@@ -70,10 +77,10 @@ class FaceModel(nn.Module):
         return {name: (values + mirrored[name]) / 2 for name, values in self(images).items()}
 
     def estimate(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the logits say.
+        """Turns logits into estimates.
 
         Args:
-            logits: As ``forward`` gives them; those of some heads are enough.
+            logits: As returned by ``forward``; a subset of the heads is fine.
 
         Returns:
             By ``Head.outputs``: for a classification ``<task>`` (N, C) probabilities; for an age ``<task>`` (N,) years

@@ -1,4 +1,4 @@
-"""Checkpoints of version 0.1 as those of today."""
+"""Converts checkpoints of version 0.1."""
 
 import re
 from typing import Any
@@ -7,11 +7,11 @@ _STATES = ("state_dict", "current_model_state")
 """Where a checkpoint keeps weights: the average, if there is one, and the weights themselves."""
 _HEAD = re.compile(r"(model\.heads\.\w+\.)(\d+\.\w+)")
 _TASKS = ("gender", "race", "age")
-"""In this order version 0.1 kept the temperatures, of all three whatever was learned."""
+"""The order of version 0.1's vector of temperatures, which always held all three."""
 
 
 def upgrade(checkpoint: dict[str, Any]) -> None:
-    """Renames in place what version 0.1 named otherwise; later checkpoints stay as they are.
+    """Renames the keys of a version 0.1 checkpoint in place; leaves later ones unchanged.
 
     Args:
         checkpoint: As Lightning keeps it.
