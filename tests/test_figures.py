@@ -88,7 +88,7 @@ def _axes(figure: Figure, number: int = 0):
 def test_confusion_shows_every_count(table: pd.DataFrame) -> None:
     cells = confusion_matrix(table["race"].astype(int), table["race_predicted"])
     texts = [text.get_text() for text in _axes(figures.confusion(table, RACE)).texts]
-    wanted = [f"{count}\n{count / row.sum():.0%}" for row in cells for count in row]
+    wanted = [f"{count}\n{100 * count / row.sum():.0f} %" for row in cells for count in row]
     assert texts == wanted
 
 

@@ -9,7 +9,17 @@ from scipy import stats
 from simulated_predictions import FAIRFACE, predicted, simulated, simulated_labels, with_ranges, without_some_labels
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.analysis.groups import MIN_FACES, Gap, axes_of, describe, gaps, group_table, report_bands, score_groups, worst_groups
+from facecls.analysis.groups import (
+    MIN_FACES,
+    Gap,
+    axes_of,
+    describe,
+    gaps,
+    group_table,
+    report_bands,
+    score_groups,
+    worst_groups,
+)
 from facecls.analysis.scores import score
 from facecls.data.tasks import UTKFACE, Age
 
@@ -176,7 +186,10 @@ def test_two_groups_have_newcombes_published_interval(
 def test_more_pairs_make_the_interval_wider() -> None:
     table = simulated(4000, 5)
     two = table[table.race.isin([0, 1])]
-    many, one = by(gaps(score_groups(table, UTKFACE)), "age/mae_years", "race"), by(gaps(score_groups(two, UTKFACE)), "age/mae_years", "race")
+    many, one = (
+        by(gaps(score_groups(table, UTKFACE)), "age/mae_years", "race"),
+        by(gaps(score_groups(two, UTKFACE)), "age/mae_years", "race"),
+    )
     errors = {
         race: abs(table.age_predicted - table.age)[table.race == code].to_numpy(float)
         for code, race in enumerate(RACES)
@@ -201,7 +214,11 @@ def test_missing_axes_tasks_and_faces() -> None:
     assert "race" not in found
     assert len(found) == 1 + 2 + 6 + 2 * 6
     assert not [column for column in found if column.startswith("race/")]
-    assert group_table(score_groups(table.assign(race=none, age=none), UTKFACE)).gender.to_list() == ["all", "male", "female"]
+    assert group_table(score_groups(table.assign(race=none, age=none), UTKFACE)).gender.to_list() == [
+        "all",
+        "male",
+        "female",
+    ]
     assert group_table(score_groups(table[:1], UTKFACE)).faces.sum() == 5
     assert group_table(score_groups(table[:0], UTKFACE)).to_dict("records") == [{"faces": 0}]
     assert gaps(score_groups(table[:1], UTKFACE)) == gaps(score_groups(table[:0], UTKFACE)) == []
@@ -218,7 +235,7 @@ def test_a_gap_in_words() -> None:
     assert describe(gap, UTKFACE) == (
         "Mean absolute error of age by combination: worst for male, black, 60+ (7.5 years), best for "
         "male, asian, 0-9 (3.0 years), a gap of 4.5 years (95 % interval -0.5 to 9.5); "
-        "the interval includes 0, so the gap may be chance."
+        "the interval includes 0, so the gap may be due to chance."
     )
 
 
@@ -259,7 +276,7 @@ def test_a_group_that_is_harder_by_the_fourth_attribute_is_named() -> None:
     worn = (labels.glasses == 1).to_numpy(bool)
     table = predicted(labels, 9, FAIRFACE, gender=np.where(worn, 0.75, 0.95))
     gap = by(gaps(score_groups(table, FAIRFACE)), "gender/accuracy", "glasses")
-    assert (gap.worse, gap.better) == ("with", "without")
+    assert (gap.worse, gap.better) == ("glasses with", "glasses without")
     assert 0 < gap.low <= 0.20 <= gap.high
     worst = worst_groups(group_table(score_groups(table, FAIRFACE)), FAIRFACE)
     assert list(worst) == list(FAIRFACE)

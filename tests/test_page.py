@@ -24,12 +24,13 @@ from facecls.data.store import decode
 from facecls.data.table import read_table
 from facecls.data.tasks import UTKFACE, classifications
 from facecls.errors import UserError
+from facecls.events import read_scalars
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.heads import HeadOptions
 from facecls.model.network import FaceModel
 from facecls.model.trunk import create_trunk
 from facecls.report.page import write_report
-from facecls.run import read_run, read_scalars
+from facecls.run import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -149,7 +150,9 @@ def test_numbers_of_age(page: Page, table: pd.DataFrame) -> None:
 
 def test_numbers_of_groups(page: Page, run: Path, table: pd.DataFrame) -> None:
     found = _with("group/", page)
-    groups = {"/".join(row[:3]): row for row in group_table(score_groups(read_run(run).predictions, UTKFACE)).to_numpy()}
+    groups = {
+        "/".join(row[:3]): row for row in group_table(score_groups(read_run(run).predictions, UTKFACE)).to_numpy()
+    }
     assert {name.rsplit("/", 1)[0] for name in found if name.endswith("/faces")} == {*groups}
     assert len(groups) == 1 + 2 + 5 + 6 + 2 * 5 * 6
     for group in groups:
@@ -207,7 +210,7 @@ def test_numbers_of_data_and_limits(page: Page, run: Path, table: pd.DataFrame) 
     assert not found
     duplicates = faces.groupby("sha1").filter(lambda some: len(some) > 1).groupby("sha1")
     assert _with("duplicates/", page) == {
-        "duplicates": duplicates.size().sum(),
+        "faces": duplicates.size().sum(),
         "groups": len(duplicates),
         "disagreeing": sum(len(some[["gender", "race", "age"]].drop_duplicates()) > 1 for _, some in duplicates),
         "crossing": sum(some["split"].nunique() > 1 for _, some in duplicates),
@@ -307,7 +310,10 @@ def test_duplicates_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) 
     paths = pd.read_parquet(folder / "predictions.parquet")["path"]
     values = _with("suspects/", page)
     assert (values["duplicates_disagree"], values["duplicates_disagree/gender"], values["duplicate"]) == (2, 2, 1)
-    assert {*kept.loc[(kept["path"] == paths[0]) & (kept["task"] == "gender"), "kind"]} == {"model", "duplicates_disagree"}
+    assert {*kept.loc[(kept["path"] == paths[0]) & (kept["task"] == "gender"), "kind"]} == {
+        "model",
+        "duplicates_disagree",
+    }
     assert kept[["path", "other", "kind"]].iloc[-1].tolist() == [paths[3], paths[2], "duplicate"]
     titles = ("Labels that the model contradicts", "Duplicates with contradicting labels", "Other duplicates")
     places = [page.sections["suspects"].index(title) for title in titles]
@@ -357,10 +363,10 @@ GENDER = _without("race_.*", "p_(white|black|asian|indian|others)", "age_.*", "t
 NO_SPREAD = _without("age_(low|high).*", "temperature_.*")
 LITTLE = {
     "one task": (GENDER, {"age": "not trained for age", "classes": "not trained for race"}),
-    "no labels of race": (lambda table: table.assign(race=pd.NA), {"classes": "has a label of race"}),
+    "no labels of race": (lambda table: table.assign(race=pd.NA), {"classes": "is labelled for race"}),
     "no labels": (
         lambda table: table.assign(gender=pd.NA, race=pd.NA, age=pd.NA),
-        {"groups": "no labels", "calibration": "no labelled probabilities", "age": "has a label of age"},
+        {"groups": "no labels", "calibration": "calibration cannot be checked", "age": "is labelled for age"},
     ),
     "old, regression": (NO_SPREAD, {"age": "no intervals", "calibration": "temperature of race was not saved"}),
     "one face": (lambda table: table.head(1), {"groups": "No two groups"}),
@@ -439,8 +445,8 @@ def test_gallery(tmp_path: Path) -> None:
         face = table.iloc[row]
         marks = [face[task] != face[f"{task}_predicted"] for task in ("gender", "race")]
         assert tile.count("<b>✗") == sum(map(int, [*marks, abs(face["age"] - face["age_predicted"]) > 6]))
-    assert sum(image["alt"].startswith("what the") for image in page.images) == sum(few.values())
-    assert "Grad-CAM of the race head" in page.sections["gallery"]
+    assert sum(image["alt"].startswith("Grad-CAM map") for image in page.images) == sum(few.values())
+    assert "a Grad-CAM map of the race head" in page.sections["gallery"]
     assert all(image["alt"] for image in page.images)
 
 
@@ -450,10 +456,10 @@ def test_a_trunk_without_one_map_of_features(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(config.replace('"image_size": 64', '"image_size": 240'))
     model = FaceModel(create_trunk("crossvit_tiny_240"), UTKFACE.values(), HeadOptions())
     page = Page(write_report(folder, lambda row: np.full((64, 64, 3), row, np.uint8), model))
-    assert page.sections["gallery"].count("What the heads look at is not shown: Expected features") == 1
-    assert "Grad-CAM" not in page.sections["gallery"]
+    assert page.sections["gallery"].count("There are no Grad-CAM maps: Expected features") == 1
+    assert "Beside each face" not in page.sections["gallery"]
     assert sum(image["alt"].startswith("face") for image in page.images) > 24
-    assert not [image for image in page.images if image["alt"].startswith("what the")]
+    assert not [image for image in page.images if image["alt"].startswith("Grad-CAM map")]
 
 
 def test_confident_mistakes_come_first(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def page(planted: Planted) -> Page:
 
 
 def test_the_harder_group_is_named(planted: Planted, page: Page) -> None:
-    said = page.sections["groups"].split("Gaps that may be chance")[0]
+    said = page.sections["groups"].split("Gaps that may be due to chance")[0]
     for sentence in (
         "Race accuracy by gender: worst for female",
         "Race accuracy by race: worst for indian",

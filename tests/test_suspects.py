@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from facecls.analysis.duplicates import FINE, near_identical
-from facecls.analysis.suspects import COLUMNS, DUPLICATES_DISAGREE, DUPLICATE, MODEL, label_doubt, suspects
+from facecls.analysis.suspects import COLUMNS, DUPLICATE, DUPLICATES_DISAGREE, MODEL, label_doubt, suspects
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces
 from facecls.data.tasks import UTKFACE, Classification
@@ -121,8 +121,8 @@ def test_a_class_contradicts_from_the_confidence_that_is_usual_for_it() -> None:
     )
     listed = suspects(table, UTKFACE)
     assert listed[["path", "label", "predicted", "reason", "seen_in_training"]].to_numpy().tolist() == [
-        ["5.jpg", "black", "white", "predicted white with 95%", True],
-        ["4.jpg", "indian", "others", "predicted others with 55%", False],
+        ["5.jpg", "black", "white", 'predicted "white" (95 %)', True],
+        ["4.jpg", "indian", "others", 'predicted "others" (55 %)', False],
     ]
     np.testing.assert_allclose(listed["score"], [0.975, 0.7])
     assert listed["other"].isna().all()
@@ -144,9 +144,9 @@ def test_equal_files_with_different_labels_are_listed_once_each() -> None:
     of_labels, duplicates = listed[listed.kind == DUPLICATES_DISAGREE], listed[listed.kind == DUPLICATE]
     # the model doubts the label of a most, and has not seen d and e
     assert of_labels[["path", "task", "label", "other", "reason"]].to_numpy().tolist() == [
-        ["a", "gender", "male", "c", "same file, labelled female"],
-        ["b", "gender", "male", "c", "same file, labelled female"],
-        ["c", "gender", "female", "a", "same file, labelled male"],
+        ["a", "gender", "male", "c", 'same file, labelled "female"'],
+        ["b", "gender", "male", "c", 'same file, labelled "female"'],
+        ["c", "gender", "female", "a", 'same file, labelled "male"'],
         ["d", "age", "7", "e", "same file, labelled 8"],
         ["e", "age", "8", "d", "same file, labelled 7"],
     ]
@@ -252,7 +252,7 @@ def test_near_identical_faces_with_different_labels_are_listed(drawn: list[Pictu
     assert listed["other"].to_dict() == {"0.jpg": "6.jpg", "6.jpg": "9.jpg", "7.jpg": "6.jpg", "9.jpg": "6.jpg"}
     assert listed["reason"]["0.jpg"].startswith("nearly the same picture (correlation ")
     assert listed["reason"]["7.jpg"].startswith("nearly the same picture mirrored (correlation ")
-    assert listed["reason"]["0.jpg"].endswith(", labelled female")
+    assert listed["reason"]["0.jpg"].endswith(', labelled "female"')
     assert listed["seen_in_training"].to_dict() == {"0.jpg": True, "6.jpg": False, "7.jpg": False, "9.jpg": False}
     assert listed["score"].is_monotonic_decreasing
 

@@ -78,12 +78,12 @@ def _unit(details: _Floats) -> _Floats:
 def _candidates(coarse: _Floats, mirrored: bool) -> npt.NDArray[np.int64]:
     """Pairs whose coarse thumbnails match, the second one mirrored if asked: (2, P), first < second."""
     others = (coarse[:, :, ::-1] if mirrored else coarse).reshape(len(coarse), -1)
-    found = [np.empty((0, 2), np.int64)]
+    parts = [np.empty((0, 2), np.int64)]
     for start in range(0, len(coarse), _BLOCK):
         some = coarse[start : start + _BLOCK].reshape(-1, others.shape[1])
         pairs = np.argwhere(some @ others[start:].T > COARSE)
-        found.append(pairs[pairs[:, 1] > pairs[:, 0]] + start)
-    return np.concatenate(found).T
+        parts.append(pairs[pairs[:, 1] > pairs[:, 0]] + start)
+    return np.concatenate(parts).T
 
 
 def _correlations(
@@ -91,8 +91,8 @@ def _correlations(
 ) -> npt.NDArray[np.float64]:
     """(P,) correlations of pairs, the second one mirrored if asked."""
     others = unit[:, :, ::-1] if mirrored else unit
-    found = np.empty(len(first))
+    correlations = np.empty(len(first))
     for start in range(0, len(first), _BLOCK):
         some = slice(start, start + _BLOCK)
-        found[some] = (unit[first[some]] * others[second[some]]).sum((1, 2))
-    return np.minimum(found, 1)  # float32 sums may exceed it
+        correlations[some] = (unit[first[some]] * others[second[some]]).sum((1, 2))
+    return np.minimum(correlations, 1)  # float32 sums may exceed it

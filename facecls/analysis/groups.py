@@ -201,7 +201,7 @@ def axes_split(groups: pd.DataFrame) -> npt.NDArray[np.int64]:
     return (groups[axis_columns(groups)] != ANY_GROUP).sum(axis=1).to_numpy(np.int64)
 
 
-def group_title(group: Mapping[str, str]) -> str:
+def group_title(group: Mapping[Any, str]) -> str:
     """A group in words; where the axis is not one of UTKFace's, a name such as ``with`` needs that of its axis.
 
     Args:
@@ -375,7 +375,7 @@ def _combined_axes(axes: Iterable[Axis]) -> list[Axis]:
 
 def _reading_order(names: pd.DataFrame) -> npt.NDArray[np.intp]:
     """Row numbers: all faces, the groups of each axis in turn, combinations."""
-    split = names[axis_columns(names)].ne(ANY_GROUP).to_numpy()
+    split = (names[axis_columns(names)] != ANY_GROUP).to_numpy()
     axis = split.argmax(1) if split.shape[1] else np.zeros(len(names), np.intp)
     number = split.sum(1).clip(max=2)
     return np.lexsort((np.where(number == 1, axis, 0), number))  # stable

@@ -57,8 +57,8 @@ def suspects(
     at least one half and at least the mean probability that faces labelled with that class get for it (confident
     learning, Northcutt et al. 2021, doi:10.1613/jair.1.12125). For an age, the doubt is above one half.
     ``duplicates_disagree``: a picture with the same bytes, or nearly the same picture, upright or mirrored, has a label
-    that contradicts this one. ``duplicate``: the picture is the same as an earlier one, or nearly, and is not listed with
-    another label.
+    that contradicts this one. ``duplicate``: the picture is the same as an earlier one, or nearly, and is not listed
+    with another label.
 
     Args:
         table: Predictions; or any faces with ``path``, ``sha1``, ``split`` and labels, whose predictions may be NA or

@@ -53,6 +53,11 @@ def count(name: str, value: int) -> Number:
     return Number(name, value, f"{value:,}")
 
 
+def counted(name: str, value: int, noun: str) -> Markup:
+    """A whole number of things, such as ``1 face`` or ``2 faces``."""
+    return sentence("{} {}{}", count(name, value), noun, "" if value == 1 else "s")
+
+
 def score(name: str, value: float, unit: Unit) -> Number:
     """A score in its unit."""
     return years(name, value) if unit == "years" else share(name, value)
@@ -81,16 +86,6 @@ def listed(items: Sequence[Content], conjunction: str = "and") -> Markup:
     """
     *first, last = [sentence("{}", item) for item in items]
     return sentence("{} {} {}", Markup(", ").join(first), conjunction, last) if first else last
-
-
-def heading(name: str) -> str:
-    """The name of a task or an axis at the start of a line.
-
-    Examples:
-        >>> heading("age_band")
-        'Age band'
-    """
-    return name.replace("_", " ").capitalize()
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ class Table:
         head: Column names; empty for a table without a header.
         rows: Rows of equal length.
         fold: Whether it is collapsed behind its caption.
-        words: Whether the cells are long texts, which may wrap, rather than numbers.
+        wraps: Whether the cells are long texts, which may wrap, rather than numbers.
     """
 
     kind: ClassVar = "table"
@@ -135,7 +130,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[Content]]
     fold: bool = False
-    words: bool = False
+    wraps: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from facecls.report.blocks import (
     Tile,
     Tiles,
     count,
+    counted,
     figure,
     score,
     sentence,
@@ -35,8 +36,14 @@ _LISTED = 100
 """Disagreements in the table of a task."""
 
 
-def summary(runs: Mapping[str, Run], found: Comparison) -> Section:
-    """Which runs are compared, on which faces, and in which options they differ."""
+def summary(runs: Mapping[str, Run], comparison: Comparison, left_out: Mapping[str, str]) -> Section:
+    """Which runs are compared, on which faces and tasks, and in which options they differ.
+
+    Args:
+        runs: By name.
+        comparison: As ``analysis.compare.compare_runs`` returns it.
+        left_out: Why a task is not compared, by its name, as ``analysis.compare.shared_tasks`` returns it.
+    """
     rows: list[list[Content]] = [
         [name, count(f"faces/{name}", len(run.predictions)), str(run.data.get("root", "unknown"))]
         for name, run in runs.items()
@@ -44,11 +51,14 @@ def summary(runs: Mapping[str, Run], found: Comparison) -> Section:
     options = {name: dict(_flat(run.config)) for name, run in runs.items()}
     names = sorted({option for flat in options.values() for option in flat})
     differing = [option for option in names if len({flat.get(option) for flat in options.values()}) > 1]
-    sentence = "The runs have {} tested faces in common; everything below is about these."
+    text = "The runs have {} in common; everything below is about these."
     blocks: list[Block] = [
-        Text(sentence(sentence, count("faces/shared", found.faces))),
+        Text(sentence(text, counted("faces/shared", comparison.faces, "tested face"))),
         Table("Runs", ["run", "faces tested", "data"], rows, wraps=True),
     ]
+    if left_out:
+        reasons = ", ".join(f"{name.replace('_', ' ')} ({reason})" for name, reason in left_out.items())
+        blocks.append(Missing(f"Not compared: {reasons}."))
     if differing:
         cells = [[option, *(flat.get(option, NONE) for flat in options.values())] for option in differing]
         blocks.append(Table("Options that differ", ["option", *runs], cells, wraps=True))
@@ -63,17 +73,17 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", str(value)
 
 
-def differences(found: Comparison, tasks: Tasks) -> Section:
+def differences(comparison: Comparison, tasks: Tasks) -> Section:
     """By how much the runs differ in each score.
 
     Args:
-        found: As ``analysis.compare.compare_runs`` returns it.
+        comparison: As ``analysis.compare.compare_runs`` returns it.
         tasks: The tasks that all runs have.
     """
-    if not len(found.scores):
+    if not len(comparison.scores):
         return Section("differences", "Differences", [Missing("The runs have no task with labels in common.")])
     scores = scores_of(tasks)
-    records = found.scores.to_dict("records")
+    records = comparison.scores.to_dict("records")
     rows = [_difference_row(row, scores[row["score"]]) for row in records]
     head = ["score", "runs", "first", "second", "difference (95 % interval)", "", "faces"]
     note = (
@@ -81,7 +91,7 @@ def differences(found: Comparison, tasks: Tasks) -> Section:
         "corrected for the number of runs."
     )
     by_unit = {unit: [row for row in records if scores[row["score"]].unit == unit] for unit in ("share", "years")}
-    shown = Figures([_figure(found.scores, some, tasks, unit) for unit, some in by_unit.items() if some])
+    shown = Figures([_figure(comparison.scores, some, tasks, unit) for unit, some in by_unit.items() if some])
     return Section("differences", "Differences", [shown, Table("Scores of the runs", head, rows), Text(note)])
 
 
@@ -119,22 +129,22 @@ def _figure(scores: pd.DataFrame, rows: Sequence[Mapping[Hashable, Any]], tasks:
 
 
 def disagreements(
-    runs: Sequence[str], found: Comparison, tasks: Tasks, table: pd.DataFrame, image: ImageLoader | None
+    runs: Sequence[str], comparison: Comparison, tasks: Tasks, table: pd.DataFrame, image: ImageLoader | None
 ) -> Section:
     """The faces on which the runs disagree.
 
     Args:
         runs: Names of the runs.
-        found: As ``analysis.compare.compare_runs`` returns it.
+        comparison: As ``analysis.compare.compare_runs`` returns it.
         tasks: The tasks that all runs have.
         table: Predictions of the first run.
         image: Row number of ``table`` -> the face; ``None`` without images.
     """
     blocks: list[Block] = []
     if image is None:
-        blocks.append(Missing("The images were not found; `python -m facecls.report` takes --data.root WHERE."))
+        blocks.append(Missing("The images were not found; say where they are with --data.root WHERE."))
     for task in tasks.values():
-        some = found.disagreements[found.disagreements["task"] == task.name]
+        some = comparison.disagreements[comparison.disagreements["task"] == task.name]
         if len(some):
             blocks += _disagreements_about(task, some, runs, table, image)
     return Section("disagreements", "Disagreements", blocks or [Text("There are none.")])
@@ -144,18 +154,19 @@ def _disagreements_about(
     task: Task, some: pd.DataFrame, runs: Sequence[str], table: pd.DataFrame, image: ImageLoader | None
 ) -> list[Block]:
     by = f" by more than {YEARS} years" if isinstance(task, Age) else ""
-    sentence = "The runs disagree{} on the {} of {} faces, listed with the largest difference first."
-    blocks: list[Block] = [Text(sentence(sentence, by, task.name, count(f"disagreements/{task.name}", len(some))))]
+    text = "The runs disagree{} on the {} of {}, listed with the largest difference first."
+    name = task.title.lower()
+    blocks: list[Block] = [Text(sentence(text, by, name, counted(f"disagreements/{task.name}", len(some), "face")))]
     faces = some.to_dict("records")
     if image is not None:
         rows = {key: row for row, key in enumerate(zip(table["path"], table["sha1"], strict=True))}
         tiles = [_tile(face, task, runs, image(rows[face["path"], face["sha1"]])) for face in faces[:SHOWN]]
-        blocks.append(Tiles(f"Disagreements about {task.name}", tiles))
+        blocks.append(Tiles(f"Disagreements about {name}", tiles))
     columns = ("label", *(f"predicted/{run}" for run in runs))
     cells = [[face["path"], *(_text(face[column]) for column in columns)] for face in faces[:_LISTED]]
-    caption = f"All disagreements about {task.name}"
+    caption = f"All disagreements about {name}"
     if len(faces) > len(cells):
-        caption = f"The first {len(cells)} of {len(faces):,} disagreements about {task.name}"
+        caption = f"The first {len(cells)} of {len(faces):,} disagreements about {name}"
     return [*blocks, Table(caption, ["face", "label", *runs], cells, fold=True, wraps=True)]
 
 

@@ -18,9 +18,8 @@ from facecls.report.blocks import (
     Text,
     count,
     figure,
-    heading,
-    share,
     sentence,
+    share,
 )
 from facecls.run import FACES, REJECTS, Run
 
@@ -40,14 +39,16 @@ def data(run: Run) -> Section:
     shown = [each for task in run.tasks.values() for each in _distributions(faces, task)]
     blocks.append(Figures(shown))
     blocks += [
-        Missing(f"No face has a label of {name}.") for name, task in run.tasks.items() if not _distributed(faces, task)
+        Missing(f"No face is labelled for {task.title.lower()}.")
+        for task in run.tasks.values()
+        if not _distributed(faces, task)
     ]
     duplicates = tables.duplicates(faces, run.tasks)
     blocks.append(
         Text(
             sentence(
-                "{} faces are byte-identical to another one, in {} groups; {} of the groups have contradicting "
-                "labels, and {} lie in more than one split.",
+                "{} faces are byte-identical to another, in {} groups; {} of the groups have contradicting labels, "
+                "and {} span more than one split.",
                 *(count(f"duplicates/{name}", number) for name, number in duplicates.items()),
             )
         )
@@ -77,9 +78,7 @@ def _of_classes(faces: pd.DataFrame, task: Classification) -> Figure:
         ]
         said.append(sentence("{}: {}", split, sentence(", ").join(shares)))
     drawing = run_figures.class_distribution(faces, task)
-    return figure(
-        drawing, f"data-{task.name}", f"{heading(task.name)} by split", sentence("{}.", sentence("; ").join(said))
-    )
+    return figure(drawing, f"data-{task.name}", f"{task.title} by split", sentence("{}.", sentence("; ").join(said)))
 
 
 def _of_ages(faces: pd.DataFrame, task: Age) -> Figure:
@@ -92,9 +91,7 @@ def _of_ages(faces: pd.DataFrame, task: Age) -> Figure:
         ]
         said.append(sentence("{}: median {}, half of the ages between {} and {}", split, *ends))
     drawing = run_figures.age_distribution(faces, task)
-    return figure(
-        drawing, f"data-{task.name}", f"{heading(task.name)} by split", sentence("{}.", sentence("; ").join(said))
-    )
+    return figure(drawing, f"data-{task.name}", f"{task.title} by split", sentence("{}.", sentence("; ").join(said)))
 
 
 def _of_ranges(faces: pd.DataFrame, task: Age) -> Figure:
@@ -106,15 +103,15 @@ def _of_ranges(faces: pd.DataFrame, task: Age) -> Figure:
             for name, value in names.head(_RANGES).items()
         ]
         said.append(sentence("{}: {}", split, sentence(", ").join(shares)))
-    title = f"{heading(task.name)} by split, faces labelled with a range"
+    title = f"{task.title} by split, faces labelled with a range"
     drawing = run_figures.range_distribution(faces, task)
     return figure(drawing, f"data-{task.name}-ranges", title, sentence("{}.", sentence("; ").join(said)))
 
 
 def _labels_by_split(faces: pd.DataFrame, column: str) -> list[tuple[str, "pd.Series[int]"]]:
     """Each split with the labels that its faces have, if they have any."""
-    found = [(split, faces.loc[faces["split"] == split, column].dropna()) for split in tables.parts(faces)]
-    return [(split, labels) for split, labels in found if len(labels)]
+    by_split = [(split, faces.loc[faces["split"] == split, column].dropna()) for split in tables.parts(faces)]
+    return [(split, labels) for split, labels in by_split if len(labels)]
 
 
 def _rejects(run: Run) -> list[Block]:
