@@ -7,9 +7,9 @@ from scipy import stats
 from simulated_predictions import FAIRFACE, predicted, simulated, simulated_labels, with_ranges, without_some_labels
 from sklearn.metrics import f1_score
 
-from facecls.analysis.compare import compare_runs
+from facecls.analysis.compare import compare_runs, shared_tasks
 from facecls.analysis.scores import score, scores_of
-from facecls.data.tasks import UTKFACE
+from facecls.data.tasks import UTKFACE, Age
 from facecls.errors import UserError
 
 
@@ -203,6 +203,21 @@ def test_a_single_face_has_differences_without_an_interval() -> None:
     found = compare_runs({"a": predicted(labels, 1), "b": predicted(labels, 2)}, UTKFACE)
     assert found.faces == 1
     assert found.scores[["low", "high"]].isna().all(axis=None)
+
+
+def test_tasks_that_are_not_compared_are_named_with_the_reason() -> None:
+    a = simulated(20, 12, FAIRFACE)
+    b = simulated(20, 13).drop(columns="gender_predicted")
+    older = {name: task for name, task in UTKFACE.items() if name != "age"} | {"age": Age("age", 90)}
+    shared, reasons = shared_tasks({"a": a, "b": b}, {"a": FAIRFACE, "b": UTKFACE})
+    assert shared == {"age": UTKFACE["age"]}
+    assert reasons == {"gender": "only in a", "race": "other classes", "glasses": "only in a"}
+    shared, reasons = shared_tasks({"a": a, "b": a, "c": b}, {"a": FAIRFACE, "b": FAIRFACE, "c": older})
+    assert (shared, reasons["glasses"], reasons["age"]) == ({}, "only in a and b", "other ages")
+    shared, reasons = shared_tasks(
+        {"a": a[["path", "glasses"]], "b": b}, {"a": {"glasses": FAIRFACE["glasses"]}, "b": {}}
+    )
+    assert (shared, reasons) == ({}, {})  # what nobody predicts is no news
 
 
 def test_mistakes_are_told_in_one_line() -> None:

@@ -1,5 +1,6 @@
 """Groups against pandas, scikit-learn and SciPy; gaps against planted ones and a published example."""
 
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -13,6 +14,8 @@ from facecls.analysis.groups import (
     MIN_FACES,
     Gap,
     axes_of,
+    axes_split,
+    axis_columns,
     describe,
     gaps,
     group_table,
@@ -21,7 +24,7 @@ from facecls.analysis.groups import (
     worst_groups,
 )
 from facecls.analysis.scores import score
-from facecls.data.tasks import UTKFACE, Age
+from facecls.data.tasks import UTKFACE, Age, create_tasks
 
 AXES = ["gender", "race", "age_band"]
 GENDERS, RACES = ("male", "female"), ("white", "black", "asian", "indian", "others")
@@ -286,6 +289,9 @@ def test_a_group_that_is_harder_by_the_fourth_attribute_is_named() -> None:
     assert found.value == pytest.approx(right)
     assert found.low < right < found.high
     assert found.faces == worn.sum()
+    some = table.assign(gender=table.gender.mask(table.index < 1000))
+    labelled = worst_groups(group_table(score_groups(some, FAIRFACE)), FAIRFACE)["gender"]
+    assert labelled.faces == worn[1000:].sum()
 
 
 def test_the_worst_group_of_an_error_is_the_one_where_it_is_largest() -> None:
@@ -311,6 +317,43 @@ def test_ranges_belong_to_the_band_that_they_lie_in() -> None:
     assert by_range.faces.to_list() == by_year.faces.to_list()  # FairFace's ranges end where the bands do
     assert "age/mae_years" not in by_range
     assert by_range["age/band_accuracy"].notna().any()
+
+
+def test_combinations_stay_few_and_single_groups_in_the_order_of_the_tasks() -> None:
+    tasks = create_tasks({"race": {"classes": [f"r{code}" for code in range(40)]}, "beard": {"classes": ["no", "yes"]}})
+    table = without_some_labels(simulated(2000, 12, tasks), 12, tasks)
+    groups = score_groups(table, tasks)
+    found = group_table(groups)
+    split = axes_split(found)
+    assert [(split == number).sum() for number in range(4)] == [1, 2 + 40 + 6 + 2, 2 * 40, 2 * 40 * 2]
+    singles = found[split == 1][axis_columns(found)]
+    assert list(singles.ne("all").to_numpy().argmax(1)) == [0] * 2 + [1] * 40 + [2] * 6 + [3] * 2
+    assert list(singles.age_band[singles.age_band != "all"]) == list(AGE_BANDS)
+    for row in found[found.age_band != "all"].itertuples():
+        inside = table[table.age.between(*report_bands(Age("age"))[row.age_band]).fillna(False)]
+        assert row.faces == len(inside)
+        assert found.loc[row.Index, "age/mae_years_faces"] == inside.age.notna().sum()
+        assert found.loc[row.Index, "gender/accuracy_faces"] == inside.gender.notna().sum()
+
+
+def test_many_classes_take_little_memory() -> None:
+    tasks = create_tasks({"race": {"classes": [f"r{code}" for code in range(40)]}})
+    table = simulated(1000, 13, tasks)
+    tracemalloc.start()
+    score_groups(table, tasks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
+
+
+def test_groups_by_yes_and_no_are_named_with_their_axis() -> None:
+    tasks = create_tasks({name: {"classes": ["no", "yes"]} for name in ("beard", "eye_glasses")})
+    del tasks["race"], tasks["age"]
+    labels = simulated_labels(3000, 14, tasks)
+    hard = (labels.gender == 0) & (labels.beard == 1) & (labels.eye_glasses == 0)
+    table = predicted(labels, 14, tasks, beard=np.where(hard, 0.5, 0.97))
+    gap = by(gaps(score_groups(table, tasks)), "beard/accuracy", "combination")
+    assert gap.worse == "male, beard yes, eye glasses no"
 
 
 def test_bands_end_at_the_highest_age() -> None:

@@ -153,6 +153,10 @@ def test_numbers_of_groups(page: Page, run: Path, table: pd.DataFrame) -> None:
     groups = {
         "/".join(row[:3]): row for row in group_table(score_groups(read_run(run).predictions, UTKFACE)).to_numpy()
     }
+    labelled = {name: found.pop(name) for name in [*found] if re.search("/(accuracy|mae_years)/faces$", name)}
+    for name, faces in labelled.items():  # of the worst groups; all faces have all labels
+        assert faces == found[f"{'/'.join(name.split('/')[:3])}/faces"]
+    assert len(labelled) == 3
     assert {name.rsplit("/", 1)[0] for name in found if name.endswith("/faces")} == {*groups}
     assert len(groups) == 1 + 2 + 5 + 6 + 2 * 5 * 6
     for group in groups:
