@@ -27,10 +27,10 @@ from facecls.data.synthetic import write_faces
 from facecls.data.table import read_table
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
+from facecls.events import read_scalars
 from facecls.predict import __main__ as predict
 from facecls.predict.outputs import journal_of
 from facecls.ranks import Rank, launched
-from facecls.run import read_scalars
 from facecls.training import cli
 
 pytestmark = pytest.mark.slow
