@@ -4,8 +4,7 @@ Every file name of a run stands here and nowhere else.
 """
 
 import json
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from google.protobuf.message import DecodeError
 
-from facecls.data.tasks import UTKFACE, LabelError, Tasks, create_tasks, parse_name
+from facecls.data.tasks import UTKFACE, LabelError, Tasks, classifications, create_tasks, parse_name, to_options
 from facecls.errors import UserError
+from facecls.events import read_scalars
 from facecls.files import replacing
 
 CONFIG = "config.yaml"
@@ -24,7 +23,7 @@ CONFIG = "config.yaml"
 FACES, REJECTS = "faces.parquet", "rejects.csv"
 """All faces of the data with labels and splits; the files that are not used, and why."""
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
-"""The results of the test, and one row per tested face."""
+"""The results of the test with the tasks, and one row per tested face."""
 REPORT, SUSPECTS, COMPARISON = "report.html", "suspects.csv", "compare.html"
 """The report, the labels worth checking, and the comparison with other runs."""
 BEST_CHECKPOINT, LAST_CHECKPOINT = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
@@ -46,6 +45,7 @@ class Run:
         config: The options; empty if the file is missing.
         config_text: The options as they were written.
         scalars: Logged values by tag, each indexed by training step.
+        configured_tasks: All tasks of its data.
     """
 
     folder: Path
@@ -56,6 +56,7 @@ class Run:
     config: dict[str, Any]
     config_text: str
     scalars: dict[str, "pd.Series[float]"]
+    configured_tasks: Tasks
 
     @property
     def name(self) -> str:
@@ -73,7 +74,7 @@ class Run:
         faces = [self.predictions] if self.faces is None else [self.predictions, self.faces]
         return {
             name: task
-            for name, task in _configured_tasks(self.config).items()
+            for name, task in self.configured_tasks.items()
             if f"{name}_predicted" in self.predictions
             or any(table[column].notna().any() for table in faces for column in task.columns if column in table)
         }
@@ -83,11 +84,6 @@ class Run:
         """The faces it was trained on; empty if unknown."""
         faces = self.predictions.iloc[:0] if self.faces is None else self.faces
         return faces[faces["split"] == "train"]
-
-    @property
-    def reference(self) -> pd.DataFrame:
-        """The faces that a constant guess is taken from: those of the training or, if unknown, of the test."""
-        return self.train if len(self.train) else self.predictions
 
     @property
     def is_drawn(self) -> bool:
@@ -118,14 +114,16 @@ def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, tasks:
         rejects.to_csv(part, index=False)
 
 
-def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.DataFrame) -> None:
+def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.DataFrame, tasks: Tasks) -> None:
     """Writes the results of a test.
 
     Args:
         folder: Folder of the run.
         results: Metrics and facts about the run; plain values.
         predictions: One row per tested face.
+        tasks: The tasks of the data, which the codes in the predictions belong to.
     """
+    results = {**results, "tasks": to_options(tasks.values())}
     with replacing(folder / PREDICTIONS) as part:
         predictions.to_parquet(part, index=False)
     with replacing(folder / METRICS) as part:
@@ -160,21 +158,23 @@ def read_run(folder: Path) -> Run:
             f"Expected the folder of a run with {PREDICTIONS}, but {folder} has none; facecls.fit and "
             "facecls.evaluate leave one in runs/NAME/version_N."
         )
-    config_text = _read_text(folder / CONFIG)
-    config = _read_mapping(folder / CONFIG, yaml.safe_load)
-    labels = tuple(_configured_tasks(config))
-    predictions = _read_table(folder / PREDICTIONS, labels)
+    config, metrics = _read_mapping(folder / CONFIG, yaml.safe_load), _read_mapping(folder / METRICS, json.loads)
+    tasks = _recorded_tasks(metrics, config)
+    predictions = _read_table(folder / PREDICTIONS, tuple(UTKFACE if tasks is None else tasks))
     if not any(str(name).endswith("_predicted") for name in predictions):
         raise UserError(f"Expected predictions in {folder / PREDICTIONS}, but it has none; run the evaluation again.")
+    if tasks is None:
+        tasks = _utkface_tasks(folder / PREDICTIONS, predictions)
     return Run(
         folder=folder,
         predictions=predictions,
-        faces=_read_table(folder / FACES, labels) if (folder / FACES).is_file() else None,
+        faces=_read_table(folder / FACES, tuple(tasks)) if (folder / FACES).is_file() else None,
         rejects=_read_rejects(folder / REJECTS),
-        metrics=_read_mapping(folder / METRICS, json.loads),
+        metrics=metrics,
         config=config,
-        config_text=config_text,
+        config_text=_read_text(folder / CONFIG),
         scalars=read_scalars(folder),
+        configured_tasks=tasks,
     )
 
 
@@ -183,10 +183,26 @@ def _data_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _configured_tasks(config: Mapping[str, Any]) -> Tasks:
-    """All tasks of the data; those of UTKFace for runs of version 0.1, which had no others."""
-    options = _data_options(config).get("tasks")
-    return create_tasks(options) if isinstance(options, dict) else UTKFACE
+def _recorded_tasks(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Tasks | None:
+    """All tasks of the data, as its files say; ``None`` if none does."""
+    for options in (metrics.get("tasks"), _data_options(config).get("tasks")):
+        if isinstance(options, dict):
+            return create_tasks(options)
+    return None
+
+
+def _utkface_tasks(file: Path, predictions: pd.DataFrame) -> Tasks:
+    """The tasks of UTKFace, which version 0.1 did not record, if these are predictions of them."""
+    columns = [str(column) for column in predictions]
+    known = [task for task in classifications(UTKFACE.values()) if f"{task.name}_predicted" in columns]
+    expected = [column for task in known for column in task.probabilities if column in columns]
+    predicted = {column.removesuffix("_predicted") for column in columns if column.endswith("_predicted")}
+    if [column for column in columns if column.startswith("p_")] != expected or not predicted <= {*UTKFACE}:
+        raise UserError(
+            f"Expected {METRICS} or {CONFIG} beside {file} to say what its tasks and classes are, because they are not "
+            "those of UTKFace; restore one of them, or run the evaluation again."
+        )
+    return UTKFACE
 
 
 def _has_utkface_name(path: str) -> bool:
@@ -206,12 +222,12 @@ def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = parse(file.read_text())
+        content = parse(file.read_text())
     except (ValueError, yaml.YAMLError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"Expected names and values in {file}, but could not read them; repair or delete the file.")
-    return found
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"Expected a mapping in {file}, but could not read one; repair or delete the file.")
+    return content
 
 
 def _read_table(file: Path, labels: tuple[str, ...]) -> pd.DataFrame:
@@ -237,50 +253,3 @@ def _read_rejects(file: Path) -> pd.DataFrame | None:
     if not {"path", "reason"} <= {*rejects}:
         raise UserError(f"Expected the columns path and reason in {file}; repair or delete the file.")
     return rejects
-
-
-def read_scalars(folder: Path) -> dict[str, "pd.Series[float]"]:
-    """Reads the curves that TensorBoard shows.
-
-    Parses the event files itself, because tensorboard's ``EventAccumulator`` verifies checksums in Python: 5.7 s for
-    a 33 MB log of 240,000 scalars and 60 images on one core, against 0.6 s here.
-
-    Args:
-        folder: With or without event files.
-
-    Returns:
-        Values by tag, each indexed by step. Where a resumed run logged a step again, the later value is kept.
-    """
-    found: dict[str, dict[int, float]] = {}
-    for file in sorted(folder.glob("events.out.tfevents.*")):  # the names begin with the time
-        for step, tag, value in _scalars(file):
-            found.setdefault(tag, {})[step] = value
-    return {tag: pd.Series(values).sort_index() for tag, values in found.items()}
-
-
-def _scalars(file: Path) -> Iterator[tuple[int, str, float]]:
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    for record in _records(file.read_bytes()):
-        try:
-            event = Event.FromString(record)
-        except DecodeError:  # the last record of a killed run may be damaged
-            return
-        for value in event.summary.value:
-            if value.HasField("simple_value"):
-                yield event.step, value.tag, value.simple_value
-
-
-def _records(data: bytes) -> Iterator[bytes]:
-    """Splits a TFRecord file; a truncated record at its end is dropped.
-
-    A record is its length (8 bytes), a checksum of that (4), the content, and a checksum of that (4), see
-    https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
-    """
-    at = 0
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from("<Q", data, at)
-        if at + 16 + length > len(data):
-            return
-        yield data[at + 12 : at + 12 + length]
-        at += 16 + length

@@ -37,7 +37,9 @@ def with_spread(table: pd.DataFrame, seed: int = 5, tasks: Tasks = UTKFACE) -> p
 def simulated_run(folder: Path, faces: int = 400, seed: int = 0, tasks: Tasks = UTKFACE, ranges: float = 0) -> Path:
     """A run on faces that have no pictures; a share of their ages may be known as ranges only."""
     everything = simulated_labels(2 * faces, seed, tasks)
-    everything["sha1"] = everything["sha1"].mask(everything.index % 50 == 1, everything["sha1"].shift())  # 2 % copies
+    everything["sha1"] = everything["sha1"].mask(
+        everything.index % 50 == 1, everything["sha1"].shift()
+    )  # 2 % duplicates
     everything["split"] = ["train", "test"] * faces
     everything.loc[everything.index % 50 == 1, "split"] = "train"
     return write_run(folder, everything, {"root": "elsewhere/UTKFace"}, tasks=tasks, ranges=ranges)
@@ -65,7 +67,7 @@ def write_run(
     rejects = pd.DataFrame({"path": ["a<b>.jpg", "b.jpg", "c.txt"], "reason": ["truncated"] * 2 + ["not an image"]})
     run.write_faces(folder, table, rejects, tasks)
     tested = table[table["split"] == "test"].reset_index(drop=True)
-    run.write_results(folder, {"seconds": 4162.5, "epochs": 5, "steps": 2495, "device": "cpu"}, tested)
+    run.write_results(folder, {"seconds": 4162.5, "epochs": 5, "steps": 2495, "device": "cpu"}, tested, tasks)
     data = data if tasks == UTKFACE else data | {"tasks": to_options(tasks.values())}
     (folder / "config.yaml").write_text(json.dumps({"seed_everything": seed, "data": data}))
     return folder

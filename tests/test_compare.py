@@ -7,9 +7,9 @@ from scipy import stats
 from simulated_predictions import FAIRFACE, predicted, simulated, simulated_labels, with_ranges, without_some_labels
 from sklearn.metrics import f1_score
 
-from facecls.analysis.compare import paired
+from facecls.analysis.compare import compare_runs, shared_tasks
 from facecls.analysis.scores import score, scores_of
-from facecls.data.tasks import UTKFACE
+from facecls.data.tasks import UTKFACE, Age
 from facecls.errors import UserError
 
 
@@ -34,7 +34,7 @@ def test_values_are_those_of_each_run_on_the_shared_faces_in_any_order() -> None
     labels = simulated_labels(400, 1)
     a, b = without_some_labels(predicted(labels, 1), 1), predicted(labels, 2)
     b = b.assign(gender=a.gender, race=a.race, age=a.age)
-    found = paired({"a": a, "b": b[100:].sample(frac=1, random_state=0)}, UTKFACE)
+    found = compare_runs({"a": a, "b": b[100:].sample(frac=1, random_state=0)}, UTKFACE)
     assert found.faces == 300
     assert found.scores.score.to_list() == [name for name in scores_of(UTKFACE) if name != "age/band_accuracy"]
     for row in found.scores.itertuples():
@@ -44,14 +44,14 @@ def test_values_are_those_of_each_run_on_the_shared_faces_in_any_order() -> None
         assert row.faces == wanted_a.faces
         assert row.low <= row.difference <= row.high
     kept = found.scores
-    other = paired({"a": a, "b": b[100:]}, UTKFACE)
+    other = compare_runs({"a": a, "b": b[100:]}, UTKFACE)
     pd.testing.assert_frame_equal(kept, other.scores)
     pd.testing.assert_frame_equal(found.disagreements, other.disagreements)
 
 
 def test_intervals_are_those_of_scipys_paired_bootstrap() -> None:
     runs = related_runs(400, 2)
-    found = paired(runs, UTKFACE).scores
+    found = compare_runs(runs, UTKFACE).scores
     race, a, b = (
         column.to_numpy(int) for column in (runs["a"].race, runs["a"].race_predicted, runs["b"].race_predicted)
     )
@@ -80,7 +80,7 @@ def test_intervals_are_those_of_scipys_paired_bootstrap() -> None:
 
 def test_a_paired_interval_is_narrower_than_two_apart_when_errors_go_together() -> None:
     runs = related_runs(1500, 3)
-    found = paired(runs, UTKFACE).scores
+    found = compare_runs(runs, UTKFACE).scores
     apart = {run: score(table, UTKFACE) for run, table in runs.items()}
     for name in ("race/accuracy", "race/f1_macro", "age/mae_years"):
         row = difference(found, name)
@@ -99,14 +99,14 @@ def test_intervals_cover_the_planted_difference_as_often_as_they_claim() -> None
             run: predicted(labels, 2 * seed + number, race=chance).drop(columns=["gender_predicted", "age_predicted"])
             for number, (run, chance) in enumerate((("a", 0.8), ("b", 0.85)))
         }
-        row = difference(paired(runs, UTKFACE).scores, "race/accuracy")
+        row = difference(compare_runs(runs, UTKFACE).scores, "race/accuracy")
         covered.append(row.low <= 0.05 <= row.high)
     assert stats.binomtest(sum(covered), 100, 0.95).pvalue > 0.005
 
 
 def test_a_run_against_itself_differs_in_nothing() -> None:
     table = simulated(100, 4)
-    found = paired({"a": table, "b": table.copy()}, UTKFACE)
+    found = compare_runs({"a": table, "b": table.copy()}, UTKFACE)
     assert (found.scores[["difference", "low", "high"]] == 0).all(axis=None)
     assert found.disagreements.empty
     assert found.disagreements.columns.to_list() == [
@@ -131,7 +131,7 @@ def test_disagreements_are_named_and_sorted_within_their_task() -> None:
     b.loc[0, "age_predicted"] += 5.0
     b.loc[[0, 5], "race_predicted"] = 2
     b.loc[[0, 5], ["p_white", "p_asian"]] = [[0.4, 0.3], [0.1, 0.6]]
-    found = paired({"a": a, "b": b}, UTKFACE).disagreements
+    found = compare_runs({"a": a, "b": b}, UTKFACE).disagreements
     assert found.task.to_list() == ["race", "race", "age", "age"]
     assert found.path.to_list() == ["5.jpg", "0.jpg", "1.jpg", "3.jpg"]
     assert found.apart.to_list() == pytest.approx([0.5, 0.2, 20.4, 6.0], abs=1e-5)
@@ -147,7 +147,7 @@ def test_faces_are_shared_by_path_and_bytes_and_labels_are_the_first_runs() -> N
     b.loc[0, "sha1"] = "0" * 39 + "f"
     b.loc[1, "path"] = "elsewhere.jpg"
     b["race"] = pd.array([0] * 50, dtype="Int16")
-    found = paired({"a": a, "b": pd.concat([b, b[5:6]])}, UTKFACE)  # one of the faces listed twice
+    found = compare_runs({"a": a, "b": pd.concat([b, b[5:6]])}, UTKFACE)  # one of the faces listed twice
     assert found.faces == 48
     race = difference(found.scores, "race/accuracy")
     assert (race.value_a, race.value_b) == (1, 1)
@@ -157,7 +157,7 @@ def test_three_runs_are_compared_two_by_two_on_tasks_that_all_have() -> None:
     labels = simulated_labels(100, 7)
     runs = {name: predicted(labels, seed) for seed, name in enumerate(("x", "y", "path"))}
     runs["y"] = runs["y"].drop(columns=["age_predicted"])
-    found = paired(runs, UTKFACE)
+    found = compare_runs(runs, UTKFACE)
     assert set(found.scores.score) == {"gender/accuracy", "gender/f1_macro", "race/accuracy", "race/f1_macro"}
     pairs = found.scores[found.scores.score == "race/accuracy"][["a", "b"]].to_numpy().tolist()
     assert pairs == [["x", "y"], ["x", "path"], ["y", "path"]]
@@ -171,7 +171,7 @@ def test_three_runs_are_compared_two_by_two_on_tasks_that_all_have() -> None:
 def test_runs_are_compared_on_further_tasks_and_on_ranges() -> None:
     labels = simulated_labels(300, 10, FAIRFACE)
     runs = {run: with_ranges(predicted(labels, seed, FAIRFACE)) for seed, run in enumerate("ab")}
-    found = paired(runs, FAIRFACE)
+    found = compare_runs(runs, FAIRFACE)
     assert found.scores.score.to_list() == [
         name for name in scores_of(FAIRFACE) if name[:7] not in ("age/mae", "age/cs5")
     ]
@@ -191,7 +191,7 @@ def test_runs_are_compared_on_further_tasks_and_on_ranges() -> None:
 def test_a_task_that_the_first_run_has_no_labels_of_is_compared_without_them() -> None:
     labels = simulated_labels(200, 11, FAIRFACE)
     a, b = predicted(labels, 1, FAIRFACE), predicted(labels, 2, FAIRFACE)
-    found = paired({"a": a.drop(columns="glasses"), "b": b}, FAIRFACE)
+    found = compare_runs({"a": a.drop(columns="glasses"), "b": b}, FAIRFACE)
     assert "glasses/accuracy" not in set(found.scores.score)
     glasses = found.disagreements[found.disagreements.task == "glasses"]
     assert len(glasses) == (a.glasses_predicted != b.glasses_predicted).sum()
@@ -200,14 +200,29 @@ def test_a_task_that_the_first_run_has_no_labels_of_is_compared_without_them() -
 
 def test_a_single_face_has_differences_without_an_interval() -> None:
     labels = simulated_labels(1, 8)
-    found = paired({"a": predicted(labels, 1), "b": predicted(labels, 2)}, UTKFACE)
+    found = compare_runs({"a": predicted(labels, 1), "b": predicted(labels, 2)}, UTKFACE)
     assert found.faces == 1
     assert found.scores[["low", "high"]].isna().all(axis=None)
+
+
+def test_tasks_that_are_not_compared_are_named_with_the_reason() -> None:
+    a = simulated(20, 12, FAIRFACE)
+    b = simulated(20, 13).drop(columns="gender_predicted")
+    older = {name: task for name, task in UTKFACE.items() if name != "age"} | {"age": Age("age", 90)}
+    shared, reasons = shared_tasks({"a": a, "b": b}, {"a": FAIRFACE, "b": UTKFACE})
+    assert shared == {"age": UTKFACE["age"]}
+    assert reasons == {"gender": "only in a", "race": "other classes", "glasses": "only in a"}
+    shared, reasons = shared_tasks({"a": a, "b": a, "c": b}, {"a": FAIRFACE, "b": FAIRFACE, "c": older})
+    assert (shared, reasons["glasses"], reasons["age"]) == ({}, "only in a and b", "other ages")
+    shared, reasons = shared_tasks(
+        {"a": a[["path", "glasses"]], "b": b}, {"a": {"glasses": FAIRFACE["glasses"]}, "b": {}}
+    )
+    assert (shared, reasons) == ({}, {})  # what nobody predicts is no news
 
 
 def test_mistakes_are_told_in_one_line() -> None:
     table = simulated(10, 9)
     with pytest.raises(UserError, match="at least two runs to compare, but got 1"):
-        paired({"a": table}, UTKFACE)
+        compare_runs({"a": table}, UTKFACE)
     with pytest.raises(UserError, match="a, b share none with the same path and bytes"):
-        paired({"a": table, "b": table.assign(sha1="f" * 40)}, UTKFACE)
+        compare_runs({"a": table, "b": table.assign(sha1="f" * 40)}, UTKFACE)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,8 +15,8 @@ from simulated_predictions import predicted, simulated_labels, with_ranges
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from facecls.analysis.groups import group_table
-from facecls.data.tasks import UTKFACE
+from facecls.analysis.groups import group_table, score_groups
+from facecls.data.tasks import UTKFACE, create_tasks
 from facecls.report import figures, run_figures
 from facecls.report import style as svg
 from facecls.report.page import write_page
@@ -88,7 +88,7 @@ def _axes(figure: Figure, number: int = 0):
 def test_confusion_shows_every_count(table: pd.DataFrame) -> None:
     cells = confusion_matrix(table["race"].astype(int), table["race_predicted"])
     texts = [text.get_text() for text in _axes(figures.confusion(table, RACE)).texts]
-    wanted = [f"{count}\n{count / row.sum():.0%}" for row in cells for count in row]
+    wanted = [f"{count}\n{100 * count / row.sum():.0f} %" for row in cells for count in row]
     assert texts == wanted
 
 
@@ -153,13 +153,23 @@ def test_distributions_are_shares(table: pd.DataFrame) -> None:
 
 
 def test_groups_are_drawn_with_their_intervals(table: pd.DataFrame) -> None:
-    groups = group_table(table, UTKFACE)
+    groups = group_table(score_groups(table, UTKFACE))
     axes = _axes(figures.group_scores(groups, UTKFACE, "race/accuracy"))
     shown = groups[(groups[["gender", "race", "age_band"]] != "all").sum(axis=1) <= 1]
     points = np.concatenate([container.lines[0].get_xdata() for container in axes.containers])
     assert points == pytest.approx(shown["race/accuracy"].to_numpy(), nan_ok=True)
     texts = [text.get_text() for text in _axes(figures.group_scores(groups, UTKFACE, "race/f1_macro")).texts]
     assert texts.count("one class") == 5
+
+
+def test_each_axis_has_a_colour_that_all_faces_do_not_have() -> None:
+    tasks = create_tasks({name: {"classes": ["no", "yes"]} for name in ("beard", "hat", "smile")})
+    groups = group_table(score_groups(predicted(simulated_labels(300, 2, tasks), 2, tasks), tasks))
+    axes = _axes(figures.group_scores(groups, tasks, "race/accuracy"))
+    first, *others = [container.lines[0].get_color() for container in axes.containers]
+    assert len(others) == 6
+    assert first not in others
+    assert all(one != other for one, other in pairwise(others))
 
 
 @pytest.mark.parametrize("name", DRAW)

@@ -1,5 +1,6 @@
 """Groups against pandas, scikit-learn and SciPy; gaps against planted ones and a published example."""
 
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -9,9 +10,21 @@ from scipy import stats
 from simulated_predictions import FAIRFACE, predicted, simulated, simulated_labels, with_ranges, without_some_labels
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.analysis.groups import MIN_FACES, Gap, axes_of, describe, gaps, group_table, report_bands, worst_groups
+from facecls.analysis.groups import (
+    MIN_FACES,
+    Gap,
+    axes_of,
+    axes_split,
+    axis_columns,
+    describe,
+    gaps,
+    group_table,
+    report_bands,
+    score_groups,
+    worst_groups,
+)
 from facecls.analysis.scores import score
-from facecls.data.tasks import UTKFACE, Age
+from facecls.data.tasks import UTKFACE, Age, create_tasks
 
 AXES = ["gender", "race", "age_band"]
 GENDERS, RACES = ("male", "female"), ("white", "black", "asian", "indian", "others")
@@ -54,7 +67,7 @@ def test_bands_are_those_of_pandas_cut() -> None:
 
 
 def test_rows_are_all_faces_each_marginal_and_each_combination() -> None:
-    found = group_table(simulated(30, 0), UTKFACE)
+    found = group_table(score_groups(simulated(30, 0), UTKFACE))
     rows = [tuple(row) for row in found[AXES].itertuples(index=False)]
     names = (GENDERS, RACES, tuple(AGE_BANDS))
     marginals = [
@@ -65,7 +78,7 @@ def test_rows_are_all_faces_each_marginal_and_each_combination() -> None:
 
 def test_sizes_and_values_are_those_of_each_groups_faces() -> None:
     table = named(without_some_labels(simulated(3000, 1), 1))
-    found = group_table(table, UTKFACE)
+    found = group_table(score_groups(table, UTKFACE))
     for _, row in found.iterrows():
         inside = members(table, row)
         assert row.faces == len(inside)
@@ -91,14 +104,14 @@ def test_sizes_and_values_are_those_of_each_groups_faces() -> None:
 
 def test_all_faces_have_the_interval_of_the_scores() -> None:
     table = simulated(300, seed=4)
-    whole = group_table(table, UTKFACE).iloc[0]
+    whole = group_table(score_groups(table, UTKFACE)).iloc[0]
     for name, found in score(table, UTKFACE).items():
         assert whole[[name, f"{name}_low", f"{name}_high"]].tolist() == pytest.approx(found[:3])
 
 
 def test_intervals_of_a_group_are_those_of_scipys_bootstrap_over_its_faces() -> None:
     table = named(simulated(2500, 2))
-    found = group_table(table, UTKFACE)
+    found = group_table(score_groups(table, UTKFACE))
     for row in (0, 2, 5, 10):
         errors = members(table, found.loc[row]).eval("age_predicted - age").abs().to_numpy(float)
         wanted = stats.bootstrap(
@@ -123,7 +136,7 @@ def test_a_harder_group_is_found_and_named_and_its_gap_covered() -> None:
             race=np.where(black, 0.60, 0.85),
             age=np.where(old, 9.0, 5.0),
         )
-        found = gaps(table, UTKFACE)
+        found = gaps(score_groups(table, UTKFACE))
         planted = (
             (by(found, "gender/accuracy", "gender"), "female", 0.15),
             (by(found, "race/accuracy", "race"), "black", 0.25),
@@ -140,13 +153,13 @@ def test_one_harder_combination_is_found_among_sixty() -> None:
     labels = simulated_labels(5000, 3)
     hard = named(labels).eval("gender == 0 and race == 0 and age_band_name == '30-39'").to_numpy(bool)
     table = predicted(labels, 3, gender=np.where(hard, 0.5, 0.97))
-    gap = by(gaps(table, UTKFACE), "gender/accuracy", "combination")
+    gap = by(gaps(score_groups(table, UTKFACE)), "gender/accuracy", "combination")
     assert gap.worse == "male, white, 30-39"
     assert 0 < gap.low <= 0.47 <= gap.high
 
 
 def test_tables_without_a_gap_seldom_claim_one() -> None:
-    found = [gap for seed in range(30) for gap in gaps(simulated(1000, seed), UTKFACE)]
+    found = [gap for seed in range(30) for gap in gaps(score_groups(simulated(1000, seed), UTKFACE))]
     for axis in ("gender", "race", "age_band", "combination"):
         # scores of a task go up and down together, so one of each task is counted
         claims = [
@@ -168,7 +181,7 @@ def test_two_groups_have_newcombes_published_interval(
     hits = np.concatenate([np.arange(size) < number for number, size in zip(right, of, strict=True)])
     table = simulated_labels(sum(of), 0).assign(gender=pd.array(gender, dtype="Int16"))
     table["gender_predicted"] = np.where(hits, gender, 1 - gender)
-    gap = by(gaps(table, UTKFACE), "gender/accuracy", "gender")
+    gap = by(gaps(score_groups(table, UTKFACE)), "gender/accuracy", "gender")
     assert (gap.better, gap.worse) == ("male", "female")
     assert (gap.low, gap.high) == pytest.approx((low, high), abs=5e-5)  # Newcombe 1998, table II, method 10
 
@@ -176,7 +189,10 @@ def test_two_groups_have_newcombes_published_interval(
 def test_more_pairs_make_the_interval_wider() -> None:
     table = simulated(4000, 5)
     two = table[table.race.isin([0, 1])]
-    many, one = by(gaps(table, UTKFACE), "age/mae_years", "race"), by(gaps(two, UTKFACE), "age/mae_years", "race")
+    many, one = (
+        by(gaps(score_groups(table, UTKFACE)), "age/mae_years", "race"),
+        by(gaps(score_groups(two, UTKFACE)), "age/mae_years", "race"),
+    )
     errors = {
         race: abs(table.age_predicted - table.age)[table.race == code].to_numpy(float)
         for code, race in enumerate(RACES)
@@ -188,7 +204,7 @@ def test_more_pairs_make_the_interval_wider() -> None:
 
 
 def test_groups_of_one_class_have_no_gap_in_macro_f1() -> None:
-    axes = {(gap.score, gap.by) for gap in gaps(simulated(2500, 6), UTKFACE)}
+    axes = {(gap.score, gap.by) for gap in gaps(score_groups(simulated(2500, 6), UTKFACE))}
     assert ("race/f1_macro", "gender") in axes
     assert ("race/accuracy", "race") in axes
     assert not axes & {("race/f1_macro", "race"), ("race/f1_macro", "combination"), ("gender/f1_macro", "gender")}
@@ -197,15 +213,19 @@ def test_groups_of_one_class_have_no_gap_in_macro_f1() -> None:
 def test_missing_axes_tasks_and_faces() -> None:
     table = simulated(200, 7)
     none = pd.array([pd.NA] * 200, dtype="Int16")
-    found = group_table(table.assign(race=none), UTKFACE)
+    found = group_table(score_groups(table.assign(race=none), UTKFACE))
     assert "race" not in found
     assert len(found) == 1 + 2 + 6 + 2 * 6
     assert not [column for column in found if column.startswith("race/")]
-    assert group_table(table.assign(race=none, age=none), UTKFACE).gender.to_list() == ["all", "male", "female"]
-    assert group_table(table[:1], UTKFACE).faces.sum() == 5
-    assert group_table(table[:0], UTKFACE).to_dict("records") == [{"faces": 0}]
-    assert gaps(table[:1], UTKFACE) == gaps(table[:0], UTKFACE) == []
-    assert gaps(table.drop(columns=table.filter(like="predicted")), UTKFACE) == []
+    assert group_table(score_groups(table.assign(race=none, age=none), UTKFACE)).gender.to_list() == [
+        "all",
+        "male",
+        "female",
+    ]
+    assert group_table(score_groups(table[:1], UTKFACE)).faces.sum() == 5
+    assert group_table(score_groups(table[:0], UTKFACE)).to_dict("records") == [{"faces": 0}]
+    assert gaps(score_groups(table[:1], UTKFACE)) == gaps(score_groups(table[:0], UTKFACE)) == []
+    assert gaps(score_groups(table.drop(columns=table.filter(like="predicted")), UTKFACE)) == []
 
 
 def test_a_gap_in_words() -> None:
@@ -218,13 +238,13 @@ def test_a_gap_in_words() -> None:
     assert describe(gap, UTKFACE) == (
         "Mean absolute error of age by combination: worst for male, black, 60+ (7.5 years), best for "
         "male, asian, 0-9 (3.0 years), a gap of 4.5 years (95 % interval -0.5 to 9.5); "
-        "the interval includes 0, so the gap may be chance."
+        "the interval includes 0, so the gap may be due to chance."
     )
 
 
 def test_seven_races_and_a_fourth_attribute_have_groups_of_their_own() -> None:
     table = without_some_labels(simulated(1500, 8, FAIRFACE), 8, FAIRFACE)
-    found = group_table(table, FAIRFACE)
+    found = group_table(score_groups(table, FAIRFACE))
     races, bands = FAIRFACE["race"].classes, AGE_BANDS
     assert list(found.columns[:5]) == ["gender", "race", "age_band", "glasses", "faces"]
     singles = [("all", "all", "all", "all")]
@@ -258,10 +278,10 @@ def test_a_group_that_is_harder_by_the_fourth_attribute_is_named() -> None:
     labels = simulated_labels(3000, 9, FAIRFACE)
     worn = (labels.glasses == 1).to_numpy(bool)
     table = predicted(labels, 9, FAIRFACE, gender=np.where(worn, 0.75, 0.95))
-    gap = by(gaps(table, FAIRFACE), "gender/accuracy", "glasses")
-    assert (gap.worse, gap.better) == ("with", "without")
+    gap = by(gaps(score_groups(table, FAIRFACE)), "gender/accuracy", "glasses")
+    assert (gap.worse, gap.better) == ("glasses with", "glasses without")
     assert 0 < gap.low <= 0.20 <= gap.high
-    worst = worst_groups(group_table(table, FAIRFACE), FAIRFACE)
+    worst = worst_groups(group_table(score_groups(table, FAIRFACE)), FAIRFACE)
     assert list(worst) == list(FAIRFACE)
     found = worst["gender"]
     assert found[:3] == ("gender/accuracy", "glasses", "with")
@@ -269,17 +289,20 @@ def test_a_group_that_is_harder_by_the_fourth_attribute_is_named() -> None:
     assert found.value == pytest.approx(right)
     assert found.low < right < found.high
     assert found.faces == worn.sum()
+    some = table.assign(gender=table.gender.mask(table.index < 1000))
+    labelled = worst_groups(group_table(score_groups(some, FAIRFACE)), FAIRFACE)["gender"]
+    assert labelled.faces == worn[1000:].sum()
 
 
 def test_the_worst_group_of_an_error_is_the_one_where_it_is_largest() -> None:
     labels = simulated_labels(2000, 10)
     old = labels.age.between(40, 59).to_numpy(bool)
     table = predicted(labels, 10, age=np.where(old, 9.0, 4.0))
-    worst = worst_groups(group_table(table, UTKFACE), UTKFACE)
+    worst = worst_groups(group_table(score_groups(table, UTKFACE)), UTKFACE)
     error = abs(table.age_predicted - table.age)[old].mean()
     assert worst["age"][:4] == ("age/mae_years", "age_band", "40-59", pytest.approx(error))
     men = table[table.gender == 0].drop(columns=["race", "race_predicted"]).assign(age=30)
-    assert worst_groups(group_table(men, UTKFACE), UTKFACE) == {}  # nobody to be worse than
+    assert worst_groups(group_table(score_groups(men, UTKFACE)), UTKFACE) == {}  # nobody to be worse than
 
 
 def test_ranges_belong_to_the_band_that_they_lie_in() -> None:
@@ -290,10 +313,47 @@ def test_ranges_belong_to_the_band_that_they_lie_in() -> None:
     names = [(*axis.groups, "none")[code] for code in axis.codes(table)]
     assert names == ["0-9", "0-9", "20-29", "none", "40-59", "40-59", "60+", "60+", "none"]
     simulated_ranges = with_ranges(simulated(600, 11))
-    by_year, by_range = (group_table(each, UTKFACE) for each in (simulated(600, 11), simulated_ranges))
+    by_year, by_range = (group_table(score_groups(each, UTKFACE)) for each in (simulated(600, 11), simulated_ranges))
     assert by_range.faces.to_list() == by_year.faces.to_list()  # FairFace's ranges end where the bands do
     assert "age/mae_years" not in by_range
     assert by_range["age/band_accuracy"].notna().any()
+
+
+def test_combinations_stay_few_and_single_groups_in_the_order_of_the_tasks() -> None:
+    tasks = create_tasks({"race": {"classes": [f"r{code}" for code in range(40)]}, "beard": {"classes": ["no", "yes"]}})
+    table = without_some_labels(simulated(2000, 12, tasks), 12, tasks)
+    groups = score_groups(table, tasks)
+    found = group_table(groups)
+    split = axes_split(found)
+    assert [(split == number).sum() for number in range(4)] == [1, 2 + 40 + 6 + 2, 2 * 40, 2 * 40 * 2]
+    singles = found[split == 1][axis_columns(found)]
+    assert list(singles.ne("all").to_numpy().argmax(1)) == [0] * 2 + [1] * 40 + [2] * 6 + [3] * 2
+    assert list(singles.age_band[singles.age_band != "all"]) == list(AGE_BANDS)
+    for row in found[found.age_band != "all"].itertuples():
+        inside = table[table.age.between(*report_bands(Age("age"))[row.age_band]).fillna(False)]
+        assert row.faces == len(inside)
+        assert found.loc[row.Index, "age/mae_years_faces"] == inside.age.notna().sum()
+        assert found.loc[row.Index, "gender/accuracy_faces"] == inside.gender.notna().sum()
+
+
+def test_many_classes_take_little_memory() -> None:
+    tasks = create_tasks({"race": {"classes": [f"r{code}" for code in range(40)]}})
+    table = simulated(1000, 13, tasks)
+    tracemalloc.start()
+    score_groups(table, tasks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
+
+
+def test_groups_by_yes_and_no_are_named_with_their_axis() -> None:
+    tasks = create_tasks({name: {"classes": ["no", "yes"]} for name in ("beard", "eye_glasses")})
+    del tasks["race"], tasks["age"]
+    labels = simulated_labels(3000, 14, tasks)
+    hard = (labels.gender == 0) & (labels.beard == 1) & (labels.eye_glasses == 0)
+    table = predicted(labels, 14, tasks, beard=np.where(hard, 0.5, 0.97))
+    gap = by(gaps(score_groups(table, tasks)), "beard/accuracy", "combination")
+    assert gap.worse == "male, beard yes, eye glasses no"
 
 
 def test_bands_end_at_the_highest_age() -> None:

@@ -18,18 +18,19 @@ from sklearn import metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trained_model import save_checkpoint
 
-from facecls.analysis.groups import group_table
+from facecls.analysis.groups import group_table, score_groups
 from facecls.analysis.suspects import suspects
 from facecls.data.store import decode
 from facecls.data.table import read_table
 from facecls.data.tasks import UTKFACE, classifications
 from facecls.errors import UserError
+from facecls.events import read_scalars
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.heads import HeadOptions
 from facecls.model.network import FaceModel
 from facecls.model.trunk import create_trunk
 from facecls.report.page import write_report
-from facecls.run import read_run, read_scalars
+from facecls.run import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -149,7 +150,13 @@ def test_numbers_of_age(page: Page, table: pd.DataFrame) -> None:
 
 def test_numbers_of_groups(page: Page, run: Path, table: pd.DataFrame) -> None:
     found = _with("group/", page)
-    groups = {"/".join(row[:3]): row for row in group_table(read_run(run).predictions, UTKFACE).to_numpy()}
+    groups = {
+        "/".join(row[:3]): row for row in group_table(score_groups(read_run(run).predictions, UTKFACE)).to_numpy()
+    }
+    labelled = {name: found.pop(name) for name in [*found] if re.search("/(accuracy|mae_years)/faces$", name)}
+    for name, faces in labelled.items():  # of the worst groups; all faces have all labels
+        assert faces == found[f"{'/'.join(name.split('/')[:3])}/faces"]
+    assert len(labelled) == 3
     assert {name.rsplit("/", 1)[0] for name in found if name.endswith("/faces")} == {*groups}
     assert len(groups) == 1 + 2 + 5 + 6 + 2 * 5 * 6
     for group in groups:
@@ -205,17 +212,17 @@ def test_numbers_of_data_and_limits(page: Page, run: Path, table: pd.DataFrame) 
             wanted[f"{split}/age/q{quantile}"] = np.percentile(part["age"].astype(int), quantile)
         assert {name: found.pop(name) for name in wanted} == pytest.approx(wanted)
     assert not found
-    copies = faces.groupby("sha1").filter(lambda some: len(some) > 1).groupby("sha1")
+    duplicates = faces.groupby("sha1").filter(lambda some: len(some) > 1).groupby("sha1")
     assert _with("duplicates/", page) == {
-        "copies": copies.size().sum(),
-        "groups": len(copies),
-        "disagreeing": sum(len(some[["gender", "race", "age"]].drop_duplicates()) > 1 for _, some in copies),
-        "crossing": sum(some["split"].nunique() > 1 for _, some in copies),
+        "faces": duplicates.size().sum(),
+        "groups": len(duplicates),
+        "disagreeing": sum(len(some[["gender", "race", "age"]].drop_duplicates()) > 1 for _, some in duplicates),
+        "crossing": sum(some["split"].nunique() > 1 for _, some in duplicates),
     }
     assert _with("rejects/", page) == {"truncated": 2, "not an image": 1}
     assert page.values["rejects"] == 3
     assert _with("faces/", page) == {"tested": len(table), **faces["split"].value_counts()}
-    cells = group_table(table, UTKFACE).query("gender != 'all' and race != 'all'")
+    cells = group_table(score_groups(table, UTKFACE)).query("gender != 'all' and race != 'all'")
     limits = _with("limits/", page)
     assert (limits["combinations"], limits["thin"]) == (60, (cells["faces"] < 20).sum())
     assert limits["thin_share"] == pytest.approx(cells.query("faces < 20")["faces"].sum() / len(table))
@@ -267,33 +274,33 @@ def test_a_curve_that_was_cut_and_one_that_was_resumed(run: Path, tmp_path: Path
 def test_suspects_come_in_three_lists(page: Page, run: Path) -> None:
     kept, faces = pd.read_csv(run / "suspects.csv"), pd.read_parquet(run / "faces.parquet")
     table = read_run(run).predictions
-    assert kept["kind"].drop_duplicates().tolist() == ["model", "copies_disagree"]  # the model's own first
+    assert kept["kind"].drop_duplicates().tolist() == ["model", "duplicates_disagree"]  # the model's own first
     found = _with("suspects/", page)
     for kind, some in kept.groupby("kind"):
         assert some["score"].is_monotonic_decreasing
         assert found.pop(kind) == len(some) == len(some[["path", "task"]].drop_duplicates())
         assert {name: found.pop(f"{kind}/{name}") for name in UTKFACE} == Counter(some["task"])
-    assert found == {"copy": 0}
+    assert found == {"duplicate": 0}
     alone = suspects(table, UTKFACE)
     assert {*alone.loc[alone["kind"] == "model", "path"]} == {*kept.loc[kept["kind"] == "model", "path"]}
-    # of copies all labels that a copy contradicts, of faces that were not tested too
-    copies = faces.groupby("sha1").filter(lambda some: len(some) > 1)
+    # of duplicates all labels that a duplicate contradicts, of faces that were not tested too
+    duplicates = faces.groupby("sha1").filter(lambda some: len(some) > 1)
     wanted = {
         (path, task)
-        for _, some in copies.groupby("sha1")
+        for _, some in duplicates.groupby("sha1")
         for task in UTKFACE
         if some[task].nunique() > 1
         for path in some["path"]
     }
-    listed = kept[kept["kind"] == "copies_disagree"]
+    listed = kept[kept["kind"] == "duplicates_disagree"]
     assert {*zip(listed["path"], listed["task"], strict=True)} == wanted
     assert listed["seen_in_training"].any()
 
 
-def test_copies_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) -> None:
+def test_duplicates_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 60)
 
-    def with_copies(table: pd.DataFrame) -> pd.DataFrame:
+    def with_duplicates(table: pd.DataFrame) -> pd.DataFrame:
         labels = ["race", "age"]
         table.loc[[1, 3], labels] = table.loc[[0, 2], labels].to_numpy()
         table.loc[[0, 1, 2, 3], "sha1"] = ["first", "first", "second", "second"]
@@ -301,15 +308,18 @@ def test_copies_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) -> N
         table.loc[0, ["gender_predicted", "p_male", "p_female"]] = [1, 0.01, 0.99]
         return table
 
-    change(folder, with_copies)
+    change(folder, with_duplicates)
     (folder / "faces.parquet").unlink()
     page, kept = Page(write_report(folder, None, None)), pd.read_csv(folder / "suspects.csv")
     paths = pd.read_parquet(folder / "predictions.parquet")["path"]
     values = _with("suspects/", page)
-    assert (values["copies_disagree"], values["copies_disagree/gender"], values["copy"]) == (2, 2, 1)
-    assert {*kept.loc[(kept["path"] == paths[0]) & (kept["task"] == "gender"), "kind"]} == {"model", "copies_disagree"}
-    assert kept[["path", "other", "kind"]].iloc[-1].tolist() == [paths[3], paths[2], "copy"]
-    titles = ("Labels that the model contradicts", "Copies with contradicting labels", "Other copies")
+    assert (values["duplicates_disagree"], values["duplicates_disagree/gender"], values["duplicate"]) == (2, 2, 1)
+    assert {*kept.loc[(kept["path"] == paths[0]) & (kept["task"] == "gender"), "kind"]} == {
+        "model",
+        "duplicates_disagree",
+    }
+    assert kept[["path", "other", "kind"]].iloc[-1].tolist() == [paths[3], paths[2], "duplicate"]
+    titles = ("Labels that the model contradicts", "Duplicates with contradicting labels", "Other duplicates")
     places = [page.sections["suspects"].index(title) for title in titles]
     assert places == sorted(places)
 
@@ -357,10 +367,10 @@ GENDER = _without("race_.*", "p_(white|black|asian|indian|others)", "age_.*", "t
 NO_SPREAD = _without("age_(low|high).*", "temperature_.*")
 LITTLE = {
     "one task": (GENDER, {"age": "not trained for age", "classes": "not trained for race"}),
-    "no labels of race": (lambda table: table.assign(race=pd.NA), {"classes": "has a label of race"}),
+    "no labels of race": (lambda table: table.assign(race=pd.NA), {"classes": "is labelled for race"}),
     "no labels": (
         lambda table: table.assign(gender=pd.NA, race=pd.NA, age=pd.NA),
-        {"groups": "no labels", "calibration": "no labelled probabilities", "age": "has a label of age"},
+        {"groups": "no labels", "calibration": "calibration cannot be checked", "age": "is labelled for age"},
     ),
     "old, regression": (NO_SPREAD, {"age": "no intervals", "calibration": "temperature of race was not saved"}),
     "one face": (lambda table: table.head(1), {"groups": "No two groups"}),
@@ -439,8 +449,8 @@ def test_gallery(tmp_path: Path) -> None:
         face = table.iloc[row]
         marks = [face[task] != face[f"{task}_predicted"] for task in ("gender", "race")]
         assert tile.count("<b>✗") == sum(map(int, [*marks, abs(face["age"] - face["age_predicted"]) > 6]))
-    assert sum(image["alt"].startswith("what the") for image in page.images) == sum(few.values())
-    assert "Grad-CAM of the race head" in page.sections["gallery"]
+    assert sum(image["alt"].startswith("Grad-CAM map") for image in page.images) == sum(few.values())
+    assert "a Grad-CAM map of the race head" in page.sections["gallery"]
     assert all(image["alt"] for image in page.images)
 
 
@@ -450,10 +460,10 @@ def test_a_trunk_without_one_map_of_features(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(config.replace('"image_size": 64', '"image_size": 240'))
     model = FaceModel(create_trunk("crossvit_tiny_240"), UTKFACE.values(), HeadOptions())
     page = Page(write_report(folder, lambda row: np.full((64, 64, 3), row, np.uint8), model))
-    assert page.sections["gallery"].count("What the heads look at is not shown: Expected features") == 1
-    assert "Grad-CAM" not in page.sections["gallery"]
+    assert page.sections["gallery"].count("There are no Grad-CAM maps: Expected features") == 1
+    assert "Beside each face" not in page.sections["gallery"]
     assert sum(image["alt"].startswith("face") for image in page.images) > 24
-    assert not [image for image in page.images if image["alt"].startswith("what the")]
+    assert not [image for image in page.images if image["alt"].startswith("Grad-CAM map")]
 
 
 def test_confident_mistakes_come_first(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from run_folders import Page, change, drawn_run, simulated_run
 from simulated_predictions import FAIRFACE, FAIRFACE_AGES
 from sklearn import metrics
 
-from facecls.data.tasks import UTKFACE, Classification, classifications
+from facecls.data.tasks import UTKFACE, Classification, Tasks, classifications, create_tasks
+from facecls.errors import UserError
 from facecls.report.page import write_comparison, write_report
 from facecls.run import read_run
 
@@ -80,7 +81,7 @@ def test_groups_by_any_classification(page: Page, table: pd.DataFrame) -> None:
 
 def test_attributes_are_named_wherever_they_belong(page: Page, run: Path) -> None:
     assert '<a href="#classes">Gender, race and glasses</a>' in page.text
-    assert "Gender, race and glasses are labels of a data set" in page.sections["limits"]
+    assert "Gender, race and glasses are a data set's labels, with its categories" in page.sections["limits"]
     assert "Glasses: most confident mistakes" in page.sections["gallery"]
     kept = pd.read_csv(run / "suspects.csv")
     of_glasses = kept[(kept["kind"] == "model") & (kept["task"] == "glasses")]
@@ -162,7 +163,7 @@ def test_a_good_model_is_called_so_with_its_worst_groups(tmp_path: Path) -> None
     page, table = Page(write_report(folder, None, None)), pd.read_parquet(folder / "predictions.parquet")
     verdict, faces = _verdict(page), len(table)
     assert f"The model is better than guessing at gender, race and age, on {faces} tested faces." in verdict
-    assert "no better" not in verdict
+    assert "not shown" not in verdict
     groups = {
         f"{name} ({task.name})": table[task.name] == code
         for task in classifications(UTKFACE.values())
@@ -178,7 +179,8 @@ def test_a_good_model_is_called_so_with_its_worst_groups(tmp_path: Path) -> None
         assert re.search(
             rf"{task.capitalize()}: right for {100 * right.mean():.1f} % \([\d.]+ to [\d.]+\) of {faces} faces; always "
             rf"answering with the most common class would be right for {100 * majority:.1f} %. Worst group: "
-            rf"{re.escape(name)}, {100 * right[groups[name]].mean():.1f} % \([\d.]+ to [\d.]+\)\.",
+            rf"{re.escape(name)}, {100 * right[groups[name]].mean():.1f} % \([\d.]+ to [\d.]+\) of "
+            rf"{groups[name].sum()} faces\.",
             verdict,
         )
     off = (table["age_predicted"] - table["age"]).abs().to_numpy(float)
@@ -187,7 +189,7 @@ def test_a_good_model_is_called_so_with_its_worst_groups(tmp_path: Path) -> None
     assert re.search(
         rf"Age: wrong by {off.mean():.2f} \([\d.]+ to [\d.]+\) years on average over {faces} faces; always answering "
         rf"with the median age would be wrong by {median:.2f} years. Worst group: {re.escape(name)}, "
-        rf"{off[groups[name]].mean():.2f} \([\d.]+ to [\d.]+\) years\.",
+        rf"{off[groups[name]].mean():.2f} \([\d.]+ to [\d.]+\) years over {groups[name].sum()} faces\.",
         verdict,
     )
 
@@ -198,12 +200,14 @@ def test_a_model_that_guesses_is_called_so_and_suspects_no_label(tmp_path: Path)
     change(folder, _guess("gender", "race", "age"))
     page, kept = Page(write_report(folder, None, None)), pd.read_csv(folder / "suspects.csv")
     verdict = _verdict(page)
-    assert "The model is no better than guessing, on" in verdict
-    assert "better than guessing at" not in verdict
-    assert verdict.count(": no better than guessing, ") == 3
-    assert {*kept["kind"]} == {"copies_disagree"}
-    assert page.values["suspects/model"] == 0 < page.values["suspects/copies_disagree"]
-    assert "no better than guessing at gender, race or age, so it cannot judge these" in page.sections["suspects"]
+    assert "The model is better" not in verdict
+    assert verdict.count(": not shown to be better than guessing, ") + verdict.count(": worse than guessing, ") == 3
+    assert {*kept["kind"]} == {"duplicates_disagree"}
+    assert page.values["suspects/model"] == 0 < page.values["suspects/duplicates_disagree"]
+    assert (
+        "not shown to be better than guessing at gender, race or age, so it cannot judge these"
+        in page.sections["suspects"]
+    )
 
 
 def test_a_model_that_guesses_at_one_task(tmp_path: Path) -> None:
@@ -211,8 +215,8 @@ def test_a_model_that_guesses_at_one_task(tmp_path: Path) -> None:
     change(folder, _guess("race"))
     page, kept = Page(write_report(folder, None, None)), pd.read_csv(folder / "suspects.csv")
     verdict = _verdict(page)
-    assert "The model is better than guessing at gender and age, but no better than guessing at race, on" in verdict
-    assert "Race: no better than guessing, right for" in verdict
+    assert "The model is better than guessing at gender and age, but worse than guessing at race, on" in verdict
+    assert "Race: worse than guessing, right for" in verdict
     assert {*kept.loc[kept["kind"] == "model", "task"]} == {"gender", "age"}
 
 
@@ -239,7 +243,86 @@ def test_runs_with_other_classes_share_the_tasks_that_are_the_same(tmp_path: Pat
     assert {score.split("/")[0] for score in scores} == {"gender", "age"}
 
 
+def test_tasks_that_are_not_compared_are_named(tmp_path: Path) -> None:
+    first = simulated_run(tmp_path / "a", 100, tasks=FAIRFACE)
+    second = simulated_run(tmp_path / "b", 100)
+    page = Page(write_comparison([first, second], None, tmp_path / "both.html"))
+    assert "Not compared: race (other classes), glasses (only in a)." in page.sections["summary"]
+    both = Page(
+        write_comparison([first, simulated_run(tmp_path / "c", 100, tasks=FAIRFACE)], None, tmp_path / "c.html")
+    )
+    assert "Not compared" not in both.sections["summary"]
+
+
+SWAPPED = create_tasks({"gender": {"classes": ["female", "male"]}})
+
+
+@pytest.mark.parametrize("tasks", [SWAPPED, FAIRFACE], ids=["other order", "other classes"])
+def test_the_tasks_of_a_run_are_known_without_its_options(tasks: Tasks, tmp_path: Path) -> None:
+    folder = simulated_run(tmp_path / "run", 60, tasks=tasks)
+    known = read_run(folder).tasks
+    assert known == tasks
+    (folder / "config.yaml").unlink()
+    assert read_run(folder).tasks == tasks
+    (folder / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"metrics\.json or config\.yaml beside .* to say what its tasks"):
+        read_run(folder)
+
+
+def test_few_faces_give_no_verdict(tmp_path: Path) -> None:
+    folder = simulated_run(tmp_path / "run", 60)
+    change(folder, lambda table: table.head(4))
+    verdict = _verdict(Page(write_report(folder, None, None)))
+    assert "No verdict: of the 4 tested faces, too few are labelled to tell whether" in verdict
+    assert verdict.count(": too few labelled faces (4) to tell, ") == 3
+    change(folder, lambda table: table.head(1))
+    page = Page(write_report(folder, None, None))
+    assert "of the 1 tested face, too few" in _verdict(page)
+    assert not re.search(r"\b1 (tested |training )?faces", "".join(page.sections.values()))
+
+
+def test_a_task_that_the_training_faces_have_no_labels_of_is_judged(tmp_path: Path) -> None:
+    folder = simulated_run(tmp_path / "run", 300, tasks=FAIRFACE)
+    faces = pd.read_parquet(folder / "faces.parquet")
+    faces["glasses"] = faces["glasses"].mask(faces["split"] == "train")
+    faces.to_parquet(folder / "faces.parquet", index=False)
+    page, table = Page(write_report(folder, None, None)), pd.read_parquet(folder / "predictions.parquet")
+    most = table["glasses"].value_counts(normalize=True).max()
+    assert page.values["trivial/glasses/accuracy"] == pytest.approx(most)
+    assert "better than guessing at gender, race, age and glasses" in _verdict(page)
+    assert (
+        "The constant guess is the most common class for gender and race and the median age for age (from the training "
+        "faces); the most common class for glasses (from the tested faces)."
+    ) in page.sections["summary"]
+
+
+def test_what_is_said_about_ranges_without_a_distribution_and_equal_predictions(tmp_path: Path) -> None:
+    folder = simulated_run(tmp_path / "run", 100, ranges=1)
+    page = Page(write_report(folder, None, None))
+    assert "labelled with ranges of age only" in page.sections["calibration"]
+    assert "middle of the most common range for age" in page.sections["summary"]
+    change(folder, lambda table: table.drop(columns=["age_low", "age_high", "age_low_raw", "age_high_raw"]))
+    assert "so it has no intervals" in Page(write_report(folder, None, None)).sections["age"]
+    other = simulated_run(tmp_path / "other", 100)
+    change(other, lambda table: table.assign(age_predicted=30.0))
+    page = Page(write_report(other, None, None))
+    assert "correlation" not in page.sections["age"]
+    assert "nan" not in "".join(page.sections.values())
+
+
+def test_tables_of_numbers_are_narrow_enough_for_the_page(tmp_path: Path) -> None:
+    attributes = {name: {"classes": ["no", "yes"]} for name in ("beard", "hat", "smile", "blurred")}
+    tasks = {**FAIRFACE, **create_tasks(attributes)}
+    folder = simulated_run(tmp_path / "run", 200, tasks=tasks, ranges=0.5)
+    text = write_report(folder, None, None).read_text()
+    tables = re.findall(r'<div class="scroll( wraps)?.*?<tbody>\n<tr>(.*?)</tr>', text, flags=re.DOTALL)
+    cells = [row.count("<th") + row.count("<td") for wraps, row in tables if not wraps]
+    assert len(cells) > 20
+    assert max(cells) <= 8  # of short numbers; about 1120 pixels
+
+
 def test_a_run_of_version_0_1_has_the_tasks_of_utkface(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 60)
     assert "tasks" not in json.loads((folder / "config.yaml").read_text())["data"]
+    (folder / "metrics.json").write_text("{}")
     assert read_run(folder).tasks == UTKFACE

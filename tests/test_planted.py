@@ -102,7 +102,7 @@ def page(planted: Planted) -> Page:
 
 
 def test_the_harder_group_is_named(planted: Planted, page: Page) -> None:
-    said = page.sections["groups"].split("Gaps that may be chance")[0]
+    said = page.sections["groups"].split("Gaps that may be due to chance")[0]
     for sentence in (
         "Race accuracy by gender: worst for female",
         "Race accuracy by race: worst for indian",
@@ -147,6 +147,6 @@ def test_flipped_genders_come_first_among_the_suspects(planted: Planted) -> None
     assert len(planted.flipped & first) >= 0.8 * len(planted.flipped)
     # only those are listed that are contradicted with the confidence that is usual for the class, so some are not
     found = pd.read_csv(planted.folder / "suspects.csv")
-    listed = found.loc[(found["task"] == "gender") & (found["kind"] == "model"), "path"]  # not for a copy's label
+    listed = found.loc[(found["task"] == "gender") & (found["kind"] == "model"), "path"]  # not for a duplicate's label
     assert {*listed} <= first
     assert len(planted.flipped & {*listed}) >= 0.6 * max(len(planted.flipped), len(listed))

@@ -28,7 +28,7 @@ def test_pictures_are_read_back(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.images)
     out = capsys.readouterr().out
     assert f"wrote {path}" in out
-    assert "without what the heads look at: Expected a checkpoint" in out
+    assert "no Grad-CAM maps: Expected a checkpoint" in out
     assert "checkpoint was not found" in page.sections["gallery"]
 
 
@@ -36,7 +36,7 @@ def test_what_the_heads_looked_at(run: Path) -> None:
     (run / "checkpoints").mkdir()
     save_checkpoint(run / "checkpoints" / "best.ckpt")
     page = Page(report.main([str(run)]))
-    assert sum(image["alt"].startswith("what the") for image in page.images) >= 3
+    assert sum(image["alt"].startswith("Grad-CAM map") for image in page.images) >= 3
 
 
 def test_faces_that_moved(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

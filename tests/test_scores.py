@@ -11,7 +11,15 @@ from simulated_predictions import FAIRFACE, predicted, simulated, simulated_labe
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.analysis.scores import better_than_guessing, main_scores, score, scores_of, trivial
+from facecls.analysis.scores import (
+    Verdict,
+    compare_with_guess,
+    constant_guesses,
+    main_scores,
+    score,
+    scores_of,
+    trivial,
+)
 from facecls.data.tasks import UTKFACE
 from facecls.model.metrics import RangeAccuracy
 
@@ -172,7 +180,7 @@ def test_the_guess_of_ages_known_as_ranges_is_the_middle_of_the_most_common_one(
     assert trivial(table, reference, UTKFACE)["age/band_accuracy"] == (table.age_from == most).mean()
 
 
-def test_a_model_that_learned_nothing_is_not_better_than_guessing() -> None:
+def test_a_model_that_learned_nothing_is_not_compare_with_guess() -> None:
     """Its predictions are labels of other faces, or the guess itself with noise that helps nobody."""
     claims = []
     for seed in range(60):
@@ -183,20 +191,20 @@ def test_a_model_that_learned_nothing_is_not_better_than_guessing() -> None:
             guess = reference[name].median() if name == "age" else reference[name].mode()[0]
             shuffled = rng.permutation(table[name].to_numpy(float))
             table[f"{name}_predicted"] = np.where(rng.random(300) < 0.9, guess, shuffled)
-        found = better_than_guessing(table, FAIRFACE, reference, seed)
+        found = compare_with_guess(table, FAIRFACE, reference, seed)
         assert list(found) == list(FAIRFACE)
-        claims += found.values()
+        claims += [verdict is Verdict.BETTER for verdict in found.values()]
     assert np.mean(claims) < 0.05
 
 
-def test_a_model_that_learned_something_is_better_than_guessing() -> None:
+def test_a_model_that_learned_something_is_compare_with_guess() -> None:
     reference = simulated_labels(2000, 15, FAIRFACE)
     table = simulated(400, 16, FAIRFACE, gender=0.65, race=0.25, glasses=0.65, age=9.0)
-    assert better_than_guessing(table, FAIRFACE, reference) == dict.fromkeys(FAIRFACE, True)
-    some = better_than_guessing(table.assign(gender_predicted=table.glasses_predicted), FAIRFACE, reference)
-    assert some == {"gender": False, "race": True, "age": True, "glasses": True}
-    ranges = better_than_guessing(with_ranges(table), FAIRFACE, with_ranges(reference))
-    assert ranges == dict.fromkeys(FAIRFACE, True)
+    assert compare_with_guess(table, FAIRFACE, reference) == dict.fromkeys(FAIRFACE, Verdict.BETTER)
+    some = compare_with_guess(table.assign(gender_predicted=table.glasses_predicted), FAIRFACE, reference)
+    assert some == dict.fromkeys(FAIRFACE, Verdict.BETTER) | {"gender": Verdict.UNCLEAR}
+    ranges = compare_with_guess(with_ranges(table), FAIRFACE, with_ranges(reference))
+    assert ranges == dict.fromkeys(FAIRFACE, Verdict.BETTER)
 
 
 def test_a_difference_that_needs_pairing_is_seen() -> None:
@@ -209,16 +217,42 @@ def test_a_difference_that_needs_pairing_is_seen() -> None:
     table.loc[other, "gender_predicted"] = 1 - guess
     found, guessed = score(table, UTKFACE)["gender/accuracy"], trivial(table, reference, UTKFACE)["gender/accuracy"]
     assert found.low < guessed
-    assert better_than_guessing(table, UTKFACE, reference)["gender"]
+    assert compare_with_guess(table, UTKFACE, reference)["gender"] is Verdict.BETTER
 
 
 def test_few_faces_prove_nothing_and_what_cannot_be_compared_is_left_out() -> None:
     reference = simulated_labels(500, 19)
     right = simulated(400, 20, gender=1.0, race=1.0, age=0.1)
     rare = right[right.race == 4]  # where the guess is always wrong and the model always right
-    assert not better_than_guessing(rare[:5], UTKFACE, reference)["race"]
-    assert better_than_guessing(rare[:6], UTKFACE, reference)["race"]
+    assert compare_with_guess(rare[:5], UTKFACE, reference)["race"] is Verdict.TOO_FEW
+    assert compare_with_guess(rare[:6], UTKFACE, reference)["race"] is Verdict.BETTER
     without = right.drop(columns="race_predicted").assign(age=pd.array([pd.NA] * 400, dtype="Int16"))
-    assert list(better_than_guessing(without, UTKFACE, reference)) == ["gender"]
-    assert better_than_guessing(right[:0], UTKFACE, reference) == {}
-    assert list(better_than_guessing(right, UTKFACE, reference.drop(columns="gender"))) == ["race", "age"]
+    assert list(compare_with_guess(without, UTKFACE, reference)) == ["gender"]
+    assert compare_with_guess(right[:0], UTKFACE, reference) == {}
+
+
+def test_a_model_is_called_worse_only_where_it_is_shown_to_be() -> None:
+    reference = simulated_labels(500, 21)
+    table = simulated(400, 22, race=0.9)
+    guess = reference.race.mode()[0]
+    wrong = (table.race == guess).to_numpy(bool)
+    worse = table.assign(race_predicted=np.where(wrong, 4, guess).astype(np.int16))  # right for none of them
+    assert compare_with_guess(worse, UTKFACE, reference)["race"] is Verdict.WORSE
+    equal = table.assign(race_predicted=guess)
+    assert compare_with_guess(equal, UTKFACE, reference)["race"] is Verdict.UNCLEAR
+    older = table.assign(age_predicted=table.age.astype(float) + 50)
+    assert compare_with_guess(older, UTKFACE, reference)["age"] is Verdict.WORSE
+
+
+def test_a_guess_is_taken_from_the_tested_faces_where_the_reference_has_no_label() -> None:
+    reference, table = simulated_labels(500, 23, FAIRFACE), simulated(300, 24, FAIRFACE)
+    without = with_ranges(reference).drop(columns="glasses")
+    found = constant_guesses(table, without, FAIRFACE)
+    assert found["glasses"] == (table.glasses.mode()[0], "most common class", False)
+    assert found["race"] == (reference.race.mode()[0], "most common class", True)
+    assert found["age"][1:] == ("middle of the most common range", True)
+    assert constant_guesses(table, reference, FAIRFACE)["age"] == (reference.age.median(), "median age", True)
+    assert trivial(table, without, FAIRFACE)["glasses/accuracy"] == table.glasses.value_counts(normalize=True).max()
+    assert list(compare_with_guess(table, FAIRFACE, without)) == list(FAIRFACE)
+    assert constant_guesses(table, reference[:0], FAIRFACE)["gender"].from_reference is False
+    assert constant_guesses(table[:0], reference[:0], FAIRFACE) == {}

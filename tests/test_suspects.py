@@ -1,4 +1,4 @@
-"""Suspects are what was planted: flipped labels, impossible ages, and copies of faces with other labels."""
+"""Suspects are what was planted: flipped labels, impossible ages, and duplicates of faces with other labels."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from facecls.analysis.duplicates import FINE, near_identical
-from facecls.analysis.suspects import COLUMNS, COPIES_DISAGREE, COPY, MODEL, label_doubt, suspects
+from facecls.analysis.suspects import COLUMNS, DUPLICATE, DUPLICATES_DISAGREE, MODEL, label_doubt, suspects
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces
 from facecls.data.tasks import UTKFACE, Classification
@@ -121,8 +121,8 @@ def test_a_class_contradicts_from_the_confidence_that_is_usual_for_it() -> None:
     )
     listed = suspects(table, UTKFACE)
     assert listed[["path", "label", "predicted", "reason", "seen_in_training"]].to_numpy().tolist() == [
-        ["5.jpg", "black", "white", "predicted white with 95%", True],
-        ["4.jpg", "indian", "others", "predicted others with 55%", False],
+        ["5.jpg", "black", "white", 'predicted "white" (95 %)', True],
+        ["4.jpg", "indian", "others", 'predicted "others" (55 %)', False],
     ]
     np.testing.assert_allclose(listed["score"], [0.975, 0.7])
     assert listed["other"].isna().all()
@@ -141,19 +141,19 @@ def test_equal_files_with_different_labels_are_listed_once_each() -> None:
     assert tuple(listed.columns) == COLUMNS
     assert listed["score"].dtype == np.float64
     assert listed["seen_in_training"].dtype == np.bool_
-    of_labels, copies = listed[listed.kind == COPIES_DISAGREE], listed[listed.kind == COPY]
+    of_labels, duplicates = listed[listed.kind == DUPLICATES_DISAGREE], listed[listed.kind == DUPLICATE]
     # the model doubts the label of a most, and has not seen d and e
     assert of_labels[["path", "task", "label", "other", "reason"]].to_numpy().tolist() == [
-        ["a", "gender", "male", "c", "same file, labelled female"],
-        ["b", "gender", "male", "c", "same file, labelled female"],
-        ["c", "gender", "female", "a", "same file, labelled male"],
+        ["a", "gender", "male", "c", 'same file, labelled "female"'],
+        ["b", "gender", "male", "c", 'same file, labelled "female"'],
+        ["c", "gender", "female", "a", 'same file, labelled "male"'],
         ["d", "age", "7", "e", "same file, labelled 8"],
         ["e", "age", "8", "d", "same file, labelled 7"],
     ]
     # no label contradicts that of f, since g has none
-    assert copies[["path", "other", "reason"]].to_numpy().tolist() == [["g", "f", "same file"]]
-    assert copies[["task", "label", "predicted"]].isna().all(axis=None)
-    assert len(of_labels) + len(copies) == len(listed)
+    assert duplicates[["path", "other", "reason"]].to_numpy().tolist() == [["g", "f", "same file"]]
+    assert duplicates[["task", "label", "predicted"]].isna().all(axis=None)
+    assert len(of_labels) + len(duplicates) == len(listed)
     assert (listed["score"] == 1).all()
     assert of_labels["predicted"].isna().all()
 
@@ -176,7 +176,7 @@ def shifted(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.pad(np.asarray(image), ((1, 0), (1, 0), (0, 0)), "edge")[:-1, :-1])
 
 
-COPIES = {
+CHANGES = {
     "compressed": lambda image: jpeg(image, 35),
     "brighter": lambda image: image.point(lambda value: min(255, round(1.1 * value + 8))),
     "shifted": shifted,
@@ -192,10 +192,10 @@ def drawn() -> list[Picture]:
     return [decode(np.frombuffer(data, np.uint8)) for _, data in draw_faces(90, seed=5)]
 
 
-def test_planted_copies_are_found_and_different_faces_are_not(drawn: list[Picture]) -> None:
+def test_planted_duplicates_are_found_and_different_faces_are_not(drawn: list[Picture]) -> None:
     pictures = list(drawn)
     planted = {}
-    for number, (name, change) in enumerate(COPIES.items()):
+    for number, (name, change) in enumerate(CHANGES.items()):
         for face in (number, number + 20, number + 40):
             planted[face, len(pictures)] = name.startswith("mirrored")
             pictures.append(np.asarray(change(Image.fromarray(drawn[face]))))
@@ -233,8 +233,8 @@ def test_flat_pictures_are_no_pairs() -> None:
 
 
 def test_near_identical_faces_with_different_labels_are_listed(drawn: list[Picture]) -> None:
-    pictures = [*drawn[:6], *(np.asarray(COPIES[name](Image.fromarray(drawn[0]))) for name in ("grey", "mirrored"))]
-    pictures += [np.asarray(COPIES["shifted"](Image.fromarray(drawn[1]))), pictures[6]]
+    pictures = [*drawn[:6], *(np.asarray(CHANGES[name](Image.fromarray(drawn[0]))) for name in ("grey", "mirrored"))]
+    pictures += [np.asarray(CHANGES["shifted"](Image.fromarray(drawn[1]))), pictures[6]]
     table = faces(
         sha1=[*"012345678", "6"],
         split=["train", *["test"] * 9],
@@ -244,20 +244,20 @@ def test_near_identical_faces_with_different_labels_are_listed(drawn: list[Pictu
     without = suspects(table, UTKFACE)
     assert without[["path", "other"]].to_numpy().tolist() == [["6.jpg", "9.jpg"], ["9.jpg", "6.jpg"]]
     everything = suspects(table, UTKFACE, pictures.__getitem__)
-    copies = everything[everything.kind == COPY]
-    assert copies[["path", "other"]].to_numpy().tolist() == [["8.jpg", "1.jpg"]]
-    assert copies["reason"].item().startswith("nearly the same picture (correlation ")
-    listed = everything[everything.kind == COPIES_DISAGREE].set_index("path")
+    duplicates = everything[everything.kind == DUPLICATE]
+    assert duplicates[["path", "other"]].to_numpy().tolist() == [["8.jpg", "1.jpg"]]
+    assert duplicates["reason"].item().startswith("nearly the same picture (correlation ")
+    listed = everything[everything.kind == DUPLICATES_DISAGREE].set_index("path")
     assert set(listed.index) == {"0.jpg", "6.jpg", "7.jpg", "9.jpg"}
     assert listed["other"].to_dict() == {"0.jpg": "6.jpg", "6.jpg": "9.jpg", "7.jpg": "6.jpg", "9.jpg": "6.jpg"}
     assert listed["reason"]["0.jpg"].startswith("nearly the same picture (correlation ")
     assert listed["reason"]["7.jpg"].startswith("nearly the same picture mirrored (correlation ")
-    assert listed["reason"]["0.jpg"].endswith(", labelled female")
+    assert listed["reason"]["0.jpg"].endswith(', labelled "female"')
     assert listed["seen_in_training"].to_dict() == {"0.jpg": True, "6.jpg": False, "7.jpg": False, "9.jpg": False}
     assert listed["score"].is_monotonic_decreasing
 
 
-def test_kinds_follow_each_other_and_copies_of_copies_are_listed_once() -> None:
+def test_kinds_follow_each_other_and_duplicates_of_duplicates_are_listed_once() -> None:
     table = faces(
         path=["a", "b", "c", "d", "e", "f"],
         sha1=["1", "1", "1", "2", "2", "3"],
@@ -268,13 +268,13 @@ def test_kinds_follow_each_other_and_copies_of_copies_are_listed_once() -> None:
     )
     assert suspects(table, UTKFACE)[["kind", "path", "other"]].fillna("-").to_numpy().tolist() == [
         [MODEL, "f", "-"],
-        [COPIES_DISAGREE, "d", "e"],
-        [COPIES_DISAGREE, "e", "d"],
-        [COPY, "b", "a"],
-        [COPY, "c", "a"],
+        [DUPLICATES_DISAGREE, "d", "e"],
+        [DUPLICATES_DISAGREE, "e", "d"],
+        [DUPLICATE, "b", "a"],
+        [DUPLICATE, "c", "a"],
     ]
     untrusted = suspects(table, UTKFACE, trusted=["race", "age"])
-    assert untrusted["kind"].tolist() == [COPIES_DISAGREE, COPIES_DISAGREE, COPY, COPY]
+    assert untrusted["kind"].tolist() == [DUPLICATES_DISAGREE, DUPLICATES_DISAGREE, DUPLICATE, DUPLICATE]
 
 
 def test_ranges_are_doubted_from_their_nearer_end_and_contradict_only_what_they_exclude() -> None:
@@ -291,10 +291,10 @@ def test_ranges_are_doubted_from_their_nearer_end_and_contradict_only_what_they_
     listed = suspects(table, UTKFACE)
     assert listed[["kind", "path", "label", "reason"]].fillna("-").to_numpy().tolist() == [
         [MODEL, "6.jpg", "60-116", "outside the interval 20 to 39"],
-        [COPIES_DISAGREE, "0.jpg", "25", "same file, labelled 30-39"],
-        [COPIES_DISAGREE, "1.jpg", "20-29", "same file, labelled 30-39"],
-        [COPIES_DISAGREE, "2.jpg", "30-39", "same file, labelled 20-29"],
-        [COPY, "4.jpg", "-", "same file"],  # 20-29 and 25-32 can both be right
+        [DUPLICATES_DISAGREE, "0.jpg", "25", "same file, labelled 30-39"],
+        [DUPLICATES_DISAGREE, "1.jpg", "20-29", "same file, labelled 30-39"],
+        [DUPLICATES_DISAGREE, "2.jpg", "30-39", "same file, labelled 20-29"],
+        [DUPLICATE, "4.jpg", "-", "same file"],  # 20-29 and 25-32 can both be right
     ]
 
 

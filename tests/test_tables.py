@@ -19,9 +19,9 @@ from facecls.analysis.tables import (
     duplicates,
     parts,
     roc,
-    why_untested,
 )
 from facecls.data.tasks import UTKFACE, Age, Classification, classifications, prediction_columns
+from facecls.report.sections.untested import untested
 
 AGE = Age("age")
 
@@ -84,7 +84,7 @@ def test_byte_identical_faces_are_counted() -> None:
     labels = simulated_labels(8, 4, FAIRFACE).assign(gender=0, race=1, glasses=0, age=30)
     labels["sha1"] = [*"aabbcc", "d", "e"]
     labels["split"] = ["train", "test", "train", "train", "val", "val", "test", "test"]
-    counts = {"copies": 6, "groups": 3, "crossing": 1}
+    counts = {"faces": 6, "groups": 3, "crossing": 1}
     assert duplicates(labels, FAIRFACE) == counts | {"disagreeing": 0}
     labels["glasses"] = [0, 1, 0, 0, 0, 0, 1, 0]
     assert duplicates(labels, FAIRFACE) == counts | {"disagreeing": 1}
@@ -93,7 +93,7 @@ def test_byte_identical_faces_are_counted() -> None:
     labels["age_from"] = pd.array([None, None, None, 20, 20, 25, None, None], "Int16")
     labels["age_to"] = pd.array([None, None, None, 29, 29, 32, None, None], "Int16")
     assert duplicates(labels, UTKFACE) == counts | {"disagreeing": 1}  # 30 and 20-29; not 20-29 and 25-32
-    assert duplicates(labels[6:], UTKFACE) == dict.fromkeys(("copies", "groups", "disagreeing", "crossing"), 0)
+    assert duplicates(labels[6:], UTKFACE) == dict.fromkeys(("faces", "groups", "disagreeing", "crossing"), 0)
     assert parts(labels) == {"train": 3, "val": 2, "test": 3}
 
 
@@ -103,8 +103,8 @@ def test_tasks_are_tested_with_labels_of_any_kind() -> None:
     assert tables.tested_tasks(with_ranges(table), UTKFACE) == [UTKFACE["gender"], UTKFACE["age"]]
     none = table.assign(age=pd.array([None] * 20, "Int16"))
     assert tables.tested_tasks(none, UTKFACE) == [UTKFACE["gender"]]
-    assert "was not trained for race" in why_untested(table, UTKFACE["race"])
-    assert "None of the tested faces has a label of age" in why_untested(none, AGE)
+    assert "was not trained for race" in untested(table, UTKFACE["race"]).text
+    assert "None of the tested faces is labelled for age" in untested(none, AGE).text
 
 
 def test_labels_and_predictions_in_words() -> None:

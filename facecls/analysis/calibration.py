@@ -186,12 +186,14 @@ def _class_calibration(task: Classification, table: pd.DataFrame, temperature: f
 def _age_calibration(task: Age, table: pd.DataFrame, temperature: float) -> list[dict[str, Any]]:
     ages = column_values(table, task.name)
     known = ~np.isnan(ages)
-    found = []
+    stages: list[dict[str, Any]] = []
     for ending in ("_raw", ""):
         low, high = (column_values(table, f"{task.name}_{end}{ending}")[known] for end in ("low", "high"))
         inside = (low <= ages[known]) & (ages[known] <= high)
-        found.append({"faces": int(known.sum()), "coverage": float(inside.mean()), "width": float((high - low).mean())})
-    return found
+        stages.append(
+            {"faces": int(known.sum()), "coverage": float(inside.mean()), "width": float((high - low).mean())}
+        )
+    return stages
 
 
 def _positive(p: Floats) -> Numbers:

@@ -34,7 +34,34 @@ class Comparison(NamedTuple):
     disagreements: pd.DataFrame
 
 
-def paired(tables: Mapping[str, pd.DataFrame], tasks: Tasks, seed: int = 0) -> Comparison:
+def shared_tasks(
+    tables: Mapping[str, pd.DataFrame], tasks: Mapping[str, Tasks]
+) -> tuple[dict[str, Task], dict[str, str]]:
+    """The tasks on which runs can be compared.
+
+    Args:
+        tables: Predictions by the name of the run.
+        tasks: The tasks of each run, by its name.
+
+    Returns:
+        The tasks that all runs predict with the same labels, and by the name of each other task why it is not among
+        them, such as ``only in a`` or ``other classes``.
+    """
+    shared: dict[str, Task] = {}
+    reasons: dict[str, str] = {}
+    for name in dict.fromkeys(name for of_run in tasks.values() for name in of_run):
+        predicting = [run for run, table in tables.items() if f"{name}_predicted" in table]
+        different = {tasks[run][name] for run in predicting}
+        if predicting and len(predicting) < len(tables):
+            reasons[name] = f"only in {' and '.join(predicting)}"
+        elif len(different) > 1:
+            reasons[name] = "other ages" if all(isinstance(task, Age) for task in different) else "other classes"
+        elif different:
+            shared[name] = different.pop()
+    return shared, reasons
+
+
+def compare_runs(tables: Mapping[str, pd.DataFrame], tasks: Tasks, seed: int = 0) -> Comparison:
     """Compares runs on the faces that they share.
 
     Bootstrap samples are shared by all runs (percentile bootstrap over pairs, Efron & Tibshirani 1993, chapters 8 and

@@ -1,4 +1,4 @@
-"""Near-identical pictures: compressed, recoloured, slightly cropped or mirrored copies."""
+"""Near-identical pictures: compressed, recoloured, slightly cropped or mirrored duplicates."""
 
 from collections.abc import Callable, Iterable
 
@@ -21,7 +21,7 @@ _SIDE = 32
 _BLUR = 3.0
 """Standard deviation, in pixels of a thumbnail, of the blur that is subtracted: what all aligned faces have in common.
 
-Without that step different faces correlate up to 0.96, more than many copies do.
+Without that step different faces correlate up to 0.96, more than many duplicates do.
 """
 _BLOCK = 512
 """Faces compared with all others at once: 40 MB for 20,000 faces."""
@@ -29,11 +29,11 @@ _Floats = npt.NDArray[np.float32]
 
 
 def near_identical(pixels: ImageLoader, rows: Iterable[int]) -> pd.DataFrame:
-    """Finds copies of pictures that were compressed, recoloured, slightly cropped or mirrored.
+    """Finds duplicates of pictures that were compressed, recoloured, slightly cropped or mirrored.
 
     High-pass filtered grey thumbnails are correlated, all with all. Hashes of 64 bits do not work here, since all
     aligned faces have their eyes and mouths at the same places: 45,000 pairs of UTKFace's difference hashes are within
-    5 bits of each other, a hundred times the number of copies.
+    5 bits of each other, a hundred times the number of duplicates.
 
     Args:
         pixels: The faces by row number.
@@ -78,12 +78,12 @@ def _unit(details: _Floats) -> _Floats:
 def _candidates(coarse: _Floats, mirrored: bool) -> npt.NDArray[np.int64]:
     """Pairs whose coarse thumbnails match, the second one mirrored if asked: (2, P), first < second."""
     others = (coarse[:, :, ::-1] if mirrored else coarse).reshape(len(coarse), -1)
-    found = [np.empty((0, 2), np.int64)]
+    parts = [np.empty((0, 2), np.int64)]
     for start in range(0, len(coarse), _BLOCK):
         some = coarse[start : start + _BLOCK].reshape(-1, others.shape[1])
         pairs = np.argwhere(some @ others[start:].T > COARSE)
-        found.append(pairs[pairs[:, 1] > pairs[:, 0]] + start)
-    return np.concatenate(found).T
+        parts.append(pairs[pairs[:, 1] > pairs[:, 0]] + start)
+    return np.concatenate(parts).T
 
 
 def _correlations(
@@ -91,8 +91,8 @@ def _correlations(
 ) -> npt.NDArray[np.float64]:
     """(P,) correlations of pairs, the second one mirrored if asked."""
     others = unit[:, :, ::-1] if mirrored else unit
-    found = np.empty(len(first))
+    correlations = np.empty(len(first))
     for start in range(0, len(first), _BLOCK):
         some = slice(start, start + _BLOCK)
-        found[some] = (unit[first[some]] * others[second[some]]).sum((1, 2))
-    return np.minimum(found, 1)  # float32 sums may exceed it
+        correlations[some] = (unit[first[some]] * others[second[some]]).sum((1, 2))
+    return np.minimum(correlations, 1)  # float32 sums may exceed it

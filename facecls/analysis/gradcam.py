@@ -34,8 +34,8 @@ def grad_cam(model: FaceModel, image: Tensor, task: Task, target: int | None = N
             what raises the predicted age.
 
     Returns:
-        (H, W) float32: 1 where the face contributes most to the target, 0 where it does not or speaks against it; 0
-        everywhere if nothing contributes to it.
+        (H, W) float32: 1 where the face contributes most to the target, 0 where it contributes nothing or counts
+        against it; 0 everywhere if nothing contributes to it.
 
     Raises:
         ValueError: If an argument is not as described, or the trunk's features have no locations.
@@ -48,8 +48,8 @@ def grad_cam(model: FaceModel, image: Tensor, task: Task, target: int | None = N
         if not relevance.any() and (layer := _last_layer_read(_Score(model, task, target, size), images)) is not None:
             relevance = _relevance(_Score(model, task, target, size, layer), images)
         cam = LayerAttribution.interpolate(relevance.relu(), size, "bilinear")[0, 0]  # (H, W)
-    found: npt.NDArray[np.float32] = (cam / cam.max().clamp(min=torch.finfo(cam.dtype).tiny)).cpu().numpy()
-    return found
+    scaled: npt.NDArray[np.float32] = (cam / cam.max().clamp(min=torch.finfo(cam.dtype).tiny)).cpu().numpy()
+    return scaled
 
 
 def overlay(image: Tensor, cam: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

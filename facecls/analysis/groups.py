@@ -1,11 +1,11 @@
 """Fairness: scores by group, such as each race and age band, and the largest gaps between groups."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, singledispatch
 from itertools import product
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,11 @@ from facecls.analysis.scores import (
     Score,
     intervals,
     main_scores,
-    resampled_sums,
+    resampled_sums_in_chunks,
     score_parts,
     scores_of,
 )
-from facecls.data.tasks import Age, Classification, Task, Tasks
+from facecls.data.tasks import UTKFACE, Age, Classification, Task, Tasks
 
 Codes = npt.NDArray[np.int64]
 
@@ -31,9 +31,10 @@ ANY_GROUP = "all"
 """Stands on an axis by which a group is not split."""
 COMBINATION = "combination"
 """``Gap.by`` for groups that are split by several axes."""
-COMBINED_AXES = 3
-"""Combinations are formed over the first axes only. Their number multiplies with each axis (60 for UTKFace's three), so
-that with more of them most would have fewer than ``MIN_FACES`` faces. Further axes get their single groups."""
+COMBINED_AXES, MAX_COMBINATIONS = 3, 200
+"""Combinations are formed over the first axes only, and without an axis whose groups would make them more than this.
+Their number multiplies with each axis (60 for UTKFace's three), so that with more of them most would have fewer than
+``MIN_FACES`` faces. The other axes get their single groups."""
 MIN_FACES = 20
 """Scores on fewer labelled faces are not reported."""
 
@@ -55,7 +56,7 @@ class Axis:
     @property
     def title(self) -> str:
         """The name in words, such as ``age band``."""
-        return self.name.replace("_", " ")
+        return axis_title(self.name)
 
 
 class Gap(NamedTuple):
@@ -94,7 +95,7 @@ class WorstGroup(NamedTuple):
         value: Its score.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        faces: Number of faces in the group.
+        faces: Number of faces in the group that have a label of the task.
     """
 
     score: str
@@ -106,10 +107,11 @@ class WorstGroup(NamedTuple):
     faces: int
 
 
-class _Grouped(NamedTuple):
-    """G groups.
+class ScoredGroups(NamedTuple):
+    """The scores of G groups, on all faces and on R bootstrap samples.
 
     Attributes:
+        tasks: The tasks.
         names: Name on each axis, and number of faces.
         values: (G,) by score.
         replicates: (R, G) by score.
@@ -117,6 +119,7 @@ class _Grouped(NamedTuple):
         shown: (G,) by score: whether it is reported.
     """
 
+    tasks: Tasks
     names: pd.DataFrame
     values: dict[str, Numbers]
     replicates: dict[str, Numbers]
@@ -188,11 +191,38 @@ def axis_columns(groups: pd.DataFrame) -> list[str]:
     return list(groups.columns[: groups.columns.get_loc("faces")])
 
 
-def group_table(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> pd.DataFrame:
-    """Every score of every group.
+def axis_title(name: str) -> str:
+    """The name of an axis in words, such as ``age band``."""
+    return name.replace("_", " ")
 
-    Groups are defined by labels, not by predictions; a face without a label is in no group of that axis. Macro F1 is
-    not reported for groups of one class of its task, where it is a rescaled accuracy.
+
+def axes_split(groups: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """By how many axes each group of a group table is split: 0 for all faces."""
+    return (groups[axis_columns(groups)] != ANY_GROUP).sum(axis=1).to_numpy(np.int64)
+
+
+def group_title(group: Mapping[Any, str]) -> str:
+    """A group in words; where the axis is not one of UTKFace's, a name such as ``with`` needs that of its axis.
+
+    Args:
+        group: Its name by axis, ``ANY_GROUP`` where it is not split.
+
+    Examples:
+        >>> group_title({"gender": "female", "race": "asian", "age_band": "20-29"})
+        'female, asian, 20-29'
+        >>> group_title({"gender": "female", "glasses": "with", "beard": "all"})
+        'female, glasses with'
+    """
+    familiar = [_axis(task).name for task in UTKFACE.values()]
+    names = {axis: name for axis, name in group.items() if name != ANY_GROUP}
+    parts = [name if axis in familiar else f"{axis_title(axis)} {name}" for axis, name in names.items()]
+    return ", ".join(parts) or "all faces"
+
+
+def score_groups(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> ScoredGroups:
+    """Scores all faces, each group of each axis, and the combinations of groups of the first axes.
+
+    Groups are defined by labels, not by predictions; a face without a label is in no group of that axis.
 
     Args:
         table: Predictions.
@@ -200,22 +230,69 @@ def group_table(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> pd.DataFram
         seed: Of the bootstrap.
 
     Returns:
-        A column per axis of ``axes_of`` (names of groups, ``ANY_GROUP`` where the group is not split by it) and
-        ``faces``; then for each score NAME that the table has: NAME, NAME_low and NAME_high (95 %, see
-        ``scores.intervals``; not corrected for the number of groups), NaN for fewer than ``MIN_FACES`` labelled faces.
-        Rows: all faces, then each group of each axis, then each combination over the first ``COMBINED_AXES`` axes,
-        also those without faces.
+        What ``group_table`` and ``gaps`` are made from: all faces first, then each group of each axis of ``axes_of``,
+        then each combination, also those without faces.
     """
-    grouped, scores = _group(table, tasks, seed), scores_of(tasks)
-    columns: dict[str, Numbers] = {}
-    for name, values in grouped.values.items():
-        shown = grouped.shown[name]
+    axes, scores, parts = list(axes_of(table, tasks).values()), scores_of(tasks), score_parts(table, tasks)
+    combined = _combined_axes(axes)
+    blocks = [(combined, _group_names(combined))]
+    blocks += [([axis], [(name,) for name in axis.groups]) for axis in axes if axis not in combined]
+    sums: dict[str, list[Numbers]] = {name: [] for name in parts}
+    replicates: dict[str, list[Numbers]] = {name: [] for name in parts}
+    tables = []
+    for block, groups in blocks:  # each with cells of its own, which would multiply; the same seed draws the same faces
+        cells, members = _cells(block, table), _members(block, groups)
+        each_face = members.T[cells]  # (N, G)
+        chunks: dict[str, list[Numbers]] = {name: [] for name in parts}
+        for drawn in resampled_sums_in_chunks(parts, cells, members.shape[1], seed):
+            for name in parts:  # only the scores are kept, since all sums would fill the memory
+                chunks[name].append(scores[name].value(members @ drawn[name]))
+        for name, columns in parts.items():
+            sums[name].append(each_face.T @ columns)
+            replicates[name].append(np.concatenate(chunks[name]))
+        named = pd.DataFrame(groups, range(len(groups)), [axis.name for axis in block])
+        tables.append(named.assign(faces=each_face.sum(0).astype(np.int64)))
+
+    names = pd.concat(tables, ignore_index=True).reindex(columns=[*(axis.name for axis in axes), "faces"])
+    names = names.fillna(ANY_GROUP)
+    order = _reading_order(names)
+    names = names.iloc[order].reset_index(drop=True)
+    joined = {name: np.concatenate(each)[order] for name, each in sums.items()}  # (G, K)
+    faces = {name: each[:, 0] for name, each in joined.items()}
+    return ScoredGroups(
+        tasks=tasks,
+        names=names,
+        values={name: scores[name].value(each) for name, each in joined.items()},
+        replicates={name: np.concatenate(each, 1)[:, order] for name, each in replicates.items()},
+        faces=faces,
+        shown={name: (faces[name] >= MIN_FACES) & ~_is_one_class(names, scores[name]) for name in parts},
+    )
+
+
+def group_table(groups: ScoredGroups) -> pd.DataFrame:
+    """Every score of every group.
+
+    Macro F1 is not reported for groups of one class of its task, where it is a rescaled accuracy.
+
+    Args:
+        groups: As ``score_groups`` returns them.
+
+    Returns:
+        A column per axis (names of groups, ``ANY_GROUP`` where the group is not split by it) and ``faces``; then for
+        each score NAME: NAME, NAME_low and NAME_high (95 %, see ``scores.intervals``; not corrected for the number of
+        groups), NaN for fewer than ``MIN_FACES`` labelled faces, and NAME_faces, their number.
+    """
+    scores = scores_of(groups.tasks)
+    columns: dict[str, Any] = {}
+    for name, values in groups.values.items():
+        shown = groups.shown[name]
         ends = np.full((3, len(values)), np.nan)
         if shown.any():  # np.nanquantile fails on zero columns
-            of_shown = values[shown], grouped.replicates[name][:, shown], grouped.faces[name][shown]
+            of_shown = values[shown], groups.replicates[name][:, shown], groups.faces[name][shown]
             ends[:, shown] = values[shown], *intervals(scores[name], *of_shown)
         columns |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
-    return grouped.names.assign(**columns)
+        columns[f"{name}_faces"] = groups.faces[name].astype(np.int64)
+    return groups.names.assign(**columns)
 
 
 def worst_groups(groups: pd.DataFrame, tasks: Tasks) -> dict[str, WorstGroup]:
@@ -229,8 +306,8 @@ def worst_groups(groups: pd.DataFrame, tasks: Tasks) -> dict[str, WorstGroup]:
         By task. Combinations are left out, and so are axes on which only one group has a score, and tasks without any.
     """
     scores, axes = scores_of(tasks), axis_columns(groups)
-    is_single = _axes_split(groups) == 1
-    found: dict[str, WorstGroup] = {}
+    is_single = axes_split(groups) == 1
+    worst: dict[str, WorstGroup] = {}
     for task, name in main_scores(groups.columns, tasks).items():
         by_axis = {axis: groups[is_single & (groups[axis] != ANY_GROUP) & groups[name].notna()] for axis in axes}
         rows = [(axis, row) for axis, some in by_axis.items() if len(some) > 1 for row in some.to_dict("records")]
@@ -238,13 +315,13 @@ def worst_groups(groups: pd.DataFrame, tasks: Tasks) -> dict[str, WorstGroup]:
             continue
         sign = 1 if scores[name].higher_is_better else -1
         axis, row = min(rows, key=lambda each: sign * each[1][name])
-        found[task] = WorstGroup(
-            name, axis, row[axis], row[name], row[f"{name}_low"], row[f"{name}_high"], row["faces"]
+        worst[task] = WorstGroup(
+            name, axis, row[axis], row[name], row[f"{name}_low"], row[f"{name}_high"], row[f"{name}_faces"]
         )
-    return found
+    return worst
 
 
-def gaps(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> list[Gap]:
+def gaps(groups: ScoredGroups) -> list[Gap]:
     """The largest gap per score and axis, with an interval that is corrected for the search.
 
     All pairs of groups on an axis get an interval at the level 1 - 0.05 / pairs (Bonferroni), so that with 95 %
@@ -255,25 +332,22 @@ def gaps(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> list[Gap]:
     Donner 2008 (doi:10.1002/sim.3095). Percentiles of 1,000 replicates do not reach that far into the tails.
 
     Args:
-        table: Predictions.
-        tasks: The tasks.
-        seed: Of the bootstrap.
+        groups: As ``score_groups`` returns them.
 
     Returns:
         By score in the order of ``scores_of``, then by axis, combinations last. No gap where fewer than two groups have
         ``MIN_FACES`` labelled faces.
     """
-    grouped, scores = _group(table, tasks, seed), scores_of(tasks)
-    names, split = grouped.names, _axes_split(grouped.names)
+    names, split, scores = groups.names, axes_split(groups.names), scores_of(groups.tasks)
     rows = {axis: (split == 1) & names[axis].ne(ANY_GROUP).to_numpy() for axis in axis_columns(names)}
     rows[COMBINATION] = split > 1
-    found: list[Gap] = []
-    for name in grouped.values:
+    largest: list[Gap] = []
+    for name in groups.values:
         for by, chosen in rows.items():
-            among = np.flatnonzero(chosen & grouped.shown[name])
+            among = np.flatnonzero(chosen & groups.shown[name])
             if len(among) > 1:
-                found.append(_largest(grouped, name, scores[name], by, among))
-    return found
+                largest.append(_largest(groups, name, scores[name], by, among))
+    return largest
 
 
 def describe(gap: Gap, tasks: Tasks) -> str:
@@ -281,47 +355,30 @@ def describe(gap: Gap, tasks: Tasks) -> str:
     score = scores_of(tasks)[gap.score]
     scale, unit, of_gap = (100, "%", "points") if score.unit == "share" else (1, "years", "years")
     best, worst, difference, low, high = (f"{scale * value:.1f}" for value in gap[4:])
-    verdict = "" if gap.low > 0 else "; the interval includes 0, so the gap may be chance"
+    verdict = "" if gap.low > 0 else "; the interval includes 0, so the gap may be due to chance"
     return (
-        f"{score.title} by {gap.by.replace('_', ' ')}: worst for {gap.worse} ({worst} {unit}), best for {gap.better} "
+        f"{score.title} by {axis_title(gap.by)}: worst for {gap.worse} ({worst} {unit}), best for {gap.better} "
         f"({best} {unit}), a gap of {difference} {of_gap} (95 % interval {low} to {high}){verdict}."
     )
 
 
-def _group(table: pd.DataFrame, tasks: Tasks, seed: int) -> _Grouped:
-    axes, scores, parts = list(axes_of(table, tasks).values()), scores_of(tasks), score_parts(table, tasks)
-    blocks = [(axes[:COMBINED_AXES], _group_names(axes[:COMBINED_AXES]))]
-    blocks += [([axis], [(name,) for name in axis.groups]) for axis in axes[COMBINED_AXES:]]
-    sums: dict[str, list[Numbers]] = {name: [] for name in parts}
-    tables = []
-    for block, groups in blocks:  # each with cells of its own, which would multiply; the same seed draws the same faces
-        cells, members = _cells(block, table), _members(block, groups)
-        each_face = members.T[cells]  # (N, G)
-        drawn = resampled_sums(parts, cells, members.shape[1], seed)
-        for name, columns in parts.items():
-            sums[name].append(np.concatenate([(each_face.T @ columns)[None], members @ drawn[name]]))  # (1 + R, G, K)
-        named = pd.DataFrame(groups, range(len(groups)), [axis.name for axis in block])
-        tables.append(named.assign(faces=each_face.sum(0).astype(np.int64)))
-
-    names = pd.concat(tables, ignore_index=True).reindex(columns=[*(axis.name for axis in axes), "faces"])
-    names = names.fillna(ANY_GROUP)
-    order = np.argsort(_axes_split(names).clip(max=2), kind="stable")  # combinations last
-    names = names.iloc[order].reset_index(drop=True)
-    joined = {name: np.concatenate(each, 1)[:, order] for name, each in sums.items()}
-    values = {name: scores[name].value(each) for name, each in joined.items()}  # (1 + R, G)
-    faces = {name: each[0, :, 0] for name, each in joined.items()}
-    return _Grouped(
-        names=names,
-        values={name: each[0] for name, each in values.items()},
-        replicates={name: each[1:] for name, each in values.items()},
-        faces=faces,
-        shown={name: (faces[name] >= MIN_FACES) & ~_is_one_class(names, scores[name]) for name in parts},
-    )
+def _combined_axes(axes: Iterable[Axis]) -> list[Axis]:
+    """The axes whose combinations are scored."""
+    combined: list[Axis] = []
+    number = 1
+    for axis in axes:
+        if len(combined) < COMBINED_AXES and number * len(axis.groups) <= MAX_COMBINATIONS:
+            combined.append(axis)
+            number *= len(axis.groups)
+    return combined
 
 
-def _axes_split(groups: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """By how many axes each group is split: 0 for all faces."""
-    return (groups[axis_columns(groups)] != ANY_GROUP).sum(axis=1).to_numpy(np.int64)
+def _reading_order(names: pd.DataFrame) -> npt.NDArray[np.intp]:
+    """Row numbers: all faces, the groups of each axis in turn, combinations."""
+    split = (names[axis_columns(names)] != ANY_GROUP).to_numpy()
+    axis = split.argmax(1) if split.shape[1] else np.zeros(len(names), np.intp)
+    number = split.sum(1).clip(max=2)
+    return np.lexsort((np.where(number == 1, axis, 0), number))  # stable
 
 
 def _group_names(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
@@ -359,23 +416,20 @@ def _is_one_class(groups: pd.DataFrame, score: Score) -> npt.NDArray[np.bool_]:
     return np.zeros(len(groups), np.bool_)
 
 
-def _largest(grouped: _Grouped, name: str, score: Score, by: str, among: npt.NDArray[np.intp]) -> Gap:
+def _largest(groups: ScoredGroups, name: str, score: Score, by: str, among: npt.NDArray[np.intp]) -> Gap:
     """The gap between the best and the worst of at least two groups, given by their row numbers."""
-    ranked = among[np.argsort(grouped.values[name][among], kind="stable")]
+    ranked = among[np.argsort(groups.values[name][among], kind="stable")]
     ends = ranked[[0, -1]]  # the lowest and the highest value
     pairs = len(among) * (len(among) - 1) / 2
     z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / (2 * pairs))
-    values = grouped.values[name][ends]
+    values = groups.values[name][ends]
     if score.unit == "share" and not score.over_classes:
-        low, high = _wilson(values, grouped.faces[name][ends], z)
+        low, high = _wilson(values, groups.faces[name][ends], z)
     else:
-        margin = z * np.nanstd(grouped.replicates[name][:, ends], axis=0, ddof=1)
+        margin = z * np.nanstd(groups.replicates[name][:, ends], axis=0, ddof=1)
         low, high = values - margin, values + margin
     difference = values[1] - values[0]
-    named = [
-        ", ".join(part for part in group if part != ANY_GROUP)
-        for group in grouped.names[axis_columns(grouped.names)].iloc[ends].itertuples(index=False)
-    ]
+    named = [group_title(group) for group in groups.names[axis_columns(groups.names)].iloc[ends].to_dict("records")]
     worse, better = (0, 1) if score.higher_is_better else (1, 0)
     return Gap(
         score=name,

@@ -1,6 +1,7 @@
 """How good predictions are: scores with bootstrap intervals, and how they compare with a constant guess."""
 
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
+from enum import Enum
 from functools import singledispatch
 from typing import Literal, NamedTuple, TypeVar
 
@@ -24,6 +25,30 @@ _AT_ONCE = 100
 _FEWEST = 6
 """Faces needed to call a model better than a guess: if it is better on all of them, the two-sided p-value of a sign
 test is 2 / 2**6 = 0.03; for five faces it is 0.06."""
+
+
+class Verdict(Enum):
+    """How a model compares with a constant guess, beyond what chance explains."""
+
+    BETTER = "better"
+    UNCLEAR = "unclear"
+    WORSE = "worse"
+    TOO_FEW = "too few"
+    """There are too few labelled faces to tell."""
+
+
+class Guess(NamedTuple):
+    """A constant guess.
+
+    Attributes:
+        value: A code or an age in years.
+        description: Such as ``most common class``.
+        from_reference: Whether it was taken from the reference faces; if not, from the tested ones.
+    """
+
+    value: float
+    description: str
+    from_reference: bool
 
 
 class Interval(NamedTuple):
@@ -94,11 +119,11 @@ def main_scores(names: Container[str], tasks: Tasks) -> dict[str, str]:
     Returns:
         Names of scores by task: the first of ``scores_of`` that there is. Tasks without any are left out.
     """
-    found: dict[str, str] = {}
+    main: dict[str, str] = {}
     for name, score in scores_of(tasks).items():
         if name in names:
-            found.setdefault(score.task.name, name)
-    return found
+            main.setdefault(score.task.name, name)
+    return main
 
 
 @singledispatch
@@ -109,7 +134,7 @@ def _scores(task: Task) -> dict[str, Score]:
 
 @_scores.register
 def _classification_scores(task: Classification) -> dict[str, Score]:
-    title = _title(task)
+    title = task.title
     right = _error_parts(task, lambda error: (error == 0).astype(np.float64))
     return {
         "accuracy": Score(task, f"{title} accuracy", "share", True, False, right, _mean),
@@ -119,7 +144,7 @@ def _classification_scores(task: Classification) -> dict[str, Score]:
 
 @_scores.register
 def _age_scores(task: Age) -> dict[str, Score]:
-    title = _title(task)
+    title = task.title
     within = _error_parts(task, lambda error: (np.abs(error) <= YEARS).astype(np.float64))
     mae_title = f"Mean absolute error of {title.lower()}"
     return {
@@ -127,10 +152,6 @@ def _age_scores(task: Age) -> dict[str, Score]:
         "cs5": Score(task, f"{title} within five years", "share", True, False, within, _mean),
         "band_accuracy": Score(task, f"{title} within its range", "share", True, False, _range_parts(task), _mean),
     }
-
-
-def _title(task: Task) -> str:
-    return task.name.replace("_", " ").capitalize()
 
 
 def _error_parts(task: Task, of_error: Callable[[Numbers], Numbers]) -> Callable[[pd.DataFrame], Numbers]:
@@ -187,11 +208,11 @@ def score_parts(table: pd.DataFrame, tasks: Tasks) -> dict[str, Numbers]:
     Returns:
         (N, K) by name; only scores for which there are predictions and at least one labelled face.
     """
-    found: dict[str, Numbers] = {}
+    by_name: dict[str, Numbers] = {}
     for name, score in scores_of(tasks).items():
         if f"{score.task.name}_predicted" in table and (parts := score.parts(table))[:, 0].any():
-            found[name] = parts
-    return found
+            by_name[name] = parts
+    return by_name
 
 
 def score(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> dict[str, Interval]:
@@ -208,86 +229,111 @@ def score(table: pd.DataFrame, tasks: Tasks, seed: int = 0) -> dict[str, Interva
     """
     scores, parts = scores_of(tasks), score_parts(table, tasks)
     replicates = resampled_sums(parts, np.zeros(len(table), np.int64), 1, seed)
-    found: dict[str, Interval] = {}
+    estimates: dict[str, Interval] = {}
     for name, columns in parts.items():
         sums = columns.sum(0, keepdims=True)  # (1, K)
         value, faces = scores[name].value(sums), sums[:, 0]
         low, high = intervals(scores[name], value, scores[name].value(replicates[name]), faces)
-        found[name] = Interval(float(value[0]), float(low[0]), float(high[0]), int(faces[0]))
-    return found
+        estimates[name] = Interval(float(value[0]), float(low[0]), float(high[0]), int(faces[0]))
+    return estimates
 
 
-def trivial(table: pd.DataFrame, reference: pd.DataFrame, tasks: Tasks) -> dict[str, float]:
-    """The scores of a constant guess: the most common class, and the median age.
+def constant_guesses(table: pd.DataFrame, reference: pd.DataFrame, tasks: Tasks) -> dict[str, Guess]:
+    """The constants that fit the labels of each task best.
 
     Args:
-        table: Predictions; only their labels are used.
-        reference: Labelled faces from which the guess is taken, such as the training split. Where ages are only known
-            as ranges, the guess is the middle of the most common range.
+        table: Tested faces with labels.
+        reference: Labelled faces to take the guesses from, such as the training split; may be empty. Guesses for tasks
+            that none of them is labelled for are taken from ``table``.
         tasks: The tasks.
 
     Returns:
-        Scores by the names of ``scores_of``, as ``score``, without tasks for which the reference has no label.
+        By task: the most common class, the median age or, where ages are only known as ranges, the middle of the most
+        common range. Tasks without labels are left out.
+    """
+    guesses: dict[str, Guess] = {}
+    for name, task in tasks.items():
+        for faces, from_reference in ((reference, True), (table, False)):
+            value, description = _guess(task, faces)
+            if name not in guesses and not np.isnan(value):
+                guesses[name] = Guess(value, description, from_reference)
+    return guesses
+
+
+def trivial(table: pd.DataFrame, reference: pd.DataFrame, tasks: Tasks) -> dict[str, float]:
+    """The scores of constant guesses.
+
+    Args:
+        table: Predictions; only their labels are used.
+        reference: As for ``constant_guesses``.
+        tasks: The tasks.
+
+    Returns:
+        Scores by the names of ``scores_of``, as ``score``.
     """
     scores = scores_of(tasks)
     parts = score_parts(_guessed(table, reference, tasks), tasks)
     return {name: float(scores[name].value(columns.sum(0))) for name, columns in parts.items()}
 
 
-def better_than_guessing(table: pd.DataFrame, tasks: Tasks, reference: pd.DataFrame, seed: int = 0) -> dict[str, bool]:
+def compare_with_guess(table: pd.DataFrame, tasks: Tasks, reference: pd.DataFrame, seed: int = 0) -> dict[str, Verdict]:
     """Whether a model is better than a constant guess, beyond what chance explains.
 
     Args:
         table: Predictions.
         tasks: The tasks.
-        reference: As for ``trivial``.
+        reference: As for ``constant_guesses``.
         seed: Of the bootstrap.
 
     Returns:
-        By task: whether the 95 % interval of the difference in the main score, paired over the same faces, lies above
-        0 in favour of the model. Tasks without a score or a guess are left out.
+        By task. ``BETTER`` and ``WORSE`` if the 95 % interval of the difference in the main score, paired over the same
+        faces, lies on that side of 0, ``UNCLEAR`` if it includes 0, ``TOO_FEW`` below six labelled faces. Tasks without
+        a score are left out.
     """
     model, guess = score_parts(table, tasks), score_parts(_guessed(table, reference, tasks), tasks)
     main = main_scores(guess, tasks)
     both = {(name, who): parts[name] for name in main.values() for who, parts in enumerate((guess, model))}
     replicates = resampled_sums(both, np.zeros(len(table), np.int64), 1, seed)
-    found: dict[str, bool] = {}
+    verdicts: dict[str, Verdict] = {}
     for task, name in main.items():
         score = scores_of(tasks)[name]
         low, high = difference_interval(score, replicates[name, 0], replicates[name, 1])
-        is_better = low > 0 if score.higher_is_better else high < 0
-        found[task] = bool(is_better and model[name][:, 0].sum() >= _FEWEST)
-    return found
+        if model[name][:, 0].sum() < _FEWEST:
+            verdicts[task] = Verdict.TOO_FEW
+        elif low <= 0 <= high:
+            verdicts[task] = Verdict.UNCLEAR
+        else:
+            verdicts[task] = Verdict.BETTER if (low > 0) == score.higher_is_better else Verdict.WORSE
+    return verdicts
 
 
 def _guessed(table: pd.DataFrame, reference: pd.DataFrame, tasks: Tasks) -> pd.DataFrame:
     """The labels of a table with constant guesses in place of its predictions."""
     guessed = table[[column for task in tasks.values() for column in task.columns if column in table]].copy()
-    for name, task in tasks.items():
-        guess = _guess(task, reference)
-        if f"{name}_predicted" in table and not np.isnan(guess):
-            guessed[f"{name}_predicted"] = guess
+    for name, guess in constant_guesses(table, reference, tasks).items():
+        if f"{name}_predicted" in table:
+            guessed[f"{name}_predicted"] = guess.value
     return guessed
 
 
 @singledispatch
-def _guess(task: Task, reference: pd.DataFrame) -> float:
-    """The constant that fits the labels best, NaN without labels."""
+def _guess(task: Task, faces: pd.DataFrame) -> tuple[float, str]:
+    """The constant that fits the labels best, NaN without labels, and what it is."""
     raise NotImplementedError(type(task))
 
 
 @_guess.register
-def _guess_class(task: Classification, reference: pd.DataFrame) -> float:
-    return _most_common(column_values(reference, task.name))
+def _guess_class(task: Classification, faces: pd.DataFrame) -> tuple[float, str]:
+    return _most_common(column_values(faces, task.name)), "most common class"
 
 
 @_guess.register
-def _guess_age(task: Age, reference: pd.DataFrame) -> float:
-    ages = column_values(reference, task.name)
+def _guess_age(task: Age, faces: pd.DataFrame) -> tuple[float, str]:
+    ages = column_values(faces, task.name)
     if not np.isnan(ages).all():
-        return float(np.nanmedian(ages))
-    first, last = (column_values(reference, column) for column in task.range)
-    return _most_common((first + last) / 2)
+        return float(np.nanmedian(ages)), "median age"
+    first, last = (column_values(faces, column) for column in task.range)
+    return _most_common((first + last) / 2), "middle of the most common range"
 
 
 def _most_common(values: Numbers) -> float:
@@ -311,20 +357,27 @@ def resampled_sums(
     Returns:
         (REPLICATES, number, K) by the same keys.
     """
+    chunks = list(resampled_sums_in_chunks(parts, cells, number, seed))
+    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in parts}
+
+
+def resampled_sums_in_chunks(
+    parts: Mapping[Key, Numbers], cells: npt.NDArray[np.int64], number: int, seed: int
+) -> Iterator[dict[Key, Numbers]]:
+    """The same some replicates at a time, (R, number, K), for many cells, whose sums would fill the memory."""
     if not parts:
-        return {}
+        return
     order = np.argsort(cells, kind="stable")
     columns = np.concatenate(list(parts.values()), 1)[order]  # (N, sum of K), the faces of a cell side by side
     edges = np.searchsorted(cells[order], np.arange(number + 1))
-    sums = np.zeros((REPLICATES, number, columns.shape[1]))
-    for done, counts in enumerate(_bootstrap_counts(len(order), seed)):
+    ends = np.cumsum([values.shape[1] for values in parts.values()])[:-1]
+    for counts in _bootstrap_counts(len(order), seed):
         weights = counts[:, order]
-        rows = slice(done * _AT_ONCE, (done + 1) * _AT_ONCE)
+        sums = np.zeros((_AT_ONCE, number, columns.shape[1]))
         for cell in np.flatnonzero(np.diff(edges)):
             faces = slice(edges[cell], edges[cell + 1])
-            sums[rows, cell] = weights[:, faces] @ columns[faces]
-    ends = np.cumsum([values.shape[1] for values in parts.values()])[:-1]
-    return dict(zip(parts, np.split(sums, ends, axis=2), strict=True))
+            sums[:, cell] = weights[:, faces] @ columns[faces]
+        yield dict(zip(parts, np.split(sums, ends, axis=2), strict=True))
 
 
 def _bootstrap_counts(faces: int, seed: int) -> Iterator[Numbers]:

@@ -1,4 +1,4 @@
-"""Labels worth checking: those that a model contradicts, and copies of pictures, above all with different labels."""
+"""Labels worth checking: those that a model contradicts, and duplicate pictures, above all with different labels."""
 
 from collections.abc import Collection, Iterable, Iterator
 from functools import singledispatch
@@ -13,8 +13,9 @@ from facecls.analysis.labels import Numbers, column_values, label_ends, label_te
 from facecls.analysis.predictions import INTERVAL
 from facecls.data.tasks import Age, Classification, Task, Tasks
 
-MODEL, COPIES_DISAGREE, COPY = KINDS = ("model", "copies_disagree", "copy")
-"""Kinds of suspects: labels that the model contradicts, labels that a copy of the picture contradicts, plain copies."""
+MODEL, DUPLICATES_DISAGREE, DUPLICATE = KINDS = ("model", "duplicates_disagree", "duplicate")
+"""Kinds of suspects: labels that the model contradicts, labels that a duplicate of the picture contradicts, and other
+duplicates."""
 COLUMNS = ("path", "split", "task", "label", "predicted", "score", "reason", "other", "seen_in_training", "kind")
 """Columns of ``suspects``."""
 OUTSIDE = 0.25
@@ -25,7 +26,7 @@ If errors were normal, 1.4 % of the ages would lie further outside a 90 % interv
 
 
 class _Suspect(NamedTuple):
-    """A suspect: its row, how suspect it is, why, the task whose label it is about, and the row of its copy."""
+    """A suspect: its row, how suspect it is, why, the task whose label it is about, and the row of its duplicate."""
 
     kind: str
     row: int
@@ -50,18 +51,18 @@ def suspects(
     pixels: ImageLoader | None = None,
     trusted: Collection[str] | None = None,
 ) -> pd.DataFrame:
-    """Lists labels that look wrong, and copies.
+    """Lists labels that look wrong, and duplicates.
 
     ``model``: the model contradicts the label. For a classification, another class is predicted, with a probability of
     at least one half and at least the mean probability that faces labelled with that class get for it (confident
     learning, Northcutt et al. 2021, doi:10.1613/jair.1.12125). For an age, the doubt is above one half.
-    ``copies_disagree``: a picture with the same bytes, or nearly the same picture, upright or mirrored, has a label
-    that contradicts this one. ``copy``: the picture is the same as an earlier one, or nearly, and is not listed with
-    another label.
+    ``duplicates_disagree``: a picture with the same bytes, or nearly the same picture, upright or mirrored, has a label
+    that contradicts this one. ``duplicate``: the picture is the same as an earlier one, or nearly, and is not listed
+    with another label.
 
     Args:
         table: Predictions; or any faces with ``path``, ``sha1``, ``split`` and labels, whose predictions may be NA or
-            absent, for copies among all faces of the data.
+            absent, for duplicates among all faces of the data.
         tasks: The tasks.
         pixels: The faces by row number; without it, near-identical pictures are not searched for.
         trusted: Tasks whose predictions may contradict labels, by name, such as those on which the model is
@@ -71,16 +72,16 @@ def suspects(
         ``COLUMNS``: by ``kind`` in the order of ``KINDS``, then most suspect first, among equals the one that the model
         doubts most. ``label`` and ``predicted`` are text, ``predicted`` is NA without a prediction; ``score`` is 0..1:
         the doubt, 1 for the same bytes, or the correlation of the pictures; ``reason`` is text; ``other`` is the path
-        of the copy, NA for ``model``. ``seen_in_training`` marks labels that the model was trained with, which it
-        contradicts less often than it should. ``task``, ``label`` and ``predicted`` of a plain copy are NA.
+        of the duplicate, NA for ``model``. ``seen_in_training`` marks labels that the model was trained with, which it
+        contradicts less often than it should. ``task``, ``label`` and ``predicted`` of a plain duplicate are NA.
     """
     doubt = label_doubt(table, tasks)
     links = list(_links(table, pixels))
-    disagreeing = list(_disagreeing_copies(table, tasks, links))
+    disagreeing = list(_disagreeing_duplicates(table, tasks, links))
     listed = [
         *_contradicted(table, tasks.values() if trusted is None else [tasks[name] for name in trusted], doubt),
         *disagreeing,
-        *_plain_copies(links, {suspect.row for suspect in disagreeing}),
+        *_plain_duplicates(links, {suspect.row for suspect in disagreeing}),
     ]
     paths = table["path"].tolist()
 
@@ -169,7 +170,7 @@ def _class_contradictions(
     thresholds = [_threshold(probabilities[labels == code, code]) for code in codes]
     confident = (codes != labels[:, None]) & (probabilities >= thresholds) & doubted[:, None]
     for row, code in np.argwhere(confident).tolist():
-        yield row, f"predicted {task.classes[code]} with {probabilities[row, code]:.0%}"
+        yield row, f'predicted "{task.classes[code]}" ({100 * probabilities[row, code]:.0f} %)'
 
 
 @_contradictions.register
@@ -188,15 +189,15 @@ def _threshold(own: Numbers) -> float:
     return max(0.5, own.mean()) if len(own) else 0.5
 
 
-def _disagreeing_copies(table: pd.DataFrame, tasks: Tasks, links: Iterable[_Link]) -> Iterator[_Suspect]:
-    """Labels that the label of a copy contradicts; each once, with the most similar copy."""
+def _disagreeing_duplicates(table: pd.DataFrame, tasks: Tasks, links: Iterable[_Link]) -> Iterator[_Suspect]:
+    """Labels that the label of a duplicate contradicts; each once, with the most similar duplicate."""
     for task in tasks.values():
         labels = list(zip(*(ends.tolist() for ends in label_ends(table, task)), strict=True))
         texts = label_texts(table, task)
         listed = set[int]()
         for link in links:
             for faces, others in ((link.first, link.second), (link.second, link.first)):
-                # one face for each label is enough, since a file may have thousands of copies
+                # one face for each label is enough, since a file may have thousands of duplicates
                 shown = {labels[other]: other for other in reversed(others) if texts[other] is not None}
                 for face in faces:
                     if face in listed or texts[face] is None:
@@ -205,29 +206,30 @@ def _disagreeing_copies(table: pd.DataFrame, tasks: Tasks, links: Iterable[_Link
                     twin = next((other for (first, last), other in shown.items() if last < low or high < first), None)
                     if twin is not None:
                         listed.add(face)
-                        reason = f"{link.reason}, labelled {texts[twin]}"
-                        yield _Suspect(COPIES_DISAGREE, face, link.score, reason, task, twin)
+                        label = f'"{texts[twin]}"' if isinstance(task, Classification) else texts[twin]
+                        reason = f"{link.reason}, labelled {label}"
+                        yield _Suspect(DUPLICATES_DISAGREE, face, link.score, reason, task, twin)
 
 
-def _plain_copies(links: Iterable[_Link], excluded: Collection[int]) -> Iterator[_Suspect]:
-    """Copies of earlier pictures; each once, with the most similar one."""
+def _plain_duplicates(links: Iterable[_Link], excluded: Collection[int]) -> Iterator[_Suspect]:
+    """Duplicates of earlier pictures; each once, with the most similar one."""
     listed = set(excluded)
     for link in links:
         for face in link.second:
             if face not in listed and face != link.first[0]:
                 listed.add(face)
-                yield _Suspect(COPY, face, link.score, link.reason, other=link.first[0])
+                yield _Suspect(DUPLICATE, face, link.score, link.reason, other=link.first[0])
 
 
 def _links(table: pd.DataFrame, pixels: ImageLoader | None) -> Iterator[_Link]:
-    """Copies, the most similar first."""
-    copies = [np.asarray(rows).tolist() for rows in table.groupby("sha1", sort=False).indices.values()]
-    for rows in copies:
+    """Duplicates, the most similar first."""
+    files = [np.asarray(rows).tolist() for rows in table.groupby("sha1", sort=False).indices.values()]
+    for rows in files:
         if len(rows) > 1:
             yield _Link(rows, rows, 1.0, "same file")
     if pixels is None:
         return
-    of_first = {rows[0]: rows for rows in copies}
+    of_first = {rows[0]: rows for rows in files}
     for first, second, correlation, mirrored in near_identical(pixels, of_first).itertuples(index=False):
         reason = f"nearly the same picture{' mirrored' if mirrored else ''} (correlation {correlation:.2f})"
         yield _Link(of_first[first], of_first[second], correlation, reason)

@@ -175,17 +175,17 @@ def duplicates(faces: pd.DataFrame, tasks: Tasks) -> dict[str, int]:
         tasks: The tasks.
 
     Returns:
-        ``copies`` (faces that are byte-identical to another), ``groups`` of them, groups ``disagreeing`` about a label,
+        ``faces`` (those that are byte-identical to another), ``groups`` of them, groups ``disagreeing`` about a label,
         and groups ``crossing`` parts of the split.
     """
-    copies = faces[faces["sha1"].duplicated(keep=False)]
-    groups = copies.groupby("sha1")
+    same = faces[faces["sha1"].duplicated(keep=False)]
+    groups = same.groupby("sha1")
     disagrees = np.zeros(groups.ngroups, np.bool_)
     for task in tasks.values():
-        low, high = (pd.Series(ends, copies.index).groupby(copies["sha1"]) for ends in label_ends(copies, task))
+        low, high = (pd.Series(ends, same.index).groupby(same["sha1"]) for ends in label_ends(same, task))
         disagrees |= (low.max() > high.min()).to_numpy()  # ranges that overlap do not contradict each other
     return {
-        "copies": len(copies),
+        "faces": len(same),
         "groups": int(groups.ngroups),
         "disagreeing": int(disagrees.sum()),
         "crossing": int((groups["split"].nunique() > 1).sum()),
@@ -199,13 +199,6 @@ def tested_tasks(table: pd.DataFrame, tasks: Tasks) -> list[Task]:
         for name, task in tasks.items()
         if f"{name}_predicted" in table and not np.isnan(label_ends(table, task)[0]).all()
     ]
-
-
-def why_untested(table: pd.DataFrame, task: Task) -> str:
-    """Why there are no numbers about a task, in a sentence."""
-    if f"{task.name}_predicted" not in table:
-        return f"The model was not trained for {task.name}, so there are no results."
-    return f"None of the tested faces has a label of {task.name}, so the predictions cannot be scored."
 
 
 def parts(faces: pd.DataFrame) -> dict[str, int]:

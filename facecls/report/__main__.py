@@ -75,7 +75,7 @@ def find_images(run: Run, root: str | None) -> ImageLoader | None:
     except UserError as error:
         if root is not None:
             raise
-        console().print(f"without images: {error}")
+        console().print(f"the report has no images: {error}")
         return None
 
 
@@ -85,15 +85,15 @@ def _open_images(run: Run, root: str | None) -> ImageLoader:
         raise UserError(f"Expected to know where the faces are, but {run.folder} does not say; add --data.root WHERE.")
     table = read_table(where, int(run.data.get("seed", run.config.get("seed_everything", 0))), run.tasks)
     places = {sha1: place for place, sha1 in enumerate(table.faces["sha1"])}
-    found = [places.get(sha1, -1) for sha1 in run.predictions["sha1"]]
-    if missing := found.count(-1):
+    rows = [places.get(sha1, -1) for sha1 in run.predictions["sha1"]]
+    if missing := rows.count(-1):
         raise UserError(
-            f"Expected all {len(found)} tested faces in {where}, but {missing} are missing or changed; give the right "
+            f"Expected all {len(rows)} tested faces in {where}, but {missing} are missing or changed; give the right "
             "place with --data.root, or evaluate again."
         )
 
     def image(row: int) -> npt.NDArray[np.uint8]:
-        return decode(table.store[found[row]])
+        return decode(table.store[rows[row]])
 
     return image
 
@@ -111,7 +111,7 @@ def find_model(run: Run) -> FaceModel | None:
     try:
         return read_checkpoint(own if own.is_file() else str(run.metrics.get("checkpoint", own))).module.model
     except UserError as error:
-        console().print(f"without what the heads look at: {error}")
+        console().print(f"no Grad-CAM maps: {error}")
         return None
 
 

@@ -53,6 +53,11 @@ def count(name: str, value: int) -> Number:
     return Number(name, value, f"{value:,}")
 
 
+def counted(name: str, value: int, noun: str) -> Markup:
+    """A whole number of things, such as ``1 face`` or ``2 faces``."""
+    return sentence("{} {}{}", count(name, value), noun, "" if value == 1 else "s")
+
+
 def score(name: str, value: float, unit: Unit) -> Number:
     """A score in its unit."""
     return years(name, value) if unit == "years" else share(name, value)
@@ -61,13 +66,13 @@ def score(name: str, value: float, unit: Unit) -> Number:
 def score_interval(name: str, value: float, low: float, high: float, unit: Unit) -> Markup:
     """A score with its interval, if it has one."""
     if math.isnan(low):
-        return words("{}", score(name, value, unit))
+        return sentence("{}", score(name, value, unit))
     ends = [score(f"{name}/{end}", number, unit) for end, number in (("low", low), ("high", high))]
     short = [Number(end.name, end.value, end.text.removesuffix(" %")) for end in ends]  # the unit stands once
-    return words('{} <span class="range">({} to {})</span>', score(name, value, unit), *short)
+    return sentence('{} <span class="range">({} to {})</span>', score(name, value, unit), *short)
 
 
-def words(text: str, *values: Content) -> Markup:
+def sentence(text: str, *values: Content) -> Markup:
     """A sentence in which each ``{}`` is replaced by a number or an escaped text."""
     return Markup(text).format(*values)
 
@@ -79,18 +84,8 @@ def listed(items: Sequence[Content], conjunction: str = "and") -> Markup:
         >>> str(listed(["gender", "race", "age"])), str(listed(["gender"]))
         ('gender, race and age', 'gender')
     """
-    *first, last = [words("{}", item) for item in items]
-    return words("{} {} {}", Markup(", ").join(first), conjunction, last) if first else last
-
-
-def heading(name: str) -> str:
-    """The name of a task or an axis at the start of a line.
-
-    Examples:
-        >>> heading("age_band")
-        'Age band'
-    """
-    return name.replace("_", " ").capitalize()
+    *first, last = [sentence("{}", item) for item in items]
+    return sentence("{} {} {}", Markup(", ").join(first), conjunction, last) if first else last
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,7 @@ class Table:
         head: Column names; empty for a table without a header.
         rows: Rows of equal length.
         fold: Whether it is collapsed behind its caption.
-        words: Whether the cells are long texts, which may wrap, rather than numbers.
+        wraps: Whether the cells are long texts, which may wrap, rather than numbers.
     """
 
     kind: ClassVar = "table"
@@ -135,7 +130,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[Content]]
     fold: bool = False
-    words: bool = False
+    wraps: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,7 +204,7 @@ class Section:
 
 def subheading(text: str) -> Text:
     """A heading within a section."""
-    return Text(words("<strong>{}</strong>", text))
+    return Text(sentence("<strong>{}</strong>", text))
 
 
 def figure(drawing: MplFigure, name: str, title: str, caption: Content) -> Figure:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from facecls.analysis import tables
 from facecls.analysis.calibration import class_probabilities, reliability, uncalibrated
-from facecls.analysis.groups import ANY_GROUP, MIN_FACES, axis_columns
+from facecls.analysis.groups import ANY_GROUP, MIN_FACES, axes_split, axis_columns, axis_title
 from facecls.analysis.scores import Score, scores_of
 from facecls.data.tasks import Age, Classification, Tasks
 from facecls.report.style import (
@@ -33,8 +33,8 @@ from facecls.report.style import (
     styled,
 )
 
-_AXIS_COLOURS = (INK, ORANGE, BLUE, GREEN, PURPLE)
-"""Of all faces, and of the groups by each axis in turn."""
+_AXIS_COLOURS = (ORANGE, BLUE, GREEN, PURPLE)
+"""Of the groups by each axis in turn; all faces have the colour of the text."""
 _LETTERS = 40
 """Letters of tick labels that fit side by side below a figure."""
 
@@ -53,7 +53,7 @@ def confusion(table: pd.DataFrame, task: Classification) -> Figure:
     figure, (axes,) = new_figure(1.1 + 0.55 * len(names))
     axes.imshow(shares, cmap=SHADE, vmin=0, vmax=1, aspect="auto")
     for (row, column), count in np.ndenumerate(cells):
-        text = f"{count:,}\n{shares[row, column]:.0%}" if cells[row].sum() else f"{count}"
+        text = f"{count:,}\n{100 * shares[row, column]:.0f} %" if cells[row].sum() else f"{count}"
         axes.text(column, row, text, ha="center", va="center", fontsize=9, weight="bold" if row == column else "normal")
     axes.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
     if sum(map(len, names)) > _LETTERS:
@@ -219,7 +219,9 @@ def age_coverage(table: pd.DataFrame, task: Age) -> Figure:
     places = np.flatnonzero(known)
     axes.axhline(0.9, color=ORANGE, linestyle="--", label="nominal, 90 %")
     bars = axes.bar(places, summary.loc[known, "coverage"], 0.7, color=BLUE)
-    axes.bar_label(bars, [f"{value:.0%}" for value in summary.loc[known, "coverage"]], label_type="center", fontsize=9)
+    axes.bar_label(
+        bars, [f"{100 * value:.0f} %" for value in summary.loc[known, "coverage"]], label_type="center", fontsize=9
+    )
     axes.set(xticks=range(len(summary)), xticklabels=summary.index, ylim=(0, 1.08), xlabel="true age (years)")
     axes.set_ylabel("ages inside their interval")
     format_percent(axes, "y")
@@ -250,18 +252,18 @@ def group_scores(groups: pd.DataFrame, tasks: Tasks, name: str) -> Figure:
     score = scores_of(tasks)[name]
     axis_names = axis_columns(groups)
     split = groups[axis_names] != ANY_GROUP
-    shown = groups[split.sum(axis=1) <= 1]
+    shown = groups[axes_split(groups) <= 1]
     labels = [next((name for name in row if name != ANY_GROUP), "all faces") for row in shown[axis_names].to_numpy()]
     axis = split.loc[shown.index].to_numpy() @ np.arange(1, len(axis_names) + 1)  # 0 for all faces
     rows = np.arange(len(shown)) + axis  # a gap above each axis, for its title
     figure, (axes,) = new_figure(0.8 + 0.25 * (len(shown) + len(axis_names)))
     values, low, high = (shown[f"{name}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
     for place in range(len(axis_names) + 1):
-        which, colour = axis == place, _AXIS_COLOURS[place % len(_AXIS_COLOURS)]
+        which, colour = axis == place, _AXIS_COLOURS[(place - 1) % len(_AXIS_COLOURS)] if place else INK
         spread = np.nan_to_num(np.stack([values - low, high - values])[:, which])
         axes.errorbar(values[which], rows[which], xerr=spread, fmt="o", color=colour, elinewidth=1.6, capsize=2.5)
         if place:
-            title = f"{axis_names[place - 1].replace('_', ' ')}:"
+            title = f"{axis_title(axis_names[place - 1])}:"
             where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
             axes.text(-0.02, rows[which][0] - 1, title, where, color=colour, weight="bold")
     axes.axvline(values[0], color=INK, linewidth=0.8, linestyle=":")

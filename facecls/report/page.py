@@ -5,11 +5,11 @@ from pathlib import Path
 
 import jinja2
 
-from facecls.analysis.compare import paired
+from facecls.analysis.compare import compare_runs, shared_tasks
 from facecls.analysis.duplicates import ImageLoader
-from facecls.analysis.groups import gaps, group_table
-from facecls.analysis.scores import better_than_guessing, score, trivial
-from facecls.data.tasks import Tasks, ages, classifications
+from facecls.analysis.groups import gaps, group_table, score_groups
+from facecls.analysis.scores import Verdict, compare_with_guess, score, trivial
+from facecls.data.tasks import ages, classifications
 from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.model.network import FaceModel
@@ -35,7 +35,7 @@ def write_report(run_dir: Path, image: ImageLoader | None, model: FaceModel | No
     Args:
         run_dir: Folder with at least ``predictions.parquet``.
         image: Row number of the predictions -> the face, RGB (H, W, 3) uint8; ``None`` for a page without images.
-        model: For heat maps of what its heads look at; ``None`` for none.
+        model: For Grad-CAM maps of its heads; ``None`` for none.
         seed: Of the bootstrap and of the random faces.
 
     Returns:
@@ -46,25 +46,27 @@ def write_report(run_dir: Path, image: ImageLoader | None, model: FaceModel | No
     """
     run = read_run(run_dir)
     table, tasks = run.predictions, run.tasks
-    scores, guesses = score(table, tasks, seed), trivial(table, run.reference, tasks)
-    better = better_than_guessing(table, tasks, run.reference, seed)
-    by_group, found_gaps = group_table(table, tasks, seed), gaps(table, tasks, seed)
-    # a model that guesses has no say about labels
-    found = find_suspects(run, image, [task for task, is_better in better.items() if is_better])
+    scores, guesses = score(table, tasks, seed), trivial(table, run.train, tasks)
+    verdicts = compare_with_guess(table, tasks, run.train, seed)
+    scored = score_groups(table, tasks, seed)
+    by_group, largest_gaps = group_table(scored), gaps(scored)
+    # a model that may be guessing has no say about labels
+    trusted = [task for task, verdict_of_task in verdicts.items() if verdict_of_task is Verdict.BETTER]
+    suspects = find_suspects(run, image, trusted)
     labelled_classes = classifications(tasks.values())
     sections = [
-        summary(run, verdict(run, scores, guesses, better, by_group), scores, guesses),
+        summary(run, verdict(run, scores, guesses, verdicts, by_group), scores, guesses),
         data(run),
         curves(run),
         *([classes(table, labelled_classes)] if labelled_classes else []),
         *(age(table, task) for task in ages(tasks.values())),
-        groups(by_group, found_gaps, tasks),
+        groups(by_group, largest_gaps, tasks),
         calibration(table, tasks),
         gallery(run, image, model, seed),
-        suspects_section(run, found, image, [task for task, is_better in better.items() if not is_better]),
-        limits(run, by_group, found_gaps),
+        suspects_section(run, suspects, image, [task for task in verdicts if task not in trusted]),
+        limits(run, by_group, largest_gaps),
     ]
-    write_suspects(run_dir, found)
+    write_suspects(run_dir, suspects)
     return write_page(run_dir / REPORT, f"Report on {run.name}{_about_faces([run])}", sections)
 
 
@@ -110,24 +112,19 @@ def write_comparison(run_dirs: Sequence[Path], image: ImageLoader | None, dest: 
     runs = [read_run(folder) for folder in run_dirs]
     names = _short_names([run.folder.resolve() for run in runs])
     named = dict(zip(names, runs, strict=True))
-    tasks = _common_tasks(runs)
-    found = paired({name: run.predictions for name, run in named.items()}, tasks, seed)
+    tables = {name: run.predictions for name, run in named.items()}
+    tasks, left_out = shared_tasks(tables, {name: run.tasks for name, run in named.items()})
+    compared = compare_runs(tables, tasks, seed)
     sections = [
-        comparison.summary(named, found),
-        comparison.differences(found, tasks),
-        comparison.disagreements(names, found, tasks, runs[0].predictions, image),
+        comparison.summary(named, compared, left_out),
+        comparison.differences(compared, tasks),
+        comparison.disagreements(names, compared, tasks, runs[0].predictions, image),
     ]
     return write_page(dest, f"Comparison of {' and '.join(names)}{_about_faces(runs)}", sections)
 
 
 def _about_faces(runs: Sequence[Run]) -> str:
     return " (drawn faces)" if all(run.is_drawn for run in runs) else ""
-
-
-def _common_tasks(runs: Sequence[Run]) -> Tasks:
-    """The tasks that all runs have, with the same classes."""
-    first, *others = (run.tasks for run in runs)
-    return {name: task for name, task in first.items() if all(tasks.get(name) == task for tasks in others)}
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

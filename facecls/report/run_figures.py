@@ -31,7 +31,7 @@ def age_distribution(faces: pd.DataFrame, task: Age) -> Figure:
     for (split, part), (_, line) in zip(_by_split(faces.dropna(subset=task.name)), cycle(_LINES), strict=False):
         counts, _ = np.histogram(part[task.name].to_numpy(float), edges)
         axes.stairs(counts / counts.sum(), edges, label=f"{split} ({len(part):,})", linestyle=line, linewidth=1.6)
-    axes.set(xlabel=f"{task.name} (years)", ylabel="share of faces", xlim=(0, task.highest))
+    axes.set(xlabel=f"{task.title.lower()} (years)", ylabel="share of faces", xlim=(0, task.highest))
     format_percent(axes, "y")
     if axes.patches:
         legend_above(axes)

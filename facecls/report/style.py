@@ -90,7 +90,7 @@ def format_percent(axes: Axes, which: str) -> None:
         which: ``x``, ``y`` or ``xy``.
     """
     for name in which:
-        getattr(axes, f"{name}axis").set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
+        getattr(axes, f"{name}axis").set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
@@ -115,7 +115,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = re.sub(r"font-family: [^;\"]*;?|<style.*?</style>", "", buffer.getvalue()).replace(INK, "currentColor")
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
-    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
     opening = re.compile(r"<svg[^>]*(viewBox=\"[^\"]*\")[^>]*>").search(text)
     assert opening is not None  # matplotlib always writes it
     return f'<svg {opening[1]} role="img" aria-label="{escape(label)}">{text[opening.end() :]}'.strip()

@@ -99,4 +99,5 @@ def create_figures(table: pd.DataFrame, tasks: Tasks) -> Iterator[tuple[str, Fig
 
 def _title(row: Mapping[Hashable, Any], tasks: Tasks) -> tuple[str, bool]:
     predicted = {name: row[f"{name}_predicted"] for name in tasks if f"{name}_predicted" in row}
-    return title(tasks, predicted, {name: row[name] for name in predicted if not pd.isna(row[name])})
+    columns = [column for task in tasks.values() for column in task.columns if column in row]
+    return title(tasks, predicted, {column: row[column] for column in columns if not pd.isna(row[column])})

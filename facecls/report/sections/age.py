@@ -6,7 +6,7 @@ from facecls.analysis import tables
 from facecls.analysis.groups import MIN_FACES
 from facecls.analysis.labels import label_texts
 from facecls.analysis.scores import scores_of
-from facecls.analysis.tables import labelled, tested_tasks, why_untested
+from facecls.analysis.tables import labelled, tested_tasks
 from facecls.data.tasks import Age
 from facecls.report import figures
 from facecls.report.blocks import (
@@ -20,12 +20,13 @@ from facecls.report.blocks import (
     Table,
     Text,
     count,
+    counted,
     figure,
-    heading,
+    sentence,
     share,
-    words,
     years,
 )
+from facecls.report.sections.untested import untested
 
 
 def age(table: pd.DataFrame, task: Age) -> Section:
@@ -35,35 +36,36 @@ def age(table: pd.DataFrame, task: Age) -> Section:
         table: Predictions.
         task: Task to show.
     """
-    title = heading(task.name)
     if task not in tested_tasks(table, {task.name: task}):
-        return Section(task.name, title, [Missing(why_untested(table, task))])
+        return Section(task.name, task.title, [untested(table, task)])
     blocks: list[Block] = []
     if len(labelled(table, task)):
         shown = [_density(table, task), _error(table, task), _bias(table, task), _cumulative(table, task)]
         if f"{task.name}_low" in table:
             shown.append(_coverage(table, task))
-        else:
-            blocks.append(
-                Missing(f"The head of {task.name} predicts one number, not a distribution, so it has no intervals.")
+        blocks += [Figures(shown), _band_table(table, task)]
+    if f"{task.name}_low" not in table:
+        blocks.append(
+            Missing(
+                f"The head of {task.title.lower()} predicts one number, not a distribution, so it has no intervals."
             )
-        blocks = [Figures(shown), *blocks, _band_table(table, task)]
+        )
     if len(ranges := _by_range(table, task)):
         blocks += [_range_text(ranges, task), _range_table(ranges, task)]
-    return Section(task.name, title, blocks)
+    return Section(task.name, task.title, blocks)
 
 
 def _density(table: pd.DataFrame, task: Age) -> Figure:
     errors = tables.age_errors(table, task)
-    caption = words(
+    caption = sentence(
         "The dashed line marks perfect predictions. The mean signed error is {} years, the median absolute error {} "
         "years.",
         years(f"{task.name}/bias_years", float(errors["error"].mean()), sign=True),
         years(f"{task.name}/median_error", float(errors["error"].abs().median())),
     )
-    if errors["age"].nunique() > 1:
+    if errors["age"].nunique() > 1 and errors["predicted"].nunique() > 1:
         correlation = float(errors["age"].corr(errors["predicted"]))
-        caption += words(
+        caption += sentence(
             " The correlation is {}.", Number(f"{task.name}/correlation", correlation, f"{correlation:.3f}")
         )
     drawing = figures.age_density(table, task)
@@ -81,7 +83,7 @@ def _extremes(table: pd.DataFrame, task: Age, column: str) -> list[tuple[str, fl
 def _error(table: pd.DataFrame, task: Age) -> Figure:
     (best, low), (worst, high) = _extremes(table, task, "mae_years")
     key = f"band/{task.name}"
-    caption = words(
+    caption = sentence(
         "The error is smallest at ages {} ({} years) and largest at {} ({} years). Larger points stand for more faces.",
         best, years(f"{key}/{best}/mae_years", low), worst, years(f"{key}/{worst}/mae_years", high),
     )  # fmt: skip
@@ -91,7 +93,7 @@ def _error(table: pd.DataFrame, task: Age) -> Figure:
 def _bias(table: pd.DataFrame, task: Age) -> Figure:
     (young, low), (old, high) = _extremes(table, task, "bias_years")
     key = f"band/{task.name}"
-    caption = words(
+    caption = sentence(
         "Between {} years (at ages {}) and {} years (at {}). Above 0, the model overestimates the age.",
         years(f"{key}/{young}/bias_years", low, sign=True), young,
         years(f"{key}/{old}/bias_years", high, sign=True), old,
@@ -102,7 +104,7 @@ def _bias(table: pd.DataFrame, task: Age) -> Figure:
 def _cumulative(table: pd.DataFrame, task: Age) -> Figure:
     shares = tables.cumulative_score(table, task)
     at = [share(f"cumulative/{task.name}/{off}", float(shares[off])) for off in (1, 5, 10, 15)]
-    caption = words("{} of the predictions are within 1 year, {} within 5, {} within 10 and {} within 15.", *at)
+    caption = sentence("{} of the predictions are within 1 year, {} within 5, {} within 10 and {} within 15.", *at)
     return figure(figures.cumulative_score(table, task), f"{task.name}-cumulative", "Cumulative score", caption)
 
 
@@ -110,7 +112,7 @@ def _coverage(table: pd.DataFrame, task: Age) -> Figure:
     errors = tables.age_errors(table, task)
     (least, low), (most, high) = _extremes(table, task, "coverage")
     key = f"band/{task.name}"
-    caption = words(
+    caption = sentence(
         "{} of the true ages lie in their 90 % interval, between {} (at ages {}) and {} (at {}). The intervals are {} "
         "years wide on average.",
         share(f"{task.name}/coverage", float(errors["covered"].mean())),
@@ -135,7 +137,7 @@ def _band_table(table: pd.DataFrame, task: Age) -> Table:
             for name in columns
         ]
         rows.append([str(band), count(f"{key}/faces", int(row["faces"])), *numbers])
-    return Table(f"{heading(task.name)} by band, in years", ["true age", "faces", *columns.values()], rows)
+    return Table(f"{task.title} by band", ["true age", "faces", *columns.values()], rows)
 
 
 def _by_range(table: pd.DataFrame, task: Age) -> pd.DataFrame:
@@ -143,20 +145,20 @@ def _by_range(table: pd.DataFrame, task: Age) -> pd.DataFrame:
     if task.range[0] not in table:
         return pd.DataFrame(columns=["faces", "right"])
     parts = scores_of({task.name: task})[f"{task.name}/band_accuracy"].parts(table)
-    found = pd.DataFrame(parts, columns=["faces", "right"]).assign(name=pd.Series(label_texts(table, task)))
-    found = found.assign(first=table[task.range[0]].to_numpy(), last=table[task.range[1]].to_numpy())
-    counts = found[found["faces"] > 0].groupby(["first", "last", "name"])[["faces", "right"]].sum()
+    faces = pd.DataFrame(parts, columns=["faces", "right"]).assign(name=pd.Series(label_texts(table, task)))
+    faces = faces.assign(first=table[task.range[0]].to_numpy(), last=table[task.range[1]].to_numpy())
+    counts = faces[faces["faces"] > 0].groupby(["first", "last", "name"])[["faces", "right"]].sum()
     return counts.droplevel(["first", "last"])
 
 
 def _range_text(ranges: pd.DataFrame, task: Age) -> Text:
     faces, right = ranges.sum()
     return Text(
-        words(
-            "{} faces are labelled with a range of ages rather than an age. For {} of them the predicted age lies in "
-            "the range (band accuracy). The errors in years leave these faces out.",
-            count(f"score/{task.name}/band_accuracy/faces", int(faces)),
+        sentence(
+            "For {} of {} labelled with a range of ages rather than an age, the predicted age lies in the range (band "
+            "accuracy). The errors in years leave these faces out.",
             share(f"score/{task.name}/band_accuracy", right / faces),
+            counted(f"score/{task.name}/band_accuracy/faces", int(faces), "face"),
         )
     )  # fmt: skip
 
@@ -167,4 +169,4 @@ def _range_table(ranges: pd.DataFrame, task: Age) -> Table:
         key = f"range/{task.name}/{name}"
         right = share(f"{key}/band_accuracy", row["right"] / row["faces"])
         rows.append([str(name), count(f"{key}/faces", int(row["faces"])), right])
-    return Table(f"{heading(task.name)} by labelled range", ["range", "faces", "predicted in the range"], rows)
+    return Table(f"{task.title} by labelled range", ["range", "faces", "predicted in the range"], rows)

@@ -24,9 +24,10 @@ from facecls.report.blocks import (
     Tile,
     Tiles,
     count,
+    counted,
     figure,
     score,
-    words,
+    sentence,
 )
 from facecls.report.sections.gallery import SHOWN, data_uri
 from facecls.run import Run
@@ -35,8 +36,14 @@ _LISTED = 100
 """Disagreements in the table of a task."""
 
 
-def summary(runs: Mapping[str, Run], found: Comparison) -> Section:
-    """Which runs are compared, on which faces, and in which options they differ."""
+def summary(runs: Mapping[str, Run], comparison: Comparison, left_out: Mapping[str, str]) -> Section:
+    """Which runs are compared, on which faces and tasks, and in which options they differ.
+
+    Args:
+        runs: By name.
+        comparison: As ``analysis.compare.compare_runs`` returns it.
+        left_out: Why a task is not compared, by its name, as ``analysis.compare.shared_tasks`` returns it.
+    """
     rows: list[list[Content]] = [
         [name, count(f"faces/{name}", len(run.predictions)), str(run.data.get("root", "unknown"))]
         for name, run in runs.items()
@@ -44,14 +51,17 @@ def summary(runs: Mapping[str, Run], found: Comparison) -> Section:
     options = {name: dict(_flat(run.config)) for name, run in runs.items()}
     names = sorted({option for flat in options.values() for option in flat})
     differing = [option for option in names if len({flat.get(option) for flat in options.values()}) > 1]
-    sentence = "The runs have {} tested faces in common; everything below is about these."
+    text = "The runs have {} in common; everything below is about these."
     blocks: list[Block] = [
-        Text(words(sentence, count("faces/shared", found.faces))),
-        Table("Runs", ["run", "faces tested", "data"], rows, words=True),
+        Text(sentence(text, counted("faces/shared", comparison.faces, "tested face"))),
+        Table("Runs", ["run", "faces tested", "data"], rows, wraps=True),
     ]
+    if left_out:
+        reasons = ", ".join(f"{name.replace('_', ' ')} ({reason})" for name, reason in left_out.items())
+        blocks.append(Missing(f"Not compared: {reasons}."))
     if differing:
         cells = [[option, *(flat.get(option, NONE) for flat in options.values())] for option in differing]
-        blocks.append(Table("Options that differ", ["option", *runs], cells, words=True))
+        blocks.append(Table("Options that differ", ["option", *runs], cells, wraps=True))
     return Section("summary", "Summary", blocks)
 
 
@@ -63,17 +73,17 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", str(value)
 
 
-def differences(found: Comparison, tasks: Tasks) -> Section:
+def differences(comparison: Comparison, tasks: Tasks) -> Section:
     """By how much the runs differ in each score.
 
     Args:
-        found: As ``analysis.compare.paired`` returns it.
+        comparison: As ``analysis.compare.compare_runs`` returns it.
         tasks: The tasks that all runs have.
     """
-    if not len(found.scores):
+    if not len(comparison.scores):
         return Section("differences", "Differences", [Missing("The runs have no task with labels in common.")])
     scores = scores_of(tasks)
-    records = found.scores.to_dict("records")
+    records = comparison.scores.to_dict("records")
     rows = [_difference_row(row, scores[row["score"]]) for row in records]
     head = ["score", "runs", "first", "second", "difference (95 % interval)", "", "faces"]
     note = (
@@ -81,7 +91,7 @@ def differences(found: Comparison, tasks: Tasks) -> Section:
         "corrected for the number of runs."
     )
     by_unit = {unit: [row for row in records if scores[row["score"]].unit == unit] for unit in ("share", "years")}
-    shown = Figures([_figure(found.scores, some, tasks, unit) for unit, some in by_unit.items() if some])
+    shown = Figures([_figure(comparison.scores, some, tasks, unit) for unit, some in by_unit.items() if some])
     return Section("differences", "Differences", [shown, Table("Scores of the runs", head, rows), Text(note)])
 
 
@@ -90,7 +100,7 @@ def _difference_row(row: Mapping[Hashable, Any], of: Score) -> list[Content]:
     values = [score(f"{row[end]}/{row['score']}", row[f"value_{end}"], of.unit) for end in ("a", "b")]
     unit = "points" if of.unit == "share" else "years"
     ends = [_difference(row, of, column) for column in ("difference", "low", "high")]
-    change = words('{} {} <span class="range">({} to {})</span>', ends[0], unit, *ends[1:])
+    change = sentence('{} {} <span class="range">({} to {})</span>', ends[0], unit, *ends[1:])
     better = (row["difference"] > 0) == of.higher_is_better
     certain = row["low"] > 0 or row["high"] < 0
     verdict = f"{row['b'] if better else row['a']} is better" if certain else "may be due to chance"
@@ -112,29 +122,29 @@ def _figure(scores: pd.DataFrame, rows: Sequence[Mapping[Hashable, Any]], tasks:
     for row in rows:
         of = scores_of(tasks)[row["score"]]
         pair = f"from {row['a']} to {row['b']} " if many else ""
-        said.append(words("{} {}{}", of.title, pair, _difference(row, of, "difference")))
-    caption = words("Second run minus first: {}. Blue is better, orange worse.", words("; ").join(said))
+        said.append(sentence("{} {}{}", of.title, pair, _difference(row, of, "difference")))
+    caption = sentence("Second run minus first: {}. Blue is better, orange worse.", sentence("; ").join(said))
     title = "Differences in points" if unit == "share" else "Differences in years"
     return figure(run_figures.differences(scores, tasks, unit), f"differences-{unit}", title, caption)
 
 
 def disagreements(
-    runs: Sequence[str], found: Comparison, tasks: Tasks, table: pd.DataFrame, image: ImageLoader | None
+    runs: Sequence[str], comparison: Comparison, tasks: Tasks, table: pd.DataFrame, image: ImageLoader | None
 ) -> Section:
     """The faces on which the runs disagree.
 
     Args:
         runs: Names of the runs.
-        found: As ``analysis.compare.paired`` returns it.
+        comparison: As ``analysis.compare.compare_runs`` returns it.
         tasks: The tasks that all runs have.
         table: Predictions of the first run.
         image: Row number of ``table`` -> the face; ``None`` without images.
     """
     blocks: list[Block] = []
     if image is None:
-        blocks.append(Missing("The images were not found; `python -m facecls.report` takes --data.root WHERE."))
+        blocks.append(Missing("The images were not found; say where they are with --data.root WHERE."))
     for task in tasks.values():
-        some = found.disagreements[found.disagreements["task"] == task.name]
+        some = comparison.disagreements[comparison.disagreements["task"] == task.name]
         if len(some):
             blocks += _disagreements_about(task, some, runs, table, image)
     return Section("disagreements", "Disagreements", blocks or [Text("There are none.")])
@@ -144,19 +154,20 @@ def _disagreements_about(
     task: Task, some: pd.DataFrame, runs: Sequence[str], table: pd.DataFrame, image: ImageLoader | None
 ) -> list[Block]:
     by = f" by more than {YEARS} years" if isinstance(task, Age) else ""
-    sentence = "The runs disagree{} on the {} of {} faces, listed with the largest difference first."
-    blocks: list[Block] = [Text(words(sentence, by, task.name, count(f"disagreements/{task.name}", len(some))))]
+    text = "The runs disagree{} on the {} of {}, listed with the largest difference first."
+    name = task.title.lower()
+    blocks: list[Block] = [Text(sentence(text, by, name, counted(f"disagreements/{task.name}", len(some), "face")))]
     faces = some.to_dict("records")
     if image is not None:
         rows = {key: row for row, key in enumerate(zip(table["path"], table["sha1"], strict=True))}
         tiles = [_tile(face, task, runs, image(rows[face["path"], face["sha1"]])) for face in faces[:SHOWN]]
-        blocks.append(Tiles(f"Disagreements about {task.name}", tiles))
+        blocks.append(Tiles(f"Disagreements about {name}", tiles))
     columns = ("label", *(f"predicted/{run}" for run in runs))
     cells = [[face["path"], *(_text(face[column]) for column in columns)] for face in faces[:_LISTED]]
-    caption = f"All disagreements about {task.name}"
+    caption = f"All disagreements about {name}"
     if len(faces) > len(cells):
-        caption = f"The first {len(cells)} of {len(faces):,} disagreements about {task.name}"
-    return [*blocks, Table(caption, ["face", "label", *runs], cells, fold=True, words=True)]
+        caption = f"The first {len(cells)} of {len(faces):,} disagreements about {name}"
+    return [*blocks, Table(caption, ["face", "label", *runs], cells, fold=True, wraps=True)]
 
 
 def _tile(face: Mapping[Hashable, Any], task: Task, runs: Sequence[str], pixels: Any) -> Tile:
@@ -164,7 +175,7 @@ def _tile(face: Mapping[Hashable, Any], task: Task, runs: Sequence[str], pixels:
     for run in runs:
         predicted = face[f"predicted/{run}"]
         wrong = not pd.isna(face["label"]) and predicted != face["label"] and not isinstance(task, Age)
-        notes.append(words("{}: <b>✗ {}</b>" if wrong else "{}: {}", run, _text(predicted)))
+        notes.append(sentence("{}: <b>✗ {}</b>" if wrong else "{}: {}", run, _text(predicted)))
     return Tile([(data_uri(pixels), face["path"].rsplit("/", 1)[-1])], [f"label: {_text(face['label'])}"], notes)
 
 

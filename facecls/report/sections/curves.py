@@ -7,7 +7,7 @@ import pandas as pd
 from facecls.analysis.scores import scores_of
 from facecls.data.tasks import Task, Tasks
 from facecls.report import run_figures
-from facecls.report.blocks import Content, Figure, Figures, Missing, Number, Section, figure, heading, words
+from facecls.report.blocks import Content, Figure, Figures, Missing, Number, Section, figure, sentence
 from facecls.run import Run
 
 _Series = Mapping[str, "pd.Series[float]"]
@@ -19,23 +19,24 @@ def curves(run: Run) -> Section:
     if not scalars:
         return Section("curves", "Curves", [Missing("No curves: no training was logged in this folder.")])
     series, across = _by_epoch(scalars, run.scalars.get("epoch"))
-    panels = {name: _task_panels(series, run.tasks, task) for name, task in run.tasks.items()}
-    panels["training"] = _panels(series, {"Total loss": "loss", "Learning rate": "lr"})
-    shown = [_curve(series, across, name, some) for name, some in panels.items() if some]
+    panels = {task: _task_panels(series, run.tasks, task) for task in run.tasks.values()}
+    shown = [_curve(series, across, task.name, task.title, some) for task, some in panels.items() if some]
+    if some := _panels(series, {"Total loss": "loss", "Learning rate": "lr"}):
+        shown.append(_curve(series, across, "training", "Training", some))
     return Section("curves", "Curves", [Figures(shown)])
 
 
 def _task_panels(series: _Series, tasks: Tasks, task: Task) -> dict[str, list[str]]:
-    wanted = {f"Loss of {task.name}": f"{task.name}/loss"}
+    wanted = {f"Loss of {task.title.lower()}": f"{task.name}/loss"}
     wanted |= {score.heading: name for name, score in scores_of(tasks).items() if score.task == task}
     return _panels(series, wanted)
 
 
 def _panels(series: _Series, wanted: Mapping[str, str]) -> dict[str, list[str]]:
     """The tags of each wanted name, by title; titles without any are left out."""
-    found = {title: [f"train/{name}", f"val/{name}", name] for title, name in wanted.items()}
-    found = {title: [tag for tag in tags if tag in series] for title, tags in found.items()}
-    return {title: tags for title, tags in found.items() if tags}
+    panels = {title: [f"train/{name}", f"val/{name}", name] for title, name in wanted.items()}
+    panels = {title: [tag for tag in tags if tag in series] for title, tags in panels.items()}
+    return {title: tags for title, tags in panels.items() if tags}
 
 
 def _by_epoch(scalars: _Series, epochs: "pd.Series[float] | None") -> tuple[_Series, str]:
@@ -47,7 +48,7 @@ def _by_epoch(scalars: _Series, epochs: "pd.Series[float] | None") -> tuple[_Ser
     return {tag: series.set_axis((series.index + 1) / steps_per_epoch) for tag, series in scalars.items()}, "epoch"
 
 
-def _curve(series: _Series, across: str, name: str, panels: Mapping[str, Sequence[str]]) -> Figure:
+def _curve(series: _Series, across: str, name: str, heading: str, panels: Mapping[str, Sequence[str]]) -> Figure:
     said: list[Content] = []
     for title, tags in panels.items():
         tag = next((tag for tag in tags if tag.startswith("val/")), tags[0])
@@ -58,6 +59,6 @@ def _curve(series: _Series, across: str, name: str, panels: Mapping[str, Sequenc
             for end, at in (("first", values.iloc[0]), ("last", values.iloc[-1]))
         ]
         where = {"val": " in validation", "train": " in training"}.get(tag.split("/")[0], "")
-        said.append(words("{} goes from {} to {}{}.", title, *ends, where))
-    caption = words(" ".join(["{}"] * len(said)), *said)
-    return figure(run_figures.curves(series, panels, across), f"curves-{name}", heading(name), caption)
+        said.append(sentence("{} goes from {} to {}{}.", title, *ends, where))
+    caption = sentence(" ".join(["{}"] * len(said)), *said)
+    return figure(run_figures.curves(series, panels, across), f"curves-{name}", heading, caption)

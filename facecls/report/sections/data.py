@@ -18,9 +18,8 @@ from facecls.report.blocks import (
     Text,
     count,
     figure,
-    heading,
+    sentence,
     share,
-    words,
 )
 from facecls.run import FACES, REJECTS, Run
 
@@ -40,15 +39,17 @@ def data(run: Run) -> Section:
     shown = [each for task in run.tasks.values() for each in _distributions(faces, task)]
     blocks.append(Figures(shown))
     blocks += [
-        Missing(f"No face has a label of {name}.") for name, task in run.tasks.items() if not _distributed(faces, task)
+        Missing(f"No face is labelled for {task.title.lower()}.")
+        for task in run.tasks.values()
+        if not _distributed(faces, task)
     ]
-    copies = tables.duplicates(faces, run.tasks)
+    duplicates = tables.duplicates(faces, run.tasks)
     blocks.append(
         Text(
-            words(
-                "{} faces are byte-for-byte copies of another one, in {} groups; {} of the groups have contradicting "
-                "labels, and {} lie in more than one split.",
-                *(count(f"duplicates/{name}", number) for name, number in copies.items()),
+            sentence(
+                "{} faces are byte-identical to another, in {} groups; {} of the groups have contradicting labels, "
+                "and {} span more than one split.",
+                *(count(f"duplicates/{name}", number) for name, number in duplicates.items()),
             )
         )
     )
@@ -72,12 +73,12 @@ def _of_classes(faces: pd.DataFrame, task: Classification) -> Figure:
     said: list[Content] = []
     for split, part in _labels_by_split(faces, task.name):
         shares = [
-            words("{} {}", name, share(f"data/{split}/{task.name}/{name}", float((part == code).mean())))
+            sentence("{} {}", name, share(f"data/{split}/{task.name}/{name}", float((part == code).mean())))
             for code, name in enumerate(task.classes)
         ]
-        said.append(words("{}: {}", split, words(", ").join(shares)))
+        said.append(sentence("{}: {}", split, sentence(", ").join(shares)))
     drawing = run_figures.class_distribution(faces, task)
-    return figure(drawing, f"data-{task.name}", f"{heading(task.name)} by split", words("{}.", words("; ").join(said)))
+    return figure(drawing, f"data-{task.name}", f"{task.title} by split", sentence("{}.", sentence("; ").join(said)))
 
 
 def _of_ages(faces: pd.DataFrame, task: Age) -> Figure:
@@ -88,9 +89,9 @@ def _of_ages(faces: pd.DataFrame, task: Age) -> Figure:
             Number(f"data/{split}/{task.name}/{quantile}", value, f"{value:g}")
             for quantile, value in (("q50", middle), ("q25", low), ("q75", high))
         ]
-        said.append(words("{}: median {}, half of the ages between {} and {}", split, *ends))
+        said.append(sentence("{}: median {}, half of the ages between {} and {}", split, *ends))
     drawing = run_figures.age_distribution(faces, task)
-    return figure(drawing, f"data-{task.name}", f"{heading(task.name)} by split", words("{}.", words("; ").join(said)))
+    return figure(drawing, f"data-{task.name}", f"{task.title} by split", sentence("{}.", sentence("; ").join(said)))
 
 
 def _of_ranges(faces: pd.DataFrame, task: Age) -> Figure:
@@ -98,19 +99,19 @@ def _of_ranges(faces: pd.DataFrame, task: Age) -> Figure:
     for split, part in _labels_by_split(faces, task.range[0]):
         names = pd.Series(label_texts(faces.loc[part.index], task)).value_counts(normalize=True)
         shares = [
-            words("{} {}", str(name), share(f"data/{split}/{task.name}/{name}", value))
+            sentence("{} {}", str(name), share(f"data/{split}/{task.name}/{name}", value))
             for name, value in names.head(_RANGES).items()
         ]
-        said.append(words("{}: {}", split, words(", ").join(shares)))
-    title = f"{heading(task.name)} by split, faces labelled with a range"
+        said.append(sentence("{}: {}", split, sentence(", ").join(shares)))
+    title = f"{task.title} by split, faces labelled with a range"
     drawing = run_figures.range_distribution(faces, task)
-    return figure(drawing, f"data-{task.name}-ranges", title, words("{}.", words("; ").join(said)))
+    return figure(drawing, f"data-{task.name}-ranges", title, sentence("{}.", sentence("; ").join(said)))
 
 
 def _labels_by_split(faces: pd.DataFrame, column: str) -> list[tuple[str, "pd.Series[int]"]]:
     """Each split with the labels that its faces have, if they have any."""
-    found = [(split, faces.loc[faces["split"] == split, column].dropna()) for split in tables.parts(faces)]
-    return [(split, labels) for split, labels in found if len(labels)]
+    by_split = [(split, faces.loc[faces["split"] == split, column].dropna()) for split in tables.parts(faces)]
+    return [(split, labels) for split, labels in by_split if len(labels)]
 
 
 def _rejects(run: Run) -> list[Block]:
@@ -121,4 +122,4 @@ def _rejects(run: Run) -> list[Block]:
     counts = run.rejects["reason"].value_counts().head(_REASONS).to_dict()
     examples = run.rejects.drop_duplicates("reason").set_index("reason")["path"].to_dict()
     rows = [[str(reason), count(f"rejects/{reason}", number), examples[reason]] for reason, number in counts.items()]
-    return [Table("Rejected files", ["reason", "files", "example"], rows, words=True)]
+    return [Table("Rejected files", ["reason", "files", "example"], rows, wraps=True)]

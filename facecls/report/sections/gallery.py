@@ -16,7 +16,18 @@ from facecls.analysis.tables import tested_tasks
 from facecls.data.tasks import WRONG_YEARS, Classification, Task, ages
 from facecls.data.transforms import EvalTransform
 from facecls.model.network import FaceModel
-from facecls.report.blocks import NONE, Block, Content, Missing, Section, Text, Tile, Tiles, heading, subheading, words
+from facecls.report.blocks import (
+    NONE,
+    Block,
+    Content,
+    Missing,
+    Section,
+    Text,
+    Tile,
+    Tiles,
+    sentence,
+    subheading,
+)
 from facecls.run import Run
 
 SHOWN = 24
@@ -50,7 +61,7 @@ def gallery(run: Run, image: ImageLoader | None, model: FaceModel | None, seed: 
     Args:
         run: The run.
         image: Row number of the predictions -> the face; ``None`` without images.
-        model: For heat maps of what its heads look at; ``None`` for none.
+        model: For Grad-CAM maps of its heads; ``None`` for none.
         seed: Of the sample.
     """
     table = run.predictions
@@ -64,7 +75,10 @@ def gallery(run: Run, image: ImageLoader | None, model: FaceModel | None, seed: 
     size = int(run.data.get("image_size", 224))
     margin = f"; an age counts as wrong if it is more than {WRONG_YEARS} years off" if ages(run.tasks.values()) else ""
     blocks: list[Block] = [
-        Text(f"{len(tiles)} random faces: labels above, predictions below, wrong ones red and with ✗{margin}."),
+        Text(
+            f"{len(tiles)} random face{'' if len(tiles) == 1 else 's'}: labels above, predictions below; wrong "
+            f"predictions are red and marked ✗{margin}."
+        ),
         Tiles("Random faces", tiles),
     ]
     why_not = "the checkpoint was not found." if model is None else _why_unexplainable(model, image(0), size)
@@ -72,7 +86,7 @@ def gallery(run: Run, image: ImageLoader | None, model: FaceModel | None, seed: 
         explains = model is not None and not why_not and task.name in model.heads
         blocks += _mistakes(run, task, image, model if explains else None, size)
     if why_not:
-        blocks.append(Missing(f"What the heads look at is not shown: {why_not}"))
+        blocks.append(Missing(f"There are no Grad-CAM maps: {why_not}"))
     return Section("gallery", "Gallery", blocks)
 
 
@@ -128,7 +142,7 @@ def _years_off(table: pd.DataFrame, task: Task) -> npt.NDArray[np.float64]:
 
 def _mistakes(run: Run, task: Task, image: ImageLoader, model: FaceModel | None, size: int) -> list[Block]:
     rows = confident_mistakes(run.predictions, task, MISTAKES)
-    blocks: list[Block] = [subheading(f"{heading(task.name)}: most confident mistakes")]
+    blocks: list[Block] = [subheading(f"{task.title}: most confident mistakes")]
     if not rows:
         return [*blocks, Text("There are none.")]
     tiles: list[Tile] = []
@@ -138,12 +152,13 @@ def _mistakes(run: Run, task: Task, image: ImageLoader, model: FaceModel | None,
         if model is not None:
             face = _resized(pixels, size)
             map_of_face = overlay(face, grad_cam(model, face, task))
-            images.append((data_uri(map_of_face), f"what the {task.name} head looks at in face {row}"))
+            images.append((data_uri(map_of_face), f"Grad-CAM map of the {task.title.lower()} head for face {row}"))
         tiles.append(Tile(images, [labels], [predictions, _confidence(run.predictions, task, row)]))
     if model is not None:
         what = "the predicted class" if isinstance(task, Classification) else "a higher age"
-        blocks.append(Text(f"Beside each face, what speaks for {what} (Grad-CAM of the {task.name} head), in colour."))
-    return [*blocks, Tiles(f"Confident mistakes of {task.name}", tiles)]
+        name = task.title.lower()
+        blocks.append(Text(f"Beside each face, a Grad-CAM map of the {name} head: colour marks what supports {what}."))
+    return [*blocks, Tiles(f"Confident mistakes about {task.title.lower()}", tiles)]
 
 
 def _captions(run: Run, rows: Sequence[int]) -> list[tuple[Content, Content]]:
@@ -157,15 +172,15 @@ def _captions(run: Run, rows: Sequence[int]) -> list[tuple[Content, Content]]:
     captions: list[tuple[Content, Content]] = []
     for face in zip(*columns, strict=True):  # a label, a prediction and whether it is wrong, for each task
         labels = ", ".join(label or "no label" for label, _, _ in face)
-        marked = [words("<b>✗ {}</b>" if wrong else "{}", predicted or NONE) for _, predicted, wrong in face]
-        captions.append((labels, words(", ").join(marked)))
+        marked = [sentence("<b>✗ {}</b>" if wrong else "{}", predicted or NONE) for _, predicted, wrong in face]
+        captions.append((labels, sentence(", ").join(marked)))
     return captions
 
 
 def _confidence(table: pd.DataFrame, task: Task, row: int) -> str:
     face = table.iloc[row]
     if isinstance(task, Classification):
-        return f"{100 * face[list(task.probabilities)].max():.1f} % sure"
+        return f"confidence {100 * face[list(task.probabilities)].max():.1f} %"
     if f"{task.name}_low" in table:
         return f"90 % interval {face[f'{task.name}_low']} to {face[f'{task.name}_high']}"
     return f"{_years_off(table.iloc[[row]], task)[0]:.1f} years off"

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from facecls.analysis.scores import Interval, scores_of
-from facecls.analysis.tables import parts, tested_tasks, why_untested
+from facecls.analysis.scores import Interval, constant_guesses, scores_of
+from facecls.analysis.tables import parts, tested_tasks
 from facecls.data.tasks import UTKFACE
 from facecls.report.blocks import (
     NONE,
@@ -15,10 +15,12 @@ from facecls.report.blocks import (
     Table,
     Text,
     count,
+    listed,
     score,
     score_interval,
-    words,
+    sentence,
 )
+from facecls.report.sections.untested import untested
 from facecls.run import CONFIG, Run
 
 NOTEBOOK: dict[bool, dict[str, float]] = {
@@ -43,10 +45,10 @@ def summary(
     """
     blocks = list(verdict)
     tested = tested_tasks(run.predictions, run.tasks)
-    blocks += [Missing(why_untested(run.predictions, task)) for task in run.tasks.values() if task not in tested]
+    blocks += [untested(run.predictions, task) for task in run.tasks.values() if task not in tested]
     if learned := int((run.predictions["split"] == "train").sum()):
-        sentence = "The model was trained on {} of the tested faces, so it may do worse on new ones."
-        blocks.append(Text(words(sentence, count("faces/tested_and_trained", learned))))
+        text = "The model was trained on {} of the tested faces, so it may do worse on new ones."
+        blocks.append(Text(sentence(text, count("faces/tested_and_trained", learned))))
     if scores:
         blocks += _scores(run, scores, guesses)
     blocks.append(_facts(run))
@@ -60,19 +62,18 @@ def summary(
 def _scores(run: Run, scores: Mapping[str, Interval], guesses: Mapping[str, float]) -> list[Block]:
     known, reported = scores_of(run.tasks), _notebook_scores(run)
     rows: list[list[Content]] = []
-    for name, found in scores.items():
+    for name, interval in scores.items():
         unit = known[name].unit
         row: list[Content] = [known[name].heading]
-        row.append(score_interval(f"score/{name}", found.value, found.low, found.high, unit))
+        row.append(score_interval(f"score/{name}", interval.value, interval.low, interval.high, unit))
         row.append(score(f"trivial/{name}", guesses[name], unit) if name in guesses else NONE)
         if reported:
             row.append(score(f"notebook/{name}", reported[name], unit) if name in reported else NONE)
-        rows.append([*row, count(f"score/{name}/faces", found.faces)])
+        rows.append([*row, count(f"score/{name}/faces", interval.faces)])
     columns = ["this model (95 % interval)", "constant guess", *(["original notebook"] if reported else []), "faces"]
     note = (
         "The intervals show how much the scores would vary with another sample of as many faces (bootstrap over "
-        "faces). The constant guess is the most common class or the median age of the "
-        f"{'training' if len(run.train) else 'tested'} faces."
+        f"faces). {_about_guesses(run)}"
     )
     if reported:
         note += (
@@ -82,13 +83,29 @@ def _scores(run: Run, scores: Mapping[str, Interval], guesses: Mapping[str, floa
     return [Table("Scores", ["score", *columns], rows), Text(note)]
 
 
+def _about_guesses(run: Run) -> str:
+    """What the constant guesses are, and which faces they come from."""
+    tested = {task.name for task in tested_tasks(run.predictions, run.tasks)}
+    titles: dict[bool, dict[str, list[Content]]] = {True: {}, False: {}}
+    for name, guess in constant_guesses(run.predictions, run.train, run.tasks).items():
+        if name in tested:
+            titles[guess.from_reference].setdefault(guess.description, []).append(run.tasks[name].title.lower())
+    said = [
+        f"{listed([f'the {description} for {listed(names)}' for description, names in some.items()])} (from the "
+        f"{'training' if from_training else 'tested'} faces)"
+        for from_training, some in titles.items()
+        if some
+    ]
+    return f"The constant guess is {'; '.join(said)}."
+
+
 def _notebook_scores(run: Run) -> dict[str, float]:
     """The original notebook's scores of tasks with the same labels, if the tested faces are UTKFace's."""
     if not run.is_utkface:
         return {}
-    found = NOTEBOOK[len(tested_tasks(run.predictions, run.tasks)) > 1]
+    reported = NOTEBOOK[len(tested_tasks(run.predictions, run.tasks)) > 1]
     same = {name for name, task in run.tasks.items() if task == UTKFACE.get(name)}
-    return {name: value for name, value in found.items() if name.split("/")[0] in same}
+    return {name: value for name, value in reported.items() if name.split("/")[0] in same}
 
 
 def _facts(run: Run) -> Table:
@@ -102,7 +119,10 @@ def _facts(run: Run) -> Table:
     add("Run", str(run.folder))
     add("Data", str(run.data.get("root", "")))
     sizes = parts(run.faces if run.faces is not None else run.predictions)
-    add("Faces", words(", ").join(words("{} {}", count(f"faces/{name}", size), name) for name, size in sizes.items()))
+    add(
+        "Faces",
+        sentence(", ").join(sentence("{} {}", count(f"faces/{name}", size), name) for name, size in sizes.items()),
+    )
     add("Rejected files", None if run.rejects is None else count("rejects", len(run.rejects)))
     add("Checkpoint", metrics.get("checkpoint"))
     add("Training", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None)
@@ -113,7 +133,7 @@ def _facts(run: Run) -> Table:
     versions = {"facecls": metrics.get("version"), **metrics.get("versions", {})}
     add("Versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version))
     add("Commit", metrics.get("git_commit"))
-    return Table("How it was made", [], rows, words=True)
+    return Table("How it was made", [], rows, wraps=True)
 
 
 def _duration(seconds: float) -> str:
