@@ -13,7 +13,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from facecls.data.tasks import UTKFACE, LabelError, Tasks, classifications, create_tasks, parse_name, to_options
+from facecls.data.file_names import parse_name
+from facecls.data.parsing import LabelError
+from facecls.data.tasks import UTKFACE, Tasks, classifications, create_tasks, to_options
 from facecls.errors import UserError
 from facecls.events import read_scalars
 from facecls.files import replacing

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from facecls.data.file_names import parse_name
 from facecls.data.synthetic import draw_faces, wears_glasses
-from facecls.data.tasks import parse_name
 
 FAIRFACE_RACES = ["White", "Black", "East Asian", "Indian", "Middle Eastern", "Southeast Asian", "Latino_Hispanic"]
 """FairFace's own names; its data set is not in UTKFace's classes."""

@@ -17,7 +17,8 @@ from facecls.analysis.calibration import (
     reliability,
     uncalibrated,
 )
-from facecls.data.tasks import MISSING, UTKFACE, Tasks, classifications
+from facecls.data.parsing import MISSING
+from facecls.data.tasks import UTKFACE, Tasks, classifications
 
 
 def drawn(faces: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

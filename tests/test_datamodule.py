@@ -11,8 +11,9 @@ import torch
 
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.dataset import FaceDataset
+from facecls.data.file_names import parse_name
+from facecls.data.parsing import MISSING
 from facecls.data.sampler import FaceBatchSampler
-from facecls.data.tasks import MISSING, parse_name
 from facecls.data.transforms import EvalTransform, TrainTransform
 from facecls.errors import UserError
 

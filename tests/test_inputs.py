@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 
 from facecls.data import columns
 from facecls.data.archives import UnreadableError
+from facecls.data.file_names import parse_name
 from facecls.data.parallel import WORKERS, in_order
 from facecls.data.synthetic import draw_faces, wears_glasses
-from facecls.data.tasks import UTKFACE, create_tasks, parse_name
+from facecls.data.tasks import UTKFACE, create_tasks
 from facecls.errors import UserError
 from facecls.predict.inputs import Input, check, count, stream
 

@@ -7,7 +7,8 @@ from scipy.special import expit, softmax
 from scipy.stats import entropy, norm
 from sklearn.metrics import log_loss, mean_squared_error
 
-from facecls.data.tasks import MISSING, UTKFACE, Classification, choose_tasks, create_tasks
+from facecls.data.parsing import MISSING
+from facecls.data.tasks import UTKFACE, Classification, choose_tasks, create_tasks
 from facecls.errors import UserError
 from facecls.model.heads import HeadOptions, create_head
 from facecls.model.losses import (

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
-from facecls.data.tasks import MISSING, UTKFACE, create_tasks
+from facecls.data.parsing import MISSING
+from facecls.data.tasks import UTKFACE, create_tasks
 from facecls.model.heads import Head, HeadOptions, create_head
 from facecls.model.metrics import HeadMetrics
 

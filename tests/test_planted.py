@@ -17,8 +17,9 @@ from scipy.special import log_softmax
 from facecls import fit
 from facecls.analysis.suspects import label_doubt
 from facecls.data.datamodule import FacesDataModule
+from facecls.data.file_names import parse_name
 from facecls.data.synthetic import draw_faces
-from facecls.data.tasks import UTKFACE, parse_name
+from facecls.data.tasks import UTKFACE
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 
 pytestmark = pytest.mark.slow

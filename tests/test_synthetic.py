@@ -14,8 +14,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from facecls.data.file_names import parse_name
+from facecls.data.parsing import LabelError
 from facecls.data.synthetic import GENDERS, MAX_AGE, RACES, draw_faces, wears_glasses, write_faces
-from facecls.data.tasks import LabelError, parse_name
 
 
 def _digest(count, seed, size=200):

@@ -17,10 +17,11 @@ import pytest
 from labelled_faces import FAIRFACE_RACES, write_fairface
 
 from facecls.data import table as table_module
+from facecls.data.file_names import parse_name
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces, wears_glasses
 from facecls.data.table import Table
-from facecls.data.tasks import UTKFACE, Tasks, create_tasks, parse_name
+from facecls.data.tasks import UTKFACE, Tasks, create_tasks
 from facecls.errors import UserError
 
 LABELS = ["gender", "race", "age"]

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
+from facecls.data.file_names import parse_name
+from facecls.data.parsing import MISSING, LabelError
 from facecls.data.tasks import (
-    MISSING,
     UTKFACE,
     Age,
     Classification,
-    LabelError,
     ages,
     classifications,
     create_tasks,
-    parse_name,
     prediction_columns,
     to_options,
 )

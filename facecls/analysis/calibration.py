@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from facecls.analysis.labels import Numbers, column_values
-from facecls.data.tasks import MISSING, Age, Classification, Task, Tasks
+from facecls.data.parsing import MISSING
+from facecls.data.tasks import Age, Classification, Task, Tasks
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]

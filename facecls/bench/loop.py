@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from facecls.bench.clock import ROUNDS, Clock
 from facecls.bench.machine import Memory, memory_of_workers
 from facecls.data.datamodule import FacesDataModule, ResumableLoader
-from facecls.data.tasks import MISSING
+from facecls.data.parsing import MISSING
 from facecls.model.module import Batch, FaceModule
 from facecls.model.schedule import freeze
 from facecls.training.tensorboard import FigureLogger

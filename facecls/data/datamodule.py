@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 
 from facecls.data.buffers import SharedBuffers
 from facecls.data.dataset import FaceDataset, FeatureDataset
+from facecls.data.parsing import MISSING
 from facecls.data.sampler import FaceBatchSampler
 from facecls.data.split import assign_split, leaks, read_split_file
 from facecls.data.store import ImageStore, decode
 from facecls.data.table import read_table
-from facecls.data.tasks import MISSING, TaskOptions, create_tasks
+from facecls.data.tasks import TaskOptions, create_tasks
 from facecls.data.transforms import EvalTransform, TrainTransform, Transform
 from facecls.errors import UserError
 

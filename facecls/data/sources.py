@@ -12,7 +12,8 @@ import pandas as pd
 
 from facecls.data.archives import Read, UnreadableError, archive_members
 from facecls.data.columns import stream_columns
-from facecls.data.tasks import UNKNOWN, Age, Task, Tasks
+from facecls.data.parsing import UNKNOWN
+from facecls.data.tasks import Age, Task, Tasks
 from facecls.errors import UserError
 
 ACCEPTED = "a folder, a .tar, .tar.gz, .tgz or .zip, a .csv or .parquet manifest, or synthetic:N"

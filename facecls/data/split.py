@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from facecls.data.columns import read_columns
-from facecls.data.tasks import MISSING, UTKFACE, Classification, Task, Tasks
+from facecls.data.parsing import MISSING
+from facecls.data.tasks import UTKFACE, Classification, Task, Tasks
 from facecls.errors import UserError
 
 SPLITS = ("train", "val", "test")

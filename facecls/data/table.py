@@ -15,11 +15,13 @@ import torch
 
 from facecls.data.archives import UnreadableError
 from facecls.data.columns import CHUNK, read_columns
+from facecls.data.file_names import parse_name
 from facecls.data.parallel import in_order
+from facecls.data.parsing import MISSING, LabelError
 from facecls.data.sources import Record, is_clutter, is_manifest, label_columns, open_source, quiet
 from facecls.data.split import SPLITS
 from facecls.data.store import ImageStore, why_unusable
-from facecls.data.tasks import MISSING, LabelError, Tasks, ages, parse_name
+from facecls.data.tasks import Tasks, ages
 from facecls.errors import UserError
 
 _Parse = Callable[[str], tuple[int, ...]]

@@ -8,15 +8,12 @@ classes (``data.tasks``).
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, TypedDict
 
+from facecls.data.parsing import MISSING, UNKNOWN, LabelError, key_of, parse_years, whole_number, words_of
 from facecls.errors import UserError
 
-MISSING = -1
-"""Stands in a batch for a label that a face does not have."""
-UNKNOWN = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
-"""Lower-case texts that mean a missing label."""
 WRONG_YEARS = 6
 """An age further off counts as a mistake in pictures, as in the original notebook's grid."""
 
@@ -41,22 +38,6 @@ _ANY_CLASS = "all"
 """Stands in a table of groups for those that are not split by an attribute, so no class may be called so."""
 _SHORT_PROBABILITIES = frozenset({"gender", "race"})
 """Tasks whose probabilities are called ``p_<class>``, as in version 0.1; those of others are ``p_<task>_<class>``."""
-_YEARS = re.compile(r"\s*(?:years?|yrs?)(?:\s+old)?$")
-_AGE = r"(\d{1,3})"
-_RANGES = (
-    (re.compile(rf"{_AGE}\s*(?:-|\N{{EN DASH}}|to)\s*{_AGE}"), lambda low, high, top: (low, min(high, top))),
-    (re.compile(rf"\(\s*{_AGE}\s*,\s*{_AGE}\s*\)"), lambda low, high, top: (low, min(high, top))),
-    (re.compile(rf"{_AGE}s"), lambda low, _, top: (low, min(low + 9, top))),
-    (re.compile(rf"(?:>=?|more than|over|older than|at least)\s*{_AGE}"), lambda low, _, top: (low, top)),
-    (re.compile(rf"{_AGE}\s*(?:\+|plus|(?:and|or) (?:over|above|older|more))"), lambda low, _, top: (low, top)),
-    (re.compile(rf"(?:<|less than|under|younger than|below)\s*{_AGE}"), lambda high, _, top: (0, min(high - 1, top))),
-)
-"""How ranges of ages are written, and what they mean given the highest age. ``20-29`` and ``more than 70`` are
-FairFace's (its oldest group follows ``60-69``, so 70 belongs to it), ``(25, 32)`` is Adience's."""
-
-
-class LabelError(ValueError):
-    """A text that can't be parsed as a label; its message becomes the reason for the reject."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +61,7 @@ class Classification:
     def probabilities(self) -> tuple[str, ...]:
         """Columns of predictions that hold the probability of each class, by code."""
         prefix = "p" if self.name in _SHORT_PROBABILITIES else f"p_{self.name}"
-        return tuple(f"{prefix}_{'_'.join(_words(name))}" for name in self.classes)
+        return tuple(f"{prefix}_{'_'.join(words_of(name))}" for name in self.classes)
 
     @property
     def reserved(self) -> frozenset[str]:
@@ -94,7 +75,7 @@ class Classification:
 
     @cached_property
     def _codes(self) -> dict[str, int]:
-        codes = {_key(name): code for code, name in enumerate(self.classes)}
+        codes = {key_of(name): code for code, name in enumerate(self.classes)}
         for name, others in _ALIASES.items():
             if name in codes:
                 codes = dict.fromkeys(others, codes[name]) | codes
@@ -128,10 +109,10 @@ class Classification:
             >>> UTKFACE["gender"].parse("F"), UTKFACE["gender"].parse("0.0"), UTKFACE["race"].parse("")
             ((1,), (0,), (-1,))
         """
-        code = self._codes.get(_key(text))
+        code = self._codes.get(key_of(text))
         if code is None and text.strip().lower() in UNKNOWN:  # a class may be called none
             return (MISSING,)
-        if code is None and self._takes_codes and (number := _whole_number(text)) in range(len(self.classes)):
+        if code is None and self._takes_codes and (number := whole_number(text)) in range(len(self.classes)):
             code = number
         if code is None:
             raise LabelError(f"{self.name} is not {self.expected}")
@@ -201,20 +182,10 @@ class Age:
             >>> age.parse("26.0"), age.parse("20-29"), age.parse("more than 70")
             ((26, -1, -1), (-1, 20, 29), (-1, 70, 116))
         """
-        text = _YEARS.sub("", text.strip().lower())
-        if text in UNKNOWN:
-            return (MISSING, MISSING, MISSING)
-        number = _whole_number(text)
-        if number is not None and 0 <= number <= self.highest:
-            return (number, MISSING, MISSING)
-        for pattern, ends in _RANGES:
-            if match := pattern.fullmatch(text):
-                low, high = ends(int(match[1]), int(match[match.lastindex or 1]), self.highest)
-                if low < high:
-                    return (MISSING, low, high)
-                if low == high:
-                    return (low, MISSING, MISSING)
-        raise LabelError(f"{self.name} is not {self.expected}")
+        years = parse_years(text, self.highest)
+        if years is None:
+            raise LabelError(f"{self.name} is not {self.expected}")
+        return years
 
     def text(self, value: float) -> str:
         """A label or a prediction in words, such as ``34``."""
@@ -368,12 +339,12 @@ def _checked_classes(name: str, classes: Any) -> tuple[str, ...]:
     if isinstance(classes, str) or not isinstance(classes, Sequence) or len(classes) < 2:
         raise UserError(f"Expected two classes or more for data.tasks.{name}, but got {classes!r}.")
     for each in classes:
-        if not isinstance(each, str) or not _words(each):
+        if not isinstance(each, str) or not words_of(each):
             raise UserError(
                 f"Expected words as classes of data.tasks.{name}, but got {each!r}; YAML takes some words for other "
                 'things, so put it in quotes, such as "no".'
             )
-    keys = [_key(each) for each in classes]
+    keys = [key_of(each) for each in classes]
     if len(set(keys)) < len(keys):
         raise UserError(f"Expected different classes for data.tasks.{name}, but got {', '.join(classes)}.")
     if _ANY_CLASS in keys:
@@ -385,61 +356,3 @@ def _checked_classes(name: str, classes: Any) -> tuple[str, ...]:
 
 def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
-
-
-def _words(text: str) -> list[str]:
-    """The words of a text in lower case, whatever separates them."""
-    return re.findall(r"\w+", text.lower().replace("_", " "))
-
-
-def _key(text: str) -> str:
-    """What texts of the same meaning share: the value of a whole number, or else the words."""
-    number = _whole_number(text)
-    return " ".join(_words(text)) if number is None else str(number)
-
-
-def _whole_number(text: str) -> int | None:
-    match = re.fullmatch(r"\s*([+-]?\d{1,9})(?:\.0*)?\s*", text, re.ASCII)
-    return int(match[1]) if match else None
-
-
-_NAME = re.compile(r"(\d{1,9})_(\d{1,9})_(\d{1,9})_\d{8,}.*", re.ASCII)
-_FIELDS = ("age", "gender", "race")
-
-
-@lru_cache(maxsize=100_000)  # a dataset has few different combinations
-def _labels_of_codes(age: int, gender: int, race: int) -> Mapping[str, str]:
-    found = {}
-    for name, value in zip(_FIELDS, (age, gender, race), strict=True):
-        task = UTKFACE[name]
-        highest = len(task.classes) - 1 if isinstance(task, Classification) else task.highest
-        if value > highest:
-            raise LabelError(f"{name} out of range")
-        found[name] = task.text(value)
-    return found
-
-
-def parse_name(name: str) -> Mapping[str, str]:
-    """Reads the labels from a UTKFace file name, ``AGE_GENDER_RACE_TIMESTAMP...``.
-
-    The timestamp is what tells a complete name from one with a field left out (``61_1_20170109142408075.jpg``), so it
-    must be there; what follows it does not matter, since two faces of UTKFace have odd endings.
-
-    Args:
-        name: File name without its folder.
-
-    Returns:
-        Labels as texts by task: names of classes, since another data set's codes may mean others.
-
-    Raises:
-        LabelError: If the name is malformed or a value is out of range.
-
-    Examples:
-        >>> dict(parse_name("26_1_2_20170116174525125.jpg.chip.jpg"))
-        {'age': '26', 'gender': 'female', 'race': 'asian'}
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise LabelError("malformed name")
-    age, gender, race = map(int, match.groups())
-    return _labels_of_codes(age, gender, race)

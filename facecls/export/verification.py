@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from facecls.data.datamodule import ResumableLoader
+from facecls.data.parsing import MISSING
 from facecls.data.sampler import BatchIndices
-from facecls.data.tasks import MISSING, Tasks, ages, classifications
+from facecls.data.tasks import Tasks, ages, classifications
 from facecls.errors import UserError
 from facecls.model.heads import Head
 from facecls.model.module import Batch, FaceModule

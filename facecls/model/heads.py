@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from facecls.data.tasks import MISSING, Age, Classification, Task
+from facecls.data.parsing import MISSING
+from facecls.data.tasks import Age, Classification, Task
 from facecls.errors import UserError
 from facecls.model.losses import (
     age_distribution_loss,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from facecls.data.tasks import MISSING, Tasks, classifications
+from facecls.data.parsing import MISSING
+from facecls.data.tasks import Tasks, classifications
 from facecls.errors import UserError
 
 

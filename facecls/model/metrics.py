@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from facecls.data.tasks import MISSING
+from facecls.data.parsing import MISSING
 
 
 class _Share(Metric):

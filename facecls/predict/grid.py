@@ -10,7 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from facecls.analysis.labels import label_ends, label_texts
-from facecls.data.tasks import MISSING, Classification, LabelError, Task, Tasks, parse_name
+from facecls.data.file_names import parse_name
+from facecls.data.parsing import MISSING, LabelError
+from facecls.data.tasks import Classification, Task, Tasks
 from facecls.files import replacing
 from facecls.predict.faces import Batch
 

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from facecls.data.archives import Read, UnreadableError
+from facecls.data.file_names import parse_name
 from facecls.data.sources import Record, file_bytes, is_archive, is_clutter, is_drawn, is_manifest, open_source
 from facecls.data.store import read_image
-from facecls.data.tasks import Tasks, parse_name
+from facecls.data.tasks import Tasks
 from facecls.errors import UserError
 
 STDIN = "-"
