@@ -2,7 +2,7 @@
 
 The model computes what the Keras model does, but with channels first: its input ``images`` is (N, 3, 224, 224) float32,
 BGR, 0..255 minus ``BGR_MEAN``; its outputs are ``features`` (N, 2048) and, with a classifier, ``probabilities``
-(N, 8631). The model's metadata says so too. A fused activation, such as the classifier's softmax, gets its own node.
+(N, 8631). The model's metadata has them too. A fused activation, such as the classifier's softmax, gets its own node.
 """
 
 import json
@@ -191,7 +191,7 @@ def _activation(layer: Layer, shape: tuple[int, ...]) -> _Operator:
 
 
 def _allow(layer: Layer, key: str, *allowed: Any) -> None:
-    """Refuses a setting, of one or several numbers, that is present and not among those allowed."""
+    """Rejects a setting, of one or several numbers, that is present and not allowed."""
     for value in np.atleast_1d(layer.config.get(key, allowed[0])).tolist():
         if value not in allowed:
             raise _unsupported(layer, f"its {key} is {value}, not {' or '.join(map(str, allowed))}")

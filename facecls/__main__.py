@@ -30,33 +30,39 @@ def main() -> None:
     Raises:
         SystemExit: With the status of the command; 2 if there is no such command.
     """
-    with command("facecls"):
-        name = _parse(sys.argv[1:])
-    if name is None:
+    arguments = sys.argv[1:]
+    if _print_information(arguments):
         return
-    module, _ = COMMANDS[name]
+    with command("facecls"):
+        module = _find_module(arguments)
     sys.argv[1:] = sys.argv[2:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _parse(arguments: list[str]) -> str | None:
-    """The name of a command; ``None`` after printing the help or the version."""
+def _print_information(arguments: list[str]) -> bool:
+    """Prints the help or the version if that is asked for, and returns whether it is."""
     match arguments:
-        case []:
-            raise UserError("Expected a command such as fit, but got none; facecls --help lists them.")
         case ["-h" | "--help", *_]:
             print("usage: facecls COMMAND ...\n")
             print(*(f"  {name:10}{about}" for name, (_, about) in COMMANDS.items()), sep="\n")
             print("\nfacecls COMMAND --help explains a command; facecls --version prints the version.")
         case ["--version", *_]:
             print(f"facecls {__version__}")
-        case [name, *_] if name in COMMANDS:
-            return name
-        case [name, *_]:
-            near = get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "facecls --help lists them."
-            raise UserError(f"Expected a command such as fit, but got {name}; {hint}")
-    return None
+        case _:
+            return False
+    return True
+
+
+def _find_module(arguments: list[str]) -> str:
+    """The module of the command that comes first."""
+    if not arguments:
+        raise UserError("Expected a command such as fit, but got none; facecls --help lists them.")
+    name = arguments[0]
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "facecls --help lists them."
+        raise UserError(f"Expected a command such as fit, but got {name}; {hint}")
+    return COMMANDS[name][0]
 
 
 if __name__ == "__main__":

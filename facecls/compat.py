@@ -34,7 +34,7 @@ def create_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
 def kill_launched_processes(trainer: pl.Trainer) -> None:
     """Kills the processes that Lightning started for the other devices of this node; they would wait forever.
 
-    Launchers (Lightning 2.6) are undocumented. Of processes that torchrun or SLURM started none is killed here.
+    Launchers (Lightning 2.6) are undocumented. Processes started by torchrun or SLURM are left alone.
 
     Args:
         trainer: After an error or Ctrl-C.

@@ -1,8 +1,8 @@
-"""Where the commands write what people read."""
+"""The console for user-facing output."""
 
 from rich.console import Console
 
 
 def console(quiet: bool = False) -> Console:
-    """Where the commands write what people read; nowhere if quiet."""
+    """The console for user-facing output; it prints nothing if quiet."""
     return Console(soft_wrap=True, quiet=quiet)

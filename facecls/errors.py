@@ -1,4 +1,4 @@
-"""A user's mistake, and how a command names itself and ends on it."""
+"""User errors, and how a command reports them and exits."""
 
 import sys
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake of the user's; the message is one line: what was expected, what came, what to do."""
+    """A user's mistake; the message is one line: what was expected, what came, what to do."""
 
 
 @contextmanager

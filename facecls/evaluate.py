@@ -3,7 +3,7 @@
 ``python -m facecls.evaluate --ckpt_path FILE [--data.root WHERE] [--data.split all]``
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,13 @@ from facecls.errors import UserError, command, program
 from facecls.files import replacing
 from facecls.run import CONFIG, write_faces
 from facecls.training.callbacks import run_folder
+from facecls.training.checkpoint_options import check_split, has_faces_of_training
 from facecls.training.cli import RUNS, create_logger, interruptible, parse, parse_with_checkpoint, without_noise
 from facecls.training.collector import PredictionCollector
+from facecls.training.labels import check_some_labels, describe_labels
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.precision import choose_precision
 from facecls.training.progress import create_progress
-
-_SPLIT_OPTIONS = ("root", "seed", "val_fraction", "test_fraction", "split_file")
-"""Options of the data that decide which faces are tested."""
 
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:
@@ -47,11 +46,15 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     trainer = parse(partial(create_trainer, collector=collector), config)
     data: FacesDataModule = parser.instantiate(config).data
     _check_tasks(data.tasks, checkpoint.module.model.tasks)
+    check_split(data, checkpoint.data)
     data.setup()
     split = data.split
-    if not _has_split_of_training(data, checkpoint.data):
+    if not has_faces_of_training(data, checkpoint.data):
         data.treat_as_test_only()
     console().print(data.describe())
+    if labels := describe_labels(data):
+        console().print(labels)
+    check_some_labels(data, checkpoint.module.model.tasks.values())
     folder = run_folder(trainer)
     write_faces(folder, data.faces, data.rejects, data.tasks)
     with replacing(folder / CONFIG) as part:
@@ -63,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def create_parser() -> LightningArgumentParser:
-    """Creates the parser of the command's options; those of the data are by default the training's."""
+    """Creates the parser of the command's options; those of the data default to those of training."""
     parser = LightningArgumentParser(prog=program("facecls.evaluate"), description=__doc__, exit_on_error=False)
     parser.add_argument(
         "--ckpt_path", required=True, type=str, help="The trained model, such as checkpoints/best.ckpt."
@@ -100,18 +103,13 @@ def create_trainer(config: Namespace, collector: PredictionCollector) -> pl.Trai
 
 
 def _check_tasks(labelled: Tasks, learned: Tasks) -> None:
-    """Refuses faces with other classes than the model has."""
+    """Checks that data.tasks defines the model's tasks as it was trained."""
     for name, task in learned.items():
-        if labelled.get(name) != task:
+        if (other := labelled.get(name)) != task:
             raise UserError(
                 f"Expected data.tasks with {name} as the model has learned it ({task.expected}), but got "
-                f"{labelled.get(name)}; leave data.tasks out, or take another model."
+                f"{other.expected if other else 'no such task'}; leave data.tasks out, or take another model."
             )
-
-
-def _has_split_of_training(data: FacesDataModule, trained: Mapping[str, Any]) -> bool:
-    """Whether the faces are those that the model was trained with, split in the same way."""
-    return all(data.hparams[name] == trained.get(name) for name in _SPLIT_OPTIONS)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Writing files so that nothing half written is ever seen."""
+"""Writing files so that nothing half written is ever seen, and their digests."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,12 +12,12 @@ from facecls.errors import UserError
 
 @contextmanager
 def replacing(dest: Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``dest`` to write to, and renames it to ``dest`` when all went well.
+    """Yields a temporary path beside ``dest`` to write to, and renames it to ``dest`` if the body succeeds.
 
-    Whatever goes wrong in the body, the temporary file is removed and ``dest`` stays as it was.
+    If the body fails, the temporary file is removed and ``dest`` stays as it was.
 
     Args:
-        dest: The file to be made or replaced; its folder must exist.
+        dest: The file to create or replace; its folder must exist.
 
     Yields:
         The temporary path, on the same file system as ``dest``; it exists and is empty.
@@ -42,6 +43,12 @@ def replacing(dest: Path) -> Iterator[Path]:
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _umask() -> int:

@@ -23,8 +23,10 @@ from facecls.model.checkpoint import read_checkpoint
 from facecls.model.module import FaceModule
 from facecls.run import write_faces
 from facecls.training.callbacks import run_folder
+from facecls.training.checkpoint_options import check_resumed
 from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.collector import all_gather
+from facecls.training.labels import check_labels, describe_labels
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.probe import use_features
 
@@ -51,8 +53,13 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     out = console(quiet=not trainer.is_global_zero)
     out.print(cli.precision_note)
     out.print(describe(cli.model))
+    if cli.ckpt_path is not None:
+        check_resumed(cli.ckpt_path, read_checkpoint(cli.ckpt_path), cli.model, data)
     data.setup()
     out.print(data.describe())
+    if labels := describe_labels(data):
+        out.print(labels)
+    check_labels(data, cli.model.model.tasks.values(), has_validation=trainer.limit_val_batches != 0)
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         write_faces(run_folder(trainer), data.faces, data.rejects, data.tasks)
     if cli.config.probe:
@@ -74,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         kill_launched_processes(trainer)
         raise
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        out.print("fast_dev_run: one batch of each kind went through, nothing was saved")
+        out.print("fast_dev_run: one batch of each kind was run, nothing was saved")
         return {}
     if not trainer.is_global_zero:
         return {}
@@ -90,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def describe(module: FaceModule) -> str:
-    """What is trained, in a line."""
+    """The model in a line: trunk, where its weights come from, heads, size."""
     size = sum(parameter.numel() for parameter in module.model.parameters()) / 1e6
     source = module.hparams["weights"] or "random weights"
     heads = ", ".join(module.model.tasks)
@@ -98,10 +105,10 @@ def describe(module: FaceModule) -> str:
 
 
 def train(cli: FaceCLI) -> tuple[FaceModule, Path]:
-    """Trains.
+    """Trains the model and reads its best epoch.
 
     Args:
-        cli: The objects of the run.
+        cli: The options and objects of the run.
 
     Returns:
         The model of the best epoch, and its checkpoint; after ``--trainer.fast_dev_run`` the model as it is.
@@ -119,10 +126,10 @@ def calibrate(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule, ch
     """Fits the temperature of each head on the validation faces, and saves it in the checkpoint.
 
     Args:
-        trainer: After its training; uses no more batches than its validation.
+        trainer: After training; predicts at most as many batches as it validates.
         module: The trained model, whose temperatures are set.
         data: The faces.
-        checkpoint: The file that the model was read from; the first process rewrites it.
+        checkpoint: The file that the model was read from; the first process replaces it.
     """
     if trainer.limit_val_batches == 0:
         return

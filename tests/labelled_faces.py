@@ -23,7 +23,7 @@ def write_glasses(folder: Path, count: int, seed: int, size: int = 200) -> Path:
     """Writes faces of which about half wear glasses, and a manifest with all their labels in words.
 
     Args:
-        folder: Made if missing.
+        folder: Created if missing.
         count: How many faces.
         seed: As in ``draw_faces``.
         size: Width and height in pixels.
@@ -45,7 +45,7 @@ def write_fairface(folder: Path, count: int, seed: int, size: int = 200) -> Path
     """Writes faces and a CSV file exactly as FairFace's: ``file,age,gender,race,service_test``, ages as ranges.
 
     Args:
-        folder: Made if missing.
+        folder: Created if missing.
         count: How many faces.
         seed: As in ``draw_faces``.
         size: Width and height in pixels.

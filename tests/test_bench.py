@@ -103,9 +103,9 @@ def test_a_process_started_before_now() -> None:
 @pytest.mark.parametrize(
     ("rates", "workers", "on_gpu", "said"),
     [
-        ({"input": 300, "step": 200, "step / peak": None}, 4, False, "the step is the bottleneck, "),
-        ({"input": 100, "step": 200}, 1, True, "the input is the bottleneck, more --data.num_workers than 1"),
-        ({"input": 100, "step": 200}, 4, True, "the input is the bottleneck, a machine with more cores"),
+        ({"input": 300, "step": 200, "step / peak": None}, 4, False, "the step is the bottleneck; use "),
+        ({"input": 100, "step": 200}, 1, True, "the input is the bottleneck; increase --data.num_workers above 1"),
+        ({"input": 100, "step": 200}, 4, True, "the input is the bottleneck; use a machine with more cores"),
         ({"input": 300, "step": 200}, 4, True, "larger --data.batch_size"),
         ({"input": 300, "step": 200}, 4, False, "a GPU"),
     ],

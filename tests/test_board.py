@@ -18,6 +18,7 @@ class _Run:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.spent = 1000.0, 0.0
         self.drawn: list[int] = []
+        self.titles: list[tuple[str, bool]] = []
         self.table = simulated(30, 0)
         collector: Any = SimpleNamespace(batches=[1], table=lambda data: self.table, faces=lambda: self.table.index)
         self.board = board.FigureLogger(collector)
@@ -32,7 +33,8 @@ class _Run:
         monkeypatch.setattr(board, "create_figures", lambda table, tasks: [])
         monkeypatch.setattr(board, "draw", self._draw)
 
-    def _draw(self, pictures: object, titles: object) -> None:
+    def _draw(self, pictures: object, titles: list[tuple[str, bool]]) -> None:
+        self.titles = titles
         self.now += 3
         self.spent += 3
 
@@ -72,3 +74,11 @@ def test_a_short_run_draws_its_best_validation_alone(monkeypatch: pytest.MonkeyP
     run = _Run(monkeypatch)
     run.train(3, 15)
     assert run.drawn == [3]
+
+
+def test_the_gallery_shows_labels_that_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _Run(monkeypatch)
+    run.table = run.table.assign(age=None, age_from=20, age_to=29)
+    run.train(3, 15)
+    assert len(run.titles) == board.GALLERY
+    assert all(text.split("\n")[0].endswith(", 20-29") for text, _ in run.titles)

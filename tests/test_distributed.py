@@ -1,5 +1,6 @@
 """Several devices: two processes train, test and predict as one does."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -325,7 +326,9 @@ def test_a_process_resumes_its_own_shard(
     before = {rank: Path(f"all.rank{rank}of3.csv").read_bytes() for rank in (0, 2)}
     shard.unlink()
     rows = [json.dumps(row) for row in whole[:9].astype(object).where(whole[:9].notna(), None).to_dict("records")]
-    journal_of(shard).write_text("".join(f"{row}\n" for row in rows) + '{"path": "cut')
+    digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    header = json.dumps({"model": digest, "tta": "none", "columns": list(whole)})
+    journal_of(shard).write_text("".join(f"{row}\n" for row in [header, *rows]) + '{"path": "cut')
     with pytest.raises(UserError, match=r"all\.rank1of3\.csv\.journal\.jsonl exists; continue with --resume"):
         _predict(1, words, monkeypatch)
     for rank in range(3):

@@ -22,6 +22,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trained_model import GLASSES as TASK
 from trained_model import save_checkpoint
 
 from facecls import evaluate, fit
@@ -32,7 +33,9 @@ from facecls.data.tasks import UTKFACE, classifications
 from facecls.errors import UserError, command
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.trunk import create_trunk, save_trunk
+from facecls.predict import __main__ as predict
 from facecls.training import callbacks, cli, precision
+from facecls.training.checkpoint_options import check_split
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +47,7 @@ SMALL += [
     "--trainer.log_every_n_steps=1",
 ]
 TINY = ["--model.trunk=test_resnet", "--name=tiny", "--seed_everything=1", *SMALL]
+GLASSES = "--data.tasks={glasses: {classes: [without, with]}}"
 
 
 @pytest.fixture(autouse=True)
@@ -272,17 +276,166 @@ def test_frozen_means_frozen_statistics_too(faces: Path, trunks: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in before.items())
 
 
-def test_labels_may_be_missing(faces: Path) -> None:
-    data = FacesDataModule(str(faces), image_size=64)
+def _manifest(faces: Path) -> pd.DataFrame:
+    """The faces as rows of a manifest, with their labels and their split, as text."""
+    data = FacesDataModule(str(faces), image_size=64, test_fraction=0.3)
     data.setup()
-    rows = data.faces[["path", "gender", "race", "age"]].copy()
-    rows["path"] = [str(faces / path) for path in rows["path"]]
-    rows.loc[rows.index[::2], "age"] = pd.NA
+    rows = data.faces[["path", "gender", "race", "age", "split"]].astype("str")
+    return rows.assign(path=[str(faces / path) for path in rows["path"]])
+
+
+def test_labels_may_be_missing(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = _manifest(faces)
+    rows.loc[rows.index[::4], "age"] = "20-29"
+    rows.loc[rows.index[1::2], "age"] = ""
     rows.drop(columns="race").to_csv("m.csv", index=False)
-    results = fit.main([*TINY, "--data.root=m.csv", "--trainer.max_epochs=1", "--model.task_weights=learned"])
+    words = [*TINY, "--data.root=m.csv", "--trainer.max_epochs=1", "--model.task_weights=learned"]
+    results = fit.main([*words, "--model.tasks=[gender, age]"])
+    assert "labels: gender 80, race 0, age 40 of 80 faces" in capsys.readouterr().out.splitlines()
     assert [name for name in results if name.startswith("test/race")] == ["test/race/faces"]
-    assert results["test/race/faces"] == 0
-    assert 0 < results["test/age/faces"] < results["test/gender/faces"]
+    ages = rows.loc[rows["split"] == "test", "age"]
+    counts = {"gender/faces": len(ages), "race/faces": 0}
+    counts |= {"age/faces": (ages != "").sum(), "age/ranges": (ages == "20-29").sum()}
+    assert {name: results[f"test/{name}"] for name in counts} == counts
+    assert 0 < counts["age/ranges"] < counts["age/faces"] < counts["gender/faces"]
+
+
+def test_a_task_without_labels_is_not_learned_unnoticed(faces: Path) -> None:
+    rows = _manifest(faces)
+    rows["eyeglasses"] = "with"
+    rows.loc[rows["split"] == "train", "race"] = ""
+    rows.loc[rows["split"] == "val", ["gender", "age"]] = ""
+    rows.to_csv("m.csv", index=False)
+    rows[["path"]].assign(sexes=rows["gender"]).to_csv("unlabelled.csv", index=False)
+    correct = r"correct the name of the column"
+    for words, said in (
+        ([GLASSES, "--model.tasks=[gender, glasses]"], rf"labels of glasses in m\.csv, .* {correct}, or .* \[gender\]"),
+        ([GLASSES], rf"labels of race, glasses in m\.csv, .*{correct}, or set model\.tasks to \[gender, age\]"),
+        (["--model.tasks=[race]"], rf"labels of race in m\.csv, but no training face has one; {correct}\."),
+        (["--model.tasks=[age]"], r"labels of age in the validation part of m\.csv"),
+        (["--data.root=unlabelled.csv"], rf"labels of gender, race, age in unlabelled\.csv, .*{correct}\."),
+    ):
+        with pytest.raises(UserError, match=said):
+            fit.main([*TINY, "--data.root=m.csv", *words])
+    assert "test/age/mae_years" in fit.main(
+        [*TINY, "--data.root=m.csv", "--model.tasks=[age]", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"]
+    )
+
+
+def test_the_faces_of_the_training_are_split_as_they_were_or_not_at_all(faces: Path) -> None:
+    words = [*TINY, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    fit.main([*words, f"--data.root={faces}"])
+    test = ["--ckpt_path=runs/tiny/version_0/checkpoints/best.ckpt", "--accelerator=cpu"]
+    for option in (GLASSES, "--data.seed=2", "--data.val_fraction=0.2", "--data.test_fraction=0.4"):
+        name = option[2:].partition("=")[0]
+        for more in ([], ["--data.split=all"], [f"--data.root={faces}"]):
+            with pytest.raises(UserError, match=rf"Expected {name} .* as in training, .* but got {name} "):
+                evaluate.main([*test, option, *more])
+    write_faces(Path("others"), 30, seed=8)
+    assert evaluate.main([*test, GLASSES, "--data.root=others", "--data.split=all"])["faces/tested"] == 30
+
+    rows = _manifest(faces)
+    rows.to_csv("m.csv", index=False)
+    fit.main([*words, "--data.root=m.csv", "--name=manifest"])
+    test = ["--ckpt_path=runs/manifest/version_0/checkpoints/best.ckpt", "--accelerator=cpu", "--name=again"]
+    evaluate.main([*test, GLASSES, "--data.seed=2"])  # a split that is given depends on neither
+    tested = pd.read_parquet("runs/again/version_0/predictions.parquet")["path"]
+    assert sorted(tested) == sorted(rows.loc[rows["split"] == "test", "path"])
+
+
+def test_the_order_of_tasks_splits_otherwise_and_another_seed_draws_other_faces() -> None:
+    two = [("hat", {"classes": ["none", "one"]}), ("beard", {"classes": ["none", "one"]})]
+    trained = {"root": "synthetic:60", "seed": 1, "val_fraction": 0.1, "test_fraction": 0.1, "split_file": None}
+    trained["tasks"] = dict(two)
+    check_split(FacesDataModule("synthetic:60", seed=1, tasks=dict(two)), trained)
+    with pytest.raises(UserError, match=r"Expected data\.tasks"):
+        check_split(FacesDataModule("synthetic:60", seed=1, tasks=dict(reversed(two))), trained)
+    check_split(FacesDataModule("synthetic:60", seed=2), trained)
+    check_split(FacesDataModule("synthetic:61", seed=1), trained)
+
+
+def test_a_split_file_goes_with_its_faces(faces: Path) -> None:
+    rows = _manifest(faces)
+    names = [Path(path).name for path in rows["path"]]
+    listed = pd.DataFrame({"img_name": names, "is_train": (rows["split"] == "train").astype(int)})
+    listed.to_csv("split.csv", index=False)
+    words = [*TINY, f"--data.root={faces}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    fit.main([*words, "--data.split_file=split.csv"])
+    test = ["--ckpt_path=runs/tiny/version_0/checkpoints/best.ckpt", "--accelerator=cpu", f"--data.root={faces}"]
+    assert evaluate.main([*test, GLASSES])["faces/tested"] == (rows["split"] != "train").sum()
+    with pytest.raises(UserError, match=r"Expected data\.split_file split\.csv as in training"):
+        evaluate.main([*test, "--data.split_file=null"])
+
+
+@pytest.fixture(scope="module")
+def begun(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("begun"))
+        fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"])
+        return Path("runs/tiny/version_0/checkpoints/last.ckpt").resolve()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.tasks=[age, gender]"], r"tasks of \S+ to resume it \(gender; race; age\), but got gender; age;"),
+        ([GLASSES], r"\(gender; race; age\), but got gender; race; age; glasses;"),
+        ([GLASSES, "--model.tasks=[gender, race, age]"], r"Expected data\.tasks \{\} as in training"),
+        (
+            ["--data.tasks={race: {classes: [light, dark]}}"],
+            r"race: 0 \(white\), .*but got gender; race: 0 \(light\), 1",
+        ),
+        (["--seed_everything=2"], r"Expected data\.seed 1 as in training, .* but got data\.seed 2"),
+        (["--data.test_fraction=0.2"], r"data\.test_fraction 0\.1 as in training"),
+        (["--model.hidden=[8]"], r"model of \S+ to resume it \(model\.hidden \[\]\), but got model\.hidden \[8\]"),
+        (["--model.age_head=regression"], r"model\.age_head distribution\), but got model\.age_head regression"),
+        (["--model.task_weights=learned"], r"model\.task_weights \{\}\), but got model\.task_weights learned"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(begun: Path, words: list[str], said: str, faces: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=2", f"--ckpt_path={begun}", *words])
+
+
+def test_what_is_no_checkpoint_is_not_resumed(faces: Path) -> None:
+    Path("text.ckpt").write_text("nothing")
+    with pytest.raises(UserError, match="Expected a checkpoint of facecls"):
+        fit.main([*TINY, f"--data.root={faces}", "--ckpt_path=text.ckpt"])
+
+
+def test_a_run_of_version_0_1_goes_on_with_its_own_tasks_and_split_alone() -> None:
+    old = Path(__file__).parent / "data/version_0_1.ckpt"
+    with pytest.raises(UserError, match=r"Expected data\.tasks \{\} as in training"):
+        evaluate.main([f"--ckpt_path={old}", "--accelerator=cpu", GLASSES])
+    words = [*TINY, "--data.root=synthetic:300", "--data.test_fraction=0.2", f"--ckpt_path={old}"]
+    words += ["--model.trunk=test_efficientnet", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.02"]
+    words += ["--ema=null"]
+    with pytest.raises(UserError, match=r"\(gender; race; age\), but got gender; race;"):
+        fit.main([*words, "--model.tasks=[gender, race]"])
+    epoch = torch.load(old, weights_only=True)["epoch"]
+    results = fit.main([*words, f"--trainer.max_epochs={epoch + 2}", "--trainer.limit_train_batches=2"])
+    assert results["epochs"] == epoch + 2
+
+
+def test_classes_that_yaml_takes_for_truth_values_are_words_in_quotes(faces: Path) -> None:
+    rows = _manifest(faces)
+    wears = np.arange(len(rows)) % 2 == 0
+    rows.assign(glasses=np.where(wears, "Yes", "no")).to_csv("m.csv", index=False)
+    Path("glasses.yaml").write_text(
+        'data: {root: m.csv, tasks: {glasses: {classes: ["no", "yes"]}}}\nmodel: {tasks: [glasses, age]}\n'
+    )
+    fit.main(["--config=glasses.yaml", *TINY, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"])
+    best = "runs/tiny/version_0/checkpoints/best.ckpt"
+    evaluate.main([f"--ckpt_path={best}", "--accelerator=cpu"])
+    truth = dict(zip(rows["path"], wears.astype(int), strict=True))
+    for run in ("tiny", "evaluate"):
+        tested = pd.read_parquet(f"runs/{run}/version_0/predictions.parquet")
+        assert tested["glasses"].tolist() == [truth[path] for path in tested["path"]]
+    fit.main(["--config=runs/tiny/version_0/config.yaml"])  # as it was saved
+    assert predict.main([best, rows["path"][0], "--out=out.csv", "--device=cpu"]) == 0
+    told = pd.read_csv("out.csv", keep_default_na=False).iloc[0]
+    assert told["glasses"] == ("yes" if told["p_glasses_yes"] > 0.5 else "no")
 
 
 def test_each_epoch_leaves_a_line_with_its_own_numbers(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,6 +501,13 @@ def test_evaluate_refuses_what_is_no_checkpoint() -> None:
         evaluate.main([])
 
 
+def test_evaluate_refuses_faces_without_labels(faces: Path) -> None:
+    save_checkpoint(Path("best.ckpt"))
+    _manifest(faces)[["path"]].to_csv("m.csv", index=False)
+    with pytest.raises(UserError, match=r"Expected labels of gender, race, age in m\.csv, but no face has one"):
+        evaluate.main(["--ckpt_path=best.ckpt", "--accelerator=cpu", "--data.image_size=64", "--data.root=m.csv"])
+
+
 def test_evaluate_refuses_other_classes_than_the_model_has() -> None:
     save_checkpoint(Path("best.ckpt"))
     words = ["--ckpt_path=best.ckpt", "--accelerator=cpu", "--data.image_size=64"]
@@ -355,6 +515,13 @@ def test_evaluate_refuses_other_classes_than_the_model_has() -> None:
         evaluate.main(words)
     with pytest.raises(UserError, match=r"Expected data\.tasks with race as the model has learned it"):
         evaluate.main([*words, "--data.root=synthetic:60", "--data.tasks={race: {classes: [light, dark]}}"])
+    save_checkpoint(Path("best.ckpt"), task_options=TASK)
+    for tasks, said in (
+        ("{glasses: {classes: [with, without]}}", r"\(0 \(without\), 1 \(with\)\), but got 0 \(with\), 1 \(without\);"),
+        ("{}", r"but got no such task; leave"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate.main([*words, "--data.root=synthetic:60", f"--data.tasks={tasks}"])
 
 
 def _start(faces: Path) -> subprocess.Popen[str]:

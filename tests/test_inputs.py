@@ -19,6 +19,8 @@ from PIL import Image, ImageOps
 from facecls.data import columns
 from facecls.data.archives import UnreadableError
 from facecls.data.parallel import WORKERS, in_order
+from facecls.data.synthetic import draw_faces, wears_glasses
+from facecls.data.tasks import UTKFACE, create_tasks, parse_name
 from facecls.errors import UserError
 from facecls.predict.inputs import Input, check, count, stream
 
@@ -89,9 +91,9 @@ def test_a_folder_that_cannot_be_listed_is_one_that_cannot_be_read(
         return scandir(folder)
 
     monkeypatch.setattr("os.scandir", refuse)  # root, whom tests may run as, may list every folder
-    found = reasons("faces")
-    assert {path: why for path, why in found.items() if why} == {"faces/a": "unreadable (Permission denied)"}
-    assert len(found) == 6
+    errors = reasons("faces")
+    assert {path: why for path, why in errors.items() if why} == {"faces/a": "unreadable (Permission denied)"}
+    assert len(errors) == 6
 
 
 def test_files_and_globs(tree: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +125,8 @@ def test_files_are_read_when_they_are_asked_for(tree: list[str]) -> None:
     Path("faces/b.png").unlink()
     Path("faces/a.png").write_text("no image")
     Path("faces/a/1.png").write_bytes(encoded()[:-20])
-    found = {each.path: reason(each) for each in inputs}
-    assert {path: why for path, why in found.items() if why} == {
+    errors = {each.path: reason(each) for each in inputs}
+    assert {path: why for path, why in errors.items() if why} == {
         "faces/b.png": "missing file",
         "faces/a.png": "not an image",
         "faces/a/1.png": "truncated",
@@ -167,8 +169,8 @@ def test_the_rest_of_a_cut_archive_is_one_input_that_cannot_be_read(archive: str
     data = Path(archive).read_bytes()
     Path(archive).write_bytes(data[: len(data) // 2])
     check([archive])  # it can be opened
-    found = reasons(archive, "last.png")
-    *whole, cut, last = found.items()
+    errors = reasons(archive, "last.png")
+    *whole, cut, last = errors.items()
     assert [path for path, _ in whole] == [f"{archive}/{number}.bmp" for number in range(len(whole))]
     assert len(whole) in (3, 4)
     assert cut[0] == archive
@@ -201,7 +203,7 @@ def test_manifests_name_files_and_truths(
         }
     )
     rows.to_csv(manifest, index=False) if manifest.endswith("csv") else rows.to_parquet(manifest)
-    inputs = list(stream([manifest], tasks=["gender", "race", "age"]))
+    inputs = list(stream([manifest], tasks=UTKFACE))
     assert [each.path for each in inputs] == [
         "lists/../faces/b.png",
         f"{tmp_path}/faces/a.png",
@@ -220,7 +222,7 @@ def test_manifests_name_files_and_truths(
 
 def test_a_manifest_as_others_write_it(tree: list[str]) -> None:
     Path("fairface.csv").write_text("file,age,gender,race,service_test\nfaces/b.png,20-29,Male,East Asian,True\n")
-    (given,) = stream(["fairface.csv"], tasks=["age", "race"])
+    (given,) = stream(["fairface.csv"], tasks={name: UTKFACE[name] for name in ("age", "race")})
     assert (given.path, reason(given)) == ("faces/b.png", None)
     assert given.labels == {"age": "20-29", "race": "East Asian"}
 
@@ -229,9 +231,9 @@ def test_a_manifest_is_read_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(columns, "CHUNK", 3)
     Path("all.csv").write_text("path\n" + "a.png\n" * 6 + 'b.png\n"cut')
     assert [each.path for each in islice(stream(["all.csv"]), 6)] == ["a.png"] * 6
-    found = list(stream(["all.csv"]))
-    assert found[-1].path == "all.csv"
-    assert "can't be read" in str(reason(found[-1]))
+    inputs = list(stream(["all.csv"]))
+    assert inputs[-1].path == "all.csv"
+    assert "can't be read" in str(reason(inputs[-1]))
 
 
 def test_a_list_on_standard_input(tree: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +244,17 @@ def test_a_list_on_standard_input(tree: list[str], monkeypatch: pytest.MonkeyPat
         buffer = io.BytesIO(listed)
 
     monkeypatch.setattr("sys.stdin", Stdin)
-    found = paths("faces/a.png", "-", "faces/Z")
+    listed_paths = paths("faces/a.png", "-", "faces/Z")
     deep = sorted(name for name in tree if name.startswith("faces/a/"))
-    assert found == ["faces/a.png", "faces/b.png", *deep, "faces.zip/1.png", "[x]", "odd\\udcff.png", "faces/Z/1.png"]
+    assert listed_paths == [
+        "faces/a.png",
+        "faces/b.png",
+        *deep,
+        "faces.zip/1.png",
+        "[x]",
+        "odd\\udcff.png",
+        "faces/Z/1.png",
+    ]
 
 
 def test_what_is_left_out(tree: list[str]) -> None:
@@ -263,6 +273,7 @@ def test_what_is_left_out(tree: list[str]) -> None:
         (["faces", "text.tar.gz"], "archive text.tar.gz"),
         (["text.csv"], "Expected the columns path in text.csv"),
         (["text.parquet"], "Expected a Parquet file in text.parquet"),
+        (["faces", "synthetic:x"], "Expected synthetic:N"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: list[str], said: str, tree: list[str]) -> None:
@@ -284,6 +295,26 @@ def test_how_many_there_are(tree: list[str]) -> None:
     assert count(words) == len(paths(*words)) == 8 + 2 + 3 + 1
     assert count(["faces", "faces.tar"]) is None
     assert count(["-"]) is None
+    assert count(["synthetic:1000000000", "faces"]) is None  # at once
+
+
+@pytest.mark.parametrize("glasses", [True, False])
+def test_drawn_faces(glasses: bool, tree: list[str]) -> None:
+    tasks = create_tasks({"glasses": {"classes": ["without", "with"]}}) if glasses else UTKFACE
+    check(["synthetic:5"])
+    inputs = list(stream(["faces/b.png", "synthetic:5"], tasks=tasks))[1:]
+    faces = list(draw_faces(5, seed=0, glasses=glasses))
+    assert [each.path for each in inputs] == [f"synthetic:5/{name}" for name, _ in faces]
+    for index, (each, (name, jpeg)) in enumerate(zip(inputs, faces, strict=True)):
+        worn = {"glasses": ("without", "with")[wears_glasses(0, index)]} if glasses else {}
+        assert each.labels == {**parse_name(name), **worn}
+        pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        np.testing.assert_array_equal(each.load(), pixels)
+
+
+def test_ranges_in_columns_of_their_own(tree: list[str]) -> None:
+    Path("all.csv").write_text("path,age_from,age_to\nfaces/b.png,20,29\nfaces/a.png,,\n")
+    assert [each.labels for each in stream(["all.csv"], tasks=UTKFACE)] == [{"age": "20-29"}, {"age": ""}]
 
 
 def _deep() -> Image.Image:

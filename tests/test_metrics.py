@@ -23,7 +23,7 @@ def _update(
     metrics: HeadMetrics, head: Head, guess: np.ndarray, labels: Mapping[str, np.ndarray], loss: float = 0.0
 ) -> None:
     tensors = {name: torch.tensor(values) for name, values in labels.items()}
-    metrics.update(head, {head.name: torch.tensor(guess)}, tensors, torch.tensor(loss))
+    metrics.update(torch.tensor(guess), head.targets(tensors), torch.tensor(loss), head.label_weight(tensors))
 
 
 def test_metrics_are_those_of_scikit_learn_over_the_labelled_faces() -> None:
@@ -33,7 +33,7 @@ def test_metrics_are_those_of_scikit_learn_over_the_labelled_faces() -> None:
     guesses = {task: rng.dirichlet(np.ones(size), 50) for task, size in SIZES.items()}
     guesses["age"] = labels["age"] + rng.choice([-5.0, -4.9, 0.0, 5.0, 5.1], 50)
     for name, head in _heads().items():
-        metrics, truth = HeadMetrics(head), labels[name]
+        metrics, truth = HeadMetrics(head.create_metrics()), labels[name]
         per_face = np.where(truth == MISSING, np.nan, rng.random(50))
         for part in (slice(0, 20), slice(20, 50)):
             _update(metrics, head, guesses[name][part], {name: truth[part]}, float(np.nanmean(per_face[part])))
@@ -51,7 +51,7 @@ def test_metrics_are_those_of_scikit_learn_over_the_labelled_faces() -> None:
 
 def test_ranges_count_in_a_metric_of_their_own() -> None:
     head = create_head(UTKFACE["age"], 4, HeadOptions())
-    metrics = HeadMetrics(head)
+    metrics = HeadMetrics(head.create_metrics())
     labels = {
         "age": np.array([30, MISSING, MISSING, MISSING, MISSING]),
         "age_from": np.array([MISSING, 20, 20, 70, MISSING]),
@@ -64,7 +64,7 @@ def test_ranges_count_in_a_metric_of_their_own() -> None:
 
 def test_a_task_without_labels_is_left_out_and_reset_forgets() -> None:
     head = _heads()["gender"]
-    metrics = HeadMetrics(head)
+    metrics = HeadMetrics(head.create_metrics())
     assert metrics.compute() == {}
     _update(metrics, head, np.eye(2), {"gender": np.array([MISSING, MISSING])})
     assert metrics.compute() == {}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from labelled_faces import write_glasses
 from PIL import Image
 from test_predictor import COLUMNS
-from trained_model import SIZE, save_checkpoint
+from trained_model import GLASSES, SIZE, save_checkpoint
 
 import facecls
 from facecls.data.synthetic import write_faces
@@ -69,13 +70,13 @@ def table_of(out: str) -> pd.DataFrame:
             rows: list[dict[str, Any]] = list(csv.DictReader(stream))
     else:
         rows = [json.loads(line) for line in Path(out).read_text().splitlines()]
-    found = pd.DataFrame(rows, columns=COLUMNS).replace("", None)
+    texts = pd.DataFrame(rows, columns=COLUMNS).replace("", None)
     kinds = {name: "float32" for name in COLUMNS if name == "age" or name.startswith("p_")}
     kinds |= {"age_low": "Int16", "age_high": "Int16"}
     return pd.DataFrame(
         {
             name: pd.Series(
-                [None if pd.isna(cell) else float(cell) if name in kinds else cell for cell in found[name]],
+                [None if pd.isna(cell) else float(cell) if name in kinds else cell for cell in texts[name]],
                 dtype=kinds.get(name, "str"),
             )
             for name in COLUMNS
@@ -146,7 +147,7 @@ def test_after_a_kill_it_resumes_without_loss_and_without_doubling(
         assert process.stdin is not None
         process.stdin.write("".join(f"{path}\n" for path in files[:23]).encode())
         process.stdin.flush()  # and it waits for more
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 8:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 9:
             assert process.poll() is None
             assert time.monotonic() < limit
             time.sleep(0.02)
@@ -200,7 +201,7 @@ def test_a_run_that_ended_while_it_converted_resumes(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        for place in ("_write_csv", "_write_parquet", "shutil.copyfile"):
+        for place in ("_write_csv", "_write_parquet", "shutil.copyfileobj"):
             patch.setattr(f"facecls.predict.outputs.{place}", full)
         with pytest.raises(UserError, match="No space left"):
             main(words)
@@ -216,6 +217,10 @@ def test_a_run_that_ended_while_it_converted_resumes(
 
 TYPES = {"path": "str", "p_male": "float32", "age_low": "Int16", "error": "str"}
 ODD = ["a.png", 'qu"ote,.png', "new\nline.png", "é\\udcff.png", "last.png"]
+
+
+def journal_to(out: Path, **others: Any) -> Journal:
+    return Journal(out, **{"columns": TYPES, "model": "1f", "tta": "none"} | others)
 
 
 def rows_of(paths: Sequence[str]) -> pd.DataFrame:
@@ -234,13 +239,13 @@ def rows_of(paths: Sequence[str]) -> pd.DataFrame:
 def test_a_journal_that_was_cut_anywhere_keeps_its_whole_rows(ending: str) -> None:
     out = Path(f"out.{ending}")
     file = journal_of(out)
-    with Journal(out, TYPES) as journal:
+    with journal_to(out) as journal:
         journal.append(rows_of(ODD))
     whole = file.read_bytes()
     kept = set()
     for length in range(len(whole) + 1):
         file.write_bytes(whole[:length])
-        with Journal(out, TYPES) as journal:
+        with journal_to(out) as journal:
             kept.add(journal.rows)
             assert list(journal.done.elements()) == ODD[: journal.rows]
             assert journal.failed == min(journal.rows, 1)
@@ -253,9 +258,9 @@ def test_a_parquet_file_has_the_rows_exactly(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("facecls.predict.outputs._GROUP", 2)
     out = Path("out.parquet")
     table = rows_of(ODD)
-    with Journal(out, TYPES) as journal:
+    with journal_to(out) as journal:
         journal.append(table[:3])
-    with Journal(out, TYPES) as journal:
+    with journal_to(out) as journal:
         journal.append(table[3:])
         journal.finish()
     assert not journal_of(out).exists()
@@ -263,33 +268,73 @@ def test_a_parquet_file_has_the_rows_exactly(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_csv_file_has_the_rows_exactly() -> None:
-    with Journal(Path("out.csv"), TYPES) as journal:
+    with journal_to(Path("out.csv")) as journal:
         journal.append(rows_of(ODD))
         journal.finish()
     table = pd.read_csv("out.csv", dtype=TYPES, encoding="utf-8")
     pd.testing.assert_frame_equal(table, rows_of(ODD), check_exact=True)
 
 
+HEADER = b'{"model": "1f", "tta": "none", "columns": ["path", "p_male", "age_low", "error"]}\n'
+
+
+def test_the_first_line_says_what_was_run() -> None:
+    with journal_to(Path("out.csv")) as journal:
+        journal.append(rows_of(ODD)[:1])
+    assert journal_of(Path("out.csv")).read_bytes() == (
+        HEADER + b'{"path": "a.png", "p_male": 0.0, "age_low": null, "error": "why"}\n'
+    )
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"path,p_male,age_low,error\nx,0.5,3,\n",
-        b'{"path": "x", "p_male": 0.5}\n',
-        b'{"path": "x", "p_male": 0.5, "age_low": 3, "error": null}\n{}\n',
+        b'{"path": "x", "p_male": 0.5, "age_low": 3, "error": null}\n',
+        b'["model", "tta", "columns"]\n',
         b"7\n",
         b"hello\n",
+        HEADER + b'{"path": "x", "p_male": 0.5}\n',
+        HEADER + b'{"path": "x", "p_male": 0.5, "age_low": 3, "error": null}\n{}\n',
+        HEADER + b'["path", "p_male", "age_low", "error"]\n',
+        HEADER + b'{"path": ["x"], "p_male": 0.5, "age_low": 3, "error": null}\n',
+        HEADER + b'"path"\n',
+        HEADER + b"null\n",
+        HEADER + b"hello\n",
+        HEADER + b"\xff\n",
     ],
 )
 def test_other_files_are_refused_and_left_alone(data: bytes) -> None:
     file = journal_of(Path("other.csv"))
     file.write_bytes(data)
-    with pytest.raises(UserError, match=r"Expected predictions.* in other.csv.journal.jsonl"):
-        Journal(Path("other.csv"), TYPES)
+    with pytest.raises(UserError, match=r"Expected .* in other.csv.journal.jsonl, but"):
+        journal_to(Path("other.csv"))
     assert file.read_bytes() == data
     assert [path.name for path in Path().iterdir()] == [file.name]
 
 
-def test_predictions_of_another_model_are_refused(
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"model": "2e"}, r"the same model \(SHA-256\), but it was begun with 1f, not 2e; repeat the first command"),
+        ({"tta": "flip"}, "the same --tta, but it was begun with none, not flip; "),
+        (
+            {"columns": {"path": "str", "error": "str"}},
+            "the same columns, .* path, p_male, age_low, error, not path, e",
+        ),
+    ],
+)
+def test_a_run_is_not_continued_as_another(now: dict[str, Any], said: str) -> None:
+    out = Path("out.csv")
+    with journal_to(out) as journal:
+        journal.append(rows_of(ODD))
+    before = journal_of(out).read_bytes()
+    with pytest.raises(UserError, match=said):
+        journal_to(out, **now)
+    assert journal_of(out).read_bytes() == before
+
+
+def test_models_are_not_mixed_in_one_file(
     model: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -297,10 +342,102 @@ def test_predictions_of_another_model_are_refused(
         with pytest.raises(SystemExit):
             main([model, *files, "--out", "out.csv", "--batch_size", "5"])
     before = journal_of(Path("out.csv")).read_bytes()
-    other = save_checkpoint(tmp_path / "other.ckpt", tasks=["age"])
-    with pytest.raises(UserError, match="was it made with another model"):
-        main([str(other), files[0], "--out", "out.csv", "--resume"])
-    assert journal_of(Path("out.csv")).read_bytes() == before
+    others = [
+        (str(save_checkpoint(tmp_path / "other.ckpt", tasks=["age"])), []),
+        (str(save_checkpoint(tmp_path / "same.ckpt", dropout=0.3)), []),  # the same columns
+        (model, ["--tta", "flip"]),
+    ]
+    for (other, options), said in zip(others, ("model", "model", "--tta"), strict=True):
+        with pytest.raises(UserError, match=f"Expected to continue out.csv.journal.jsonl with the same {said}"):
+            main([other, *files, "--out", "out.csv", "--resume", *options])
+        assert journal_of(Path("out.csv")).read_bytes() == before
+    Path("moved.ckpt").write_bytes(Path(model).read_bytes())  # a file's content counts, not its name
+    assert main(["moved.ckpt", *files, "--out", "out.csv", "--resume"]) == 1
+    assert table_of("out.csv")["path"].tolist() == files
+
+
+@pytest.fixture(scope="module")
+def finished(model: str, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Finished predictions of the drawn faces, by ending."""
+    folder = tmp_path_factory.mktemp("finished")
+    for ending in ENDINGS:
+        main([model, str(drawn), "--out", str(folder / f"out.{ending}")])
+    return {ending: (folder / f"out.{ending}").read_bytes() for ending in ENDINGS}
+
+
+def wrong_outputs(finished: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    for ending in ("csv", "jsonl"):
+        data = finished[ending]
+        lines = data.splitlines(keepends=True)
+        yield ending, b"".join(lines[:-1])  # as version 0.1 left it
+        yield ending, data[:-1]
+        yield ending, data[:-20]
+        yield ending, data + lines[-1]
+        yield ending, data.replace(b"p_male", b"p_man")
+        yield ending, b""
+        yield ending, b"hello\n" * len(lines)
+        yield ending, b"\xff\n" * len(lines)
+    yield "csv", finished["csv"].replace(b"p_male,", b"", 1)
+    yield "csv", finished["csv"][:-1] + b',"cut\n'
+    yield "parquet", finished["parquet"][:-1]
+    yield "parquet", b"hello"
+    yield "parquet", b""
+
+
+def test_only_what_holds_all_rows_is_called_complete(
+    model: str, drawn: Path, finished: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [model, str(drawn), "--resume", "--out"]
+    for ending in ENDINGS:
+        Path(f"out.{ending}").write_bytes(finished[ending])
+        assert main([*words, f"out.{ending}"]) == 0
+        assert f"out.{ending} is complete" in capsys.readouterr().err
+        with pytest.raises(
+            UserError, match=rf"Expected the 34 rows of this run in out\.{ending}, .* 33 whole rows; del"
+        ):
+            main([*words, f"out.{ending}", "gone.png"])  # one input more
+        assert Path(f"out.{ending}").read_bytes() == finished[ending]
+    for ending, data in wrong_outputs(finished):
+        out = Path(f"wrong.{ending}")
+        out.write_bytes(data)
+        with pytest.raises(UserError, match=rf"Expected the 33 rows of this run in {out}, which has no journal"):
+            main([*words, str(out)])
+        assert out.read_bytes() == data, data
+        assert not journal_of(out).exists()
+    pd.read_parquet("out.parquet").rename(columns={"age": "years"}).to_parquet("other.parquet")
+    with pytest.raises(UserError, match="other columns; delete it or name another file"):
+        main([*words, "other.parquet"])
+
+
+def test_a_complete_run_over_archives_and_lists_ends_with_0(
+    model: str, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open("faces.tar", "w") as tar:
+        tar.add(files[0], "1.jpg")
+    words = [model, "faces.tar", "-", "synthetic:3", "--out", "out.csv", "--resume"]
+    for _ in range(2):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(files[1:3]).encode())))
+        assert main(words) == 0
+    assert len(table_of("out.csv")) == 6
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_what_version_0_1_left_unfinished_is_named(options: list[str], model: str, files: list[str]) -> None:
+    Path("out.parquet.part.jsonl").write_text("hello")
+    with pytest.raises(UserError, match=r"but out\.parquet\.part\.jsonl is an unfinished run of version 0\.1"):
+        main([model, *files, "--out", "out.parquet", *options])
+    assert [path.name for path in Path().iterdir()] == ["out.parquet.part.jsonl"]
+
+
+def test_drawn_faces_are_predicted(tmp_path: Path) -> None:
+    model = save_checkpoint(tmp_path / "glasses.ckpt", task_options=GLASSES)
+    assert main([str(model), "synthetic:5", "--out", "out.csv", "--grid", "grid.png"]) == 0
+    table = pd.read_csv("out.csv")
+    write_glasses(Path("written"), 5, seed=0)
+    wanted = facecls.load(model, device="cpu").predict([f"written/{number}.jpg" for number in range(5)])
+    pd.testing.assert_series_equal(table["p_glasses_with"], wanted["p_glasses_with"], check_dtype=False, rtol=1e-5)
+    with Image.open("grid.png") as image:
+        assert image.width > image.height
 
 
 def test_a_full_disk_is_said_and_the_run_can_be_resumed(
@@ -414,7 +551,7 @@ def test_standard_error_is_only_ours(model: str, files: list[str], capfd: pytest
         (["{model}", "in", "--out", "out.txt"], "end in .csv, .parquet, .jsonl, but got out.txt"),
         (["{model}", "in", "--out", "gone/out.csv"], "none at gone"),
         (["{model}", "in", "--out", "folder.csv"], "folder.csv is a folder"),
-        (["{model}", "in", "--out", "old.csv"], "old.csv exists; continue with --resume"),
+        (["{model}", "in", "--out", "old.csv"], "old.csv exists; delete it, or name another file"),
         (["{model}", "in", "--out", "old.parquet"], "old.parquet.journal.jsonl exists"),
         (["{model}", "in", "--grid", "grid.gif"], "--grid to be a .png"),
         (["{model}", "in", "--grid", "gone/grid.png"], "--grid to be a .png in a folder that exists"),
@@ -455,7 +592,11 @@ ROW = {"path": "x.jpg", "gender": "female", "race": "asian", "age": 30.6}
     ("labels", "text", "is_wrong"),
     [
         ({}, "female, asian, 31", False),
-        ({"gender": "", "race": "?", "age": "20-29"}, "female, asian, 31", False),
+        ({"gender": "", "race": "?", "age": "old"}, "female, asian, 31", False),
+        ({"age": "20-29"}, "true: 20-29\nfemale, asian, 31", False),
+        ({"age": "30s"}, "true: 30-39\nfemale, asian, 31", False),
+        ({"age": "20-24"}, "true: 20-24\nfemale, asian, 31", True),
+        ({"age": "37+", "gender": "F"}, "true: female, 37-116\nfemale, asian, 31", True),
         ({"gender": "F", "race": "2", "age": "25"}, "true: female, asian, 25\nfemale, asian, 31", False),
         ({"gender": "1", "race": "Asian", "age": "24"}, "true: female, asian, 24\nfemale, asian, 31", True),
         ({"gender": "1", "race": "2", "age": "37"}, "true: female, asian, 37\nfemale, asian, 31", True),

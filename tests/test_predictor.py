@@ -102,12 +102,12 @@ def test_estimates_follow_from_the_logits(
     assert isinstance(predictor, TorchPredictor if kind == "model" else OnnxPredictor)
     assert (predictor.image_size, predictor.tasks) == (SIZE, UTKFACE)
     assert {*predictor.outputs} == {"gender", "race", "age", "age_distribution"}
-    found = predictor.estimate(images)
+    estimates = predictor.estimate(images)
     truth = wanted(logits)
-    assert {*truth} <= {*found}
+    assert {*truth} <= {*estimates}
     for name, values in truth.items():
-        assert found[name].dtype == np.float32
-        assert found[name] == pytest.approx(values, abs=5e-3 if name == "age" else 2e-5)
+        assert estimates[name].dtype == np.float32
+        assert estimates[name] == pytest.approx(values, abs=5e-3 if name == "age" else 2e-5)
     assert np.ptp(truth["gender"][:, 0]) > 0.02  # else any order of the faces would do
 
 
@@ -115,9 +115,9 @@ def test_logits_are_averaged_though_only_probabilities_are_left() -> None:
     random = np.random.default_rng(0)
     one, other = ({task: 3 * random.normal(size=(9, size)) for task, size in SIZES.items()} for _ in "ab")
     mean = {task: (one[task] + other[task]) / 2 for task in one}
-    found = averaged(UTKFACE, _float32(wanted(one)), _float32(wanted(other)), {"age": TEMPERATURES[2]})
+    estimates = averaged(UTKFACE, _float32(wanted(one)), _float32(wanted(other)), {"age": TEMPERATURES[2]})
     for name, values in wanted(mean).items():
-        assert found[name] == pytest.approx(values, abs=1e-3 if name == "age" else 1e-5)
+        assert estimates[name] == pytest.approx(values, abs=1e-3 if name == "age" else 1e-5)
     first, second = random.normal(size=(2, 9))
     tasks = create_tasks({"age": {"highest": 90}})
     regressed = averaged({"age": tasks["age"]}, {"age": 90 * expit(first)}, {"age": 90 * expit(second)}, {"age": 1.0})
@@ -324,14 +324,14 @@ def test_models_that_are_none_are_refused(tmp_path: Path, model: Path) -> None:
         facecls.load(tmp_path / "gone.onnx")
     with pytest.raises(UserError, match=r"Expected a checkpoint at .*gone\.ckpt"):
         facecls.load(tmp_path / "gone.ckpt")
-    with pytest.raises(UserError, match=r"model of facecls\.export, but could not load .*text\.onnx"):
+    with pytest.raises(UserError, match=r"written by facecls\.export, but could not load .*text\.onnx"):
         facecls.load(tmp_path / "text.onnx")
     value = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, [1])
     other = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["image"], ["age"])], "other", [value], [])
     other.output.append(onnx.helper.make_tensor_value_info("age", onnx.TensorProto.UINT8, [1]))
     opset = [onnx.helper.make_opsetid("", 18)]
     onnx.save(onnx.helper.make_model(other, opset_imports=opset, ir_version=8), tmp_path / "other.onnx")
-    with pytest.raises(UserError, match=r"model of facecls\.export, but .*other\.onnx has no metadata"):
+    with pytest.raises(UserError, match=r"written by facecls\.export, but .*other\.onnx lacks its metadata"):
         facecls.load(tmp_path / "other.onnx")
     with pytest.raises(UserError, match=r"checkpoint of facecls\.fit, but could not read .*text\.ckpt"):
         facecls.load(tmp_path / "text.ckpt")

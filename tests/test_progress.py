@@ -88,14 +88,56 @@ def test_only_the_first_process_prints(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().out == ""
 
 
-def test_a_long_test_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("loop", "batches", "name"),
+    [("test", "test", "test"), ("validation", "val", "validation"), ("predict", "predict", "calibration")],
+)
+def test_other_long_loops_say_how_far_they_are(
+    loop: str, batches: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     training = _Training(monkeypatch)
-    training.trainer.num_test_batches = [50]
-    training.lines.on_test_start(training.trainer, training.module)
+    setattr(training.trainer, f"num_{batches}_batches", [50])
+    training.trainer.sanity_checking = False
+    getattr(training.lines, f"on_{loop}_start")(training.trainer, training.module)
     for batch in range(10):
         training.now += 4
-        training.lines.on_test_batch_end(training.trainer, training.module, None, {}, batch)
-    assert capsys.readouterr().out == "test batch 8/50, 0:02:48 left\n"
+        getattr(training.lines, f"on_{loop}_batch_end")(training.trainer, training.module, None, {}, batch)
+    assert capsys.readouterr().out == f"{name} batch 8/50, 0:02:48 left\n"
+
+
+def test_lines_stay_30_seconds_apart_where_epochs_are_shorter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = _Training(monkeypatch)
+    training.trainer.num_val_batches, training.trainer.sanity_checking = [5], True
+    training.lines.on_train_start(training.trainer, training.module)
+    training.epoch(5)
+    training.now -= 100  # of a validation that is not seen
+    training.trainer.sanity_checking = False
+    training.lines.on_validation_start(training.trainer, training.module)
+    for batch in range(5):
+        training.now += 4
+        training.lines.on_validation_batch_end(training.trainer, training.module, None, {}, batch)
+    assert capsys.readouterr().out == "validation batch 3/5, 0:00:08 left\n"
+
+
+def test_features_are_counted_in_lines_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    training = _Training(monkeypatch)
+    with progress.face_progress("features", 2048) as advance:
+        for _ in range(16):
+            training.now += 4
+            advance(64)
+    assert capsys.readouterr().out.splitlines() == [
+        "features 512/2,048, 16 faces/s, 0:01:36 left",
+        "features 1,024/2,048, 16 faces/s, 0:01:04 left",
+    ]
+
+
+def test_features_have_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.face_progress("features", 10) as advance:
+        advance(10)
+    assert "10/10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("is_terminal", "wanted"), [(True, progress.BarProgress), (False, progress.LineProgress)])

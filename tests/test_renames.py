@@ -28,6 +28,8 @@ NOTES = [
         ["--model.schedule", "{norms: none, drops: {3: 0.5}, warmup: 1e-1}"],
         ['--model={"schedule": {"norms": "none", "drops": {"3": 0.5}, "warmup": 0.1}}'],
         ["--config=old.yaml", "--model.schedule.norms=unfrozen", "--model.schedule.batchnorm=frozen"],
+        ["--model", "model.yaml"],
+        ["--model.schedule=schedule.yaml"],
     ],
 )
 def test_old_names_are_read(
@@ -35,6 +37,8 @@ def test_old_names_are_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("old.yaml").write_text(OLD)
+    Path("model.yaml").write_text("schedule: {norms: none, drops: {3: 0.5}, warmup: 1e-1}\n")
+    Path("schedule.yaml").write_text("norms: none\ndrops: {3: 0.5}\nwarmup: 0.1\n")
     schedule = FaceCLI([*words, *WORDS]).model.schedule
     assert (schedule.batchnorm, schedule.lr_milestones, schedule.warmup) == ("frozen", {3: 0.5}, 0.1)
     assert capsys.readouterr().err.splitlines() == NOTES

@@ -273,9 +273,9 @@ def test_file_names_give_classes_and_not_codes(tmp_path: Path) -> None:
     tasks = create_tasks({"race": {"classes": ["Indian", "Black", "White"]}, "age": {"highest": 60}})
     table = read_table(as_tar(tmp_path), 0, tasks)
     assert list(table.faces["race"]) == [1, 2, 2]  # black, white, white
-    found = reasons(table)
-    assert found["UTKFace/26_1_2_20170116174525125.jpg.chip.jpg"] == "race is not 0 (Indian), 1 (Black), 2 (White)"
-    assert found["UTKFace/part 2/116_1_3_20170120134921760.png"] == (
+    why = reasons(table)
+    assert why["UTKFace/26_1_2_20170116174525125.jpg.chip.jpg"] == "race is not 0 (Indian), 1 (Black), 2 (White)"
+    assert why["UTKFace/part 2/116_1_3_20170120134921760.png"] == (
         "age is not a whole number of years from 0 to 60 or a range of them"
     )
 
@@ -460,6 +460,55 @@ def test_fairfaces_own_file_works_as_it_is(tmp_path: Path) -> None:
     assert ["more than 70" if low == 70 else f"{low}-{high}" for low, high in ends] == rows["age"].tolist()
     assert set(table.faces["age_to"][rows["age"] == "more than 70"]) == {116}
     assert len(table.faces["race"].unique()) == 7
+
+
+@both_kinds
+def test_the_table_of_a_run_is_a_manifest(ending: str, tmp_path: Path) -> None:
+    """Ages known as ranges come back from the columns that such a table has for them."""
+    ages = ["20-29", 31, None, "more than 70", "0-2", 116]
+    for number in range(len(ages)):
+        (tmp_path / f"{number}.jpg").write_bytes(face(number))
+    columns: dict[str, list[object]] = {"path": [f"{number}.jpg" for number in range(len(ages))], "age": ages}
+    faces = read_table(manifest(tmp_path, columns, ".csv"), seed=0).faces
+    assert faces[["age", "age_from", "age_to"]].astype("object").where(faces.notna(), None).to_numpy().tolist() == [
+        [None, 20, 29],
+        [31, None, None],
+        [None, None, None],
+        [None, 70, 116],
+        [None, 0, 2],
+        [116, None, None],
+    ]
+    path = tmp_path / f"faces{ending}"
+    faces.to_csv(path, index=False) if ending == ".csv" else faces.to_parquet(path)
+    again = read_table(path, seed=0)
+    pd.testing.assert_frame_equal(again.faces, faces)
+    assert again.rejects.empty
+    # by the ranges alone, and with NA as others write it
+    faces = faces.drop(columns="age")
+    path.unlink()
+    faces.to_csv(tmp_path / "faces.csv", index=False, na_rep="NA")
+    alone = read_table(tmp_path / "faces.csv", seed=0).faces
+    pd.testing.assert_frame_equal(alone[["age_from", "age_to"]], faces[["age_from", "age_to"]])
+    assert alone["age"].isna().all()
+
+
+def test_ranges_that_are_none_are_rejects(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(face(number))
+    columns: dict[str, list[object]] = {
+        "path": ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "4.jpg"],
+        "age": ["", "", "", "25", "", ""],
+        "age_from": ["20", "29", "20", "20", "20", "20"],
+        "age_to": ["", "20", "29", "x", "29", "39"],
+    }
+    table = read_table(manifest(tmp_path, columns, ".csv"), seed=0)
+    assert table.faces["path"].tolist() == ["2.jpg", "3.jpg"]
+    assert table.faces["age"].tolist() == [pd.NA, 25]
+    assert dict(table.rejects.to_numpy().tolist()) == {
+        "0.jpg": f"age is not {UTKFACE['age'].expected}",
+        "1.jpg": f"age is not {UTKFACE['age'].expected}",
+        "4.jpg": "listed twice with different values",
+    }
 
 
 @both_kinds

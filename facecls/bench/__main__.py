@@ -176,8 +176,8 @@ def _describe(cli: BenchCLI) -> dict[str, Any]:
 def _stage(stage: str, clock: Clock, workers: int, flops: float | None, peak: float) -> dict[str, Any]:
     rates = clock.rates()
     stages = (READ, DECODE, AUGMENT, COLLATE, WHOLE, ONE_WORKER, ALL_WORKERS)
-    made, step = _input_rate(rates), rates[STEP]
-    together = rates[TOGETHER].median / made.median if made.median < step.median else clock.ratio(TOGETHER, STEP)
+    fed, step = _input_rate(rates), rates[STEP]
+    together = rates[TOGETHER].median / fed.median if fed.median < step.median else clock.ratio(TOGETHER, STEP)
     peer, alone = ("augmentation", AUGMENT) if stage == "training" else ("OpenCV", RESIZE_ALONE)
     ratios = {
         "together": together,

@@ -152,7 +152,7 @@ class BareTraining:
     """A training step in plain torch: forward pass, cross-entropies, backward pass, optimizer step, and no more.
 
     Args:
-        trainer: Gives device and precision.
+        trainer: Supplies device and precision.
         module: Its model is copied and frozen as in the first epoch.
     """
 

@@ -66,7 +66,7 @@ def verdict(stage: str, rates: Mapping[str, Any], workers: int, cores: int, on_g
     Args:
         stage: ``training`` or ``evaluation``.
         rates: ``input`` and ``step`` in faces/s, ``together`` as a share of the slower of them, and ``step / peak``,
-            the step's share of the device's peak in products of matrices, or ``None``.
+            the step's share of the device's peak matrix-multiplication rate, or ``None``.
         workers: Number of worker processes.
         cores: Number of cores that this process may use.
         on_gpu: Whether the device is a GPU.
@@ -77,12 +77,12 @@ def verdict(stage: str, rates: Mapping[str, Any], workers: int, cores: int, on_g
     share = f"{stage}: the whole loop runs at {100 * rates['together']:.0f} % of the slower of input and step; "
     if rates["input"] < rates["step"]:
         change = (
-            f"more --data.num_workers than {workers}"
+            f"increase --data.num_workers above {workers}"
             if workers < cores
-            else "a machine with more cores, a cheaper --data.train_transform or a smaller --data.image_size"
+            else "use a machine with more cores, a cheaper --data.train_transform or a smaller --data.image_size"
         )
-        return f"{share}the input is the bottleneck, {change} would help"
+        return f"{share}the input is the bottleneck; {change}"
     change = "a larger --data.batch_size" if on_gpu else "a smaller --data.image_size, a GPU"
     peak = rates["step / peak"]
-    at = "" if peak is None else f" (at {100 * peak:.0f} % of the device's peak in products of matrices)"
-    return f"{share}the step is the bottleneck{at}, {change} or a smaller trunk would help"
+    at = "" if peak is None else f" (at {100 * peak:.0f} % of the device's peak matrix-multiplication rate)"
+    return f"{share}the step is the bottleneck{at}; use {change} or a smaller trunk"

@@ -1,4 +1,4 @@
-"""Columns of a CSV or Parquet file that a person made, as text."""
+"""Columns of a CSV or Parquet file that a person wrote, as text."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
     """Reads some columns of a table and leaves the others alone.
 
-    A column is found by its name, else by its name in any case, else by one of its ``ALIASES`` in any case.
+    A column is known by its name, else by its name in any case, else by one of its ``ALIASES`` in any case.
 
     Args:
         path: A Parquet file if its name ends so, else a CSV file in UTF-8 with a header.
@@ -70,23 +70,23 @@ def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] 
 
 
 def _choose(names: Sequence[str], wanted: Collection[str], path: Path) -> dict[str, str]:
-    """Finds the name in the file of each wanted column that is there."""
+    """The name in the file of each wanted column that is there."""
     plain = [name.strip().lower() for name in names]
     chosen = {}
     for column in wanted:
         aliases = [alias for alias in ALIASES.get(column, ()) if alias not in wanted]
-        found = (
+        matches = (
             [name for name in names if name == column]
             or [name for name, lower in zip(names, plain, strict=True) if lower == column.lower()]
             or [name for name, lower in zip(names, plain, strict=True) if lower in aliases]
         )
-        if len(found) > 1:
+        if len(matches) > 1:
             raise UserError(
-                f"Expected one column for {column} in {path}, but {' and '.join(found)} could both be it; "
+                f"Expected one column for {column} in {path}, but {' and '.join(matches)} could both be it; "
                 f"rename the right one to {column} or remove the other."
             )
-        if found:
-            chosen[column] = found[0]
+        if matches:
+            chosen[column] = matches[0]
     return chosen
 
 

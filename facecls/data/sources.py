@@ -1,15 +1,18 @@
 """Faces from anywhere: a folder, an archive, a manifest or a drawing, as one stream of records."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
+import pandas as pd
+
 from facecls.data.archives import Read, UnreadableError, archive_members
 from facecls.data.columns import stream_columns
+from facecls.data.tasks import UNKNOWN, Age, Task, Tasks
 from facecls.errors import UserError
 
 ACCEPTED = "a folder, a .tar, .tar.gz, .tgz or .zip, a .csv or .parquet manifest, or synthetic:N"
@@ -38,7 +41,7 @@ class Record(NamedTuple):
 
 
 def open_source(
-    path: str | Path, tasks: Collection[str] = (), seed: int = 0, skip_unreadable: bool = False
+    path: str | Path, tasks: Tasks = MappingProxyType({}), seed: int = 0, skip_unreadable: bool = False
 ) -> Iterator[Record]:
     """Opens a source of faces; memory does not grow with its size.
 
@@ -46,8 +49,8 @@ def open_source(
         path: A folder (searched with its subfolders, sorted by path), a ``.tar``, ``.tar.gz``, ``.tgz`` or ``.zip``
             archive (read in place), a ``.csv`` or ``.parquet`` manifest with a column ``path`` (absolute, or relative
             to the manifest's folder), or ``synthetic:N`` for N drawn faces.
-        tasks: Names of the tasks whose labels are read: columns of a manifest, and of drawn faces ``glasses``, which
-            they wear only if it is named.
+        tasks: The tasks whose labels are read: from the columns of a manifest (``label_columns``), and of drawn faces
+            ``glasses``, drawn only if it is named.
         seed: Of drawn faces.
         skip_unreadable: Whether a folder that can't be listed is a record that can't be read, rather than an error.
 
@@ -58,13 +61,14 @@ def open_source(
         UserError: If there is nothing at ``path``, it is no such source, or it can't be read.
 
     Examples:
-        >>> record = next(open_source("synthetic:3", ["glasses"]))
+        >>> from facecls.data.tasks import create_tasks
+        >>> tasks = create_tasks({"glasses": {"classes": ["without", "with"]}})
+        >>> record = next(open_source("synthetic:3", tasks))
         >>> record.path, record.labels["glasses"], len(record.read()) > 1000
         ('30_0_0_20170101000000785.jpg.chip.jpg', 'with', True)
     """
-    kind, _, count = str(path).partition(":")
-    if kind == "synthetic":
-        return _drawn(count, seed, "glasses" in tasks)
+    if is_drawn(path):
+        return _drawn(str(path).partition(":")[2], seed, "glasses" in tasks)
     place = Path(path).expanduser()
     if place.is_dir():
         return _in_folder(place, skip_unreadable)
@@ -77,6 +81,11 @@ def open_source(
     raise UserError(f"Expected {ACCEPTED}, got {path}.")
 
 
+def is_drawn(path: str | Path) -> bool:
+    """Whether a source is drawn faces, ``synthetic:N``."""
+    return str(path).startswith("synthetic:")
+
+
 def is_archive(path: str | Path) -> bool:
     """Whether a file is an archive, by its name."""
     return str(path).lower().endswith(_ARCHIVES)
@@ -85,6 +94,11 @@ def is_archive(path: str | Path) -> bool:
 def is_manifest(path: str | Path) -> bool:
     """Whether a file is a manifest, by its name."""
     return str(path).lower().endswith(_MANIFESTS)
+
+
+def label_columns(tasks: Tasks) -> list[str]:
+    """The columns of a manifest that can hold labels: those of each task, ranges of ages included."""
+    return [column for task in tasks.values() for column in task.columns]
 
 
 def is_clutter(path: str) -> bool:
@@ -160,15 +174,30 @@ def _walk(folder: Path, prefix: str, seen: set[Path]) -> Iterator[tuple[str, OSE
             yield prefix + name, None
 
 
-def _in_manifest(manifest: Path, tasks: Collection[str]) -> Iterator[Record]:
+def _in_manifest(manifest: Path, tasks: Tasks) -> Iterator[Record]:
     folder = manifest.parent
-    for rows in stream_columns(manifest, ["path"], [*tasks, "split"]):
-        named = [task for task in tasks if task in rows]
+    for rows in stream_columns(manifest, ["path"], [*label_columns(tasks), "split"]):
+        columns = {name: texts for name, task in tasks.items() if (texts := _label_texts(rows, task)) is not None}
         splits = rows["split"].tolist() if "split" in rows else [None] * len(rows)
-        labels = zip(*(rows[task].tolist() for task in named), strict=True) if named else [()] * len(rows)
-        for path, texts, split in zip(rows["path"].tolist(), labels, splits, strict=True):
+        labels = zip(*columns.values(), strict=True) if columns else [()] * len(rows)
+        for path, own, split in zip(rows["path"].tolist(), labels, splits, strict=True):
             read = partial(file_bytes, folder / path) if path else partial(_fail, "no path")
-            yield Record(path, read, dict(zip(named, texts, strict=True)), split)
+            yield Record(path, read, dict(zip(columns, own, strict=True)), split)
+
+
+def _label_texts(rows: pd.DataFrame, task: Task) -> list[str] | None:
+    """The labels of a task; an age that is not known gives way to the range in two columns of its own."""
+    texts = rows.get(task.name)
+    if isinstance(task, Age) and rows.columns.isin(task.range).sum() == 2:
+        # whole numbers with gaps are floats in Parquet files: 20.0
+        first, last = (rows[end].str.replace(r"\.0*$", "", regex=True) for end in task.range)
+        ranges = (first + "-" + last).mask(_are_unknown(first) & _are_unknown(last), "")
+        texts = ranges if texts is None else texts.mask(_are_unknown(texts), ranges)
+    return None if texts is None else texts.tolist()
+
+
+def _are_unknown(texts: pd.Series) -> pd.Series:
+    return texts.str.lower().isin(UNKNOWN)
 
 
 def _fail(reason: str) -> NoReturn:

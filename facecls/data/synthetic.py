@@ -166,7 +166,7 @@ def draw_faces(count: int, seed: int, size: int = 200, glasses: bool = False) ->
         count: How many.
         seed: Not negative; the same seed draws the same faces, byte for byte.
         size: Width and height in pixels; UTKFace's crops have 200.
-        glasses: Whether those faces wear glasses of which ``wears_glasses`` says so; nothing else about them changes.
+        glasses: Whether the faces that ``wears_glasses`` chooses wear glasses; nothing else about them changes.
 
     Yields:
         A UTKFace file name with the labels, unique among these faces, and the JPEG file's bytes.
@@ -201,7 +201,7 @@ def write_faces(folder: Path, count: int, seed: int, malformed: int = 0) -> None
     """Writes drawn faces as files under the names of ``draw_faces``.
 
     Args:
-        folder: Made if missing.
+        folder: Created if missing.
         count: How many faces with a proper name.
         seed: As in ``draw_faces``.
         malformed: How many more faces whose names give no labels, in turn: race left out, gender empty, no labels at

@@ -16,7 +16,7 @@ import torch
 from facecls.data.archives import UnreadableError
 from facecls.data.columns import CHUNK, read_columns
 from facecls.data.parallel import in_order
-from facecls.data.sources import Record, is_clutter, is_manifest, open_source, quiet
+from facecls.data.sources import Record, is_clutter, is_manifest, label_columns, open_source, quiet
 from facecls.data.split import SPLITS
 from facecls.data.store import ImageStore, why_unusable
 from facecls.data.tasks import MISSING, LabelError, Tasks, ages, parse_name
@@ -56,7 +56,7 @@ def read_table(root: str | Path, seed: int, tasks: Tasks) -> Table:
     """Reads all faces of a source: each file becomes a face, or a reject with its reason.
 
     Folders, archives and drawn faces carry labels of gender, race and age in UTKFace file names. A manifest carries
-    labels in columns named after the tasks; each may be absent or have empty cells, and its file names are not parsed.
+    labels in the columns of the tasks; each may be absent or have empty cells, and its file names are not parsed.
 
     Args:
         root: What ``open_source`` takes.
@@ -103,7 +103,7 @@ def _files(root: str | Path, seed: int, tasks: Tasks) -> Iterator[_File]:
 
 
 def _read(record: Record, labels: Mapping[str, str], parsers: Mapping[str, _Parse]) -> _File:
-    """Reads a file whose labels are right."""
+    """Parses the labels and reads the file; a failure of either is a reject."""
     codes: tuple[int, ...] = ()
     try:
         for name, parse in parsers.items():
@@ -114,8 +114,8 @@ def _read(record: Record, labels: Mapping[str, str], parsers: Mapping[str, _Pars
 
 
 def _repeated(manifest: Path, tasks: Tasks) -> list[str | None]:
-    """Why a row of a manifest is rejected: another one names the same file; ``None`` for others."""
-    rows = read_columns(manifest, ["path"], [*tasks, "split"])
+    """Why each row is rejected (empty or repeated path), or ``None``."""
+    rows = read_columns(manifest, ["path"], [*label_columns(tasks), "split"])
     if "split" in rows:
         _check_splits(rows["split"], manifest)
     reasons = np.full(len(rows), None, object)

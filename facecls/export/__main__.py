@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         )
     if options.dest.suffix != ".onnx":
         raise UserError(
-            f"Expected a file name that ends in .onnx, but got {options.dest}; predict knows models by that."
+            f"Expected a file name that ends in .onnx, but got {options.dest}; predict recognises ONNX models by that "
+            "ending."
         )
     with replacing(options.dest) as part:
         return _export(options, part)

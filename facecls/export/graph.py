@@ -4,7 +4,6 @@ Normalisation, trunk, heads, temperatures, softmax and the mean of an age distri
 """
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,6 +16,7 @@ import torch
 from facecls._version import __version__
 from facecls.data.tasks import to_options
 from facecls.errors import UserError
+from facecls.files import sha256
 from facecls.model.module import FaceModule
 from facecls.training.cli import without_noise
 
@@ -78,8 +78,6 @@ def metadata(module: FaceModule, checkpoint: Path) -> dict[str, Any]:
     Returns:
         Values for JSON. ``tasks`` are options of ``create_tasks``; ``temperatures`` are by task, 1 where there is none.
     """
-    with checkpoint.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "version": __version__,
         "versions": {name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")},
@@ -88,7 +86,7 @@ def metadata(module: FaceModule, checkpoint: Path) -> dict[str, Any]:
         "temperatures": {name: head.temperature.item() for name, head in module.model.heads.items()},
         "precision": "fp32",
         "licence": LICENCE,
-        "source": f"{module.model.trunk.name}, {checkpoint.name}, sha256 {digest}",
+        "source": f"{module.model.trunk.name}, {checkpoint.name}, sha256 {sha256(checkpoint)}",
     }
 
 

@@ -11,7 +11,7 @@ _ROWS = {
     "changed": ("changed decisions, {}", "{:.2%}"),
     "accuracy": ("accuracy, {}", "{:.2%}"),
     "mae_years": ("MAE in years, {}", "{:.3f}"),
-    "band_accuracy": ("accuracy of ranges, {}", "{:.2%}"),
+    "band_accuracy": ("{} within its range", "{:.2%}"),
 }
 """Text and format of the rows by the first part of their key, in order; other facts are not shown."""
 _SCORES = frozenset({"accuracy", "mae_years", "band_accuracy"})
@@ -19,7 +19,7 @@ _SCORES = frozenset({"accuracy", "mae_years", "band_accuracy"})
 
 
 def create_table(facts: Mapping[str, float], models: Sequence[str], title: str) -> Table:
-    """Makes the table.
+    """Creates the table.
 
     Args:
         facts: By ``KIND/WHAT/MODEL`` or ``KIND/MODEL``.

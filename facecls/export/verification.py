@@ -112,7 +112,7 @@ def _run(estimate: Callable[[Tensor], Estimates], batches: Sequence[Batch]) -> t
 
 
 def check(reference: Estimates, estimates: Estimates, tasks: Tasks) -> None:
-    """Refuses a file that does not agree with torch.
+    """Rejects a file that does not agree with torch.
 
     Args:
         reference: Estimates of torch.
@@ -135,7 +135,7 @@ def compare(runs: Mapping[str, Run], module: FaceModule, batches: Sequence[Batch
 
     Args:
         runs: By model; one is ``torch``.
-        module: Whose heads say what their estimates are judged by.
+        module: The model; its heads supply the metrics.
         batches: The faces of the runs.
 
     Returns:

@@ -1,16 +1,13 @@
 """The logged metrics of each head, by torchmetrics; faces without a label are ignored."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from facecls.data.tasks import MISSING
-
-if TYPE_CHECKING:  # heads know their metrics
-    from facecls.model.heads import Head, Labels
 
 
 class _Share(Metric):
@@ -81,31 +78,30 @@ class HeadMetrics(nn.Module):
     """The metrics and the loss of one head over an epoch.
 
     Args:
-        head: Says which metrics judge it, and what they compare with.
+        collections: The head's metrics, as ``Head.create_metrics`` returns them.
     """
 
-    def __init__(self, head: "Head") -> None:
+    def __init__(self, collections: Mapping[str, MetricCollection]) -> None:
         super().__init__()
         self.loss = MeanMetric()
         self.labelled_batches = _Count()
-        self.collections = nn.ModuleDict(head.create_metrics())
+        self.collections = nn.ModuleDict(collections)
         self.counts = nn.ModuleDict({kind: _Count() for kind in self.collections})
 
-    def update(self, head: "Head", estimates: Mapping[str, Tensor], labels: "Labels", loss: Tensor) -> None:
+    def update(self, estimates: Tensor, targets: Mapping[str, Tensor], loss: Tensor, weight: Tensor) -> None:
         """Counts a batch.
 
         Args:
-            head: The head.
-            estimates: As ``Head.estimate`` gives them.
-            labels: The labels of N faces.
+            estimates: (N, C) probabilities or (N,) years.
+            targets: The labels of N faces, as ``Head.targets`` returns them.
             loss: Scalar, the mean over the faces that have the label.
+            weight: Scalar, what that mean was divided by.
         """
-        for kind, target in head.targets(labels).items():
+        for kind, target in targets.items():
             known = (target if target.ndim == 1 else target[:, 0]) != MISSING
             cast(_Count, self.counts[kind]).update(known)
             if known.any():
-                cast(MetricCollection, self.collections[kind]).update(estimates[head.name][known], target[known])
-        weight = head.label_weight(labels)
+                cast(MetricCollection, self.collections[kind]).update(estimates[known], target[known])
         self.labelled_batches.update(weight > 0)
         if weight > 0:
             self.loss.update(loss, weight=weight)

@@ -94,7 +94,9 @@ class FaceModule(pl.LightningModule):
         )
         self.metrics = nn.ModuleDict(
             {
-                f"{stage}_metrics": nn.ModuleDict({name: HeadMetrics(head) for name, head in self.model.heads.items()})
+                f"{stage}_metrics": nn.ModuleDict(
+                    {name: HeadMetrics(head.create_metrics()) for name, head in self.model.heads.items()}
+                )
                 for stage in ("train", "val", "test")
             }
         )
@@ -122,7 +124,8 @@ class FaceModule(pl.LightningModule):
         losses = {name: head.loss(logits[name], batch) for name, head in self.model.heads.items()}
         estimates = self.model.estimate({name: values.detach() for name, values in logits.items()})
         for name, head in self.model.heads.items():
-            self._head_metrics(stage)[name].update(head, estimates, batch, losses[name].detach())
+            metrics = self._head_metrics(stage)[name]
+            metrics.update(estimates[name], head.targets(batch), losses[name].detach(), head.label_weight(batch))
         return losses, estimates
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

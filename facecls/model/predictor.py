@@ -89,22 +89,26 @@ class OnnxPredictor:
         import onnxruntime
 
         if not path.is_file():
-            raise UserError(f"Expected a model at {path}, but there is none; make one with `python -m facecls.export`.")
+            raise UserError(
+                f"Expected a model at {path}, but there is none; create one with `python -m facecls.export`."
+            )
         cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         if device == "cuda" and not cuda:
             raise UserError(
-                "Expected a GPU, but ONNX Runtime has none here; install onnxruntime-gpu or say --device cpu."
+                "Expected a GPU, but ONNX Runtime has none here; install onnxruntime-gpu or use --device cpu."
             )
         on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})] if cuda and device != "cpu" else []
         providers = [*on_gpu, "CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(path, providers=providers)
         except Exception as error:  # ONNX Runtime raises exceptions of its own for all that may be wrong
-            raise UserError(f"Expected a model of facecls.export, but could not load {path}: {error}") from None
+            raise UserError(
+                f"Expected an ONNX file written by facecls.export, but could not load {path}: {error}"
+            ) from None
         about = self.session.get_modelmeta().custom_metadata_map.get("facecls")
         if about is None:
             raise UserError(
-                f"Expected a model of facecls.export, but {path} has no metadata of it; export a checkpoint."
+                f"Expected an ONNX file written by facecls.export, but {path} lacks its metadata; export a checkpoint."
             )
         metadata = json.loads(about)
         self.image_size: int = metadata["image_size"]
@@ -135,7 +139,7 @@ def _tasks(metadata: Mapping[str, Any]) -> Tasks:
 
 
 def averaged(tasks: Tasks, one: Estimates, other: Estimates, temperatures: Mapping[str, float]) -> Estimates:
-    """Averages the logits behind two estimates, of which only the estimates are left.
+    """Averages two estimates in logit space, given only the estimates.
 
     Args:
         tasks: What is estimated.
@@ -166,7 +170,10 @@ def _averaged(task: Task, one: Estimates, other: Estimates, temperature: float) 
 
 
 def _mean_softmax(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """The softmax of mean logits: the normalised geometric mean, as a softmax loses but a constant of its logits."""
+    """The softmax of the mean logits: the normalised geometric mean.
+
+    It can be computed from probabilities, since softmax discards only a constant added to the logits.
+    """
     return _normalised(np.sqrt(one.astype(np.float64) * other.astype(np.float64)))
 
 
@@ -195,7 +202,7 @@ def open_predictor(path: str | Path, device: Device = "auto", tta: Tta = "none",
     if path.suffix.lower() == ".onnx":
         return OnnxPredictor(path, device, tta, gpu)
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("Expected a GPU, but there is none that torch can use; leave --device out or say cpu.")
+        raise UserError("Expected a GPU, but there is none that torch can use; omit --device or use cpu.")
     module = read_checkpoint(path).module
     use_cuda = device != "cpu" and torch.cuda.is_available()
     where = torch.device("cuda", gpu) if use_cuda else torch.device("cpu")

@@ -1,6 +1,6 @@
 """``python -m facecls.predict``: attributes of any number of faces, one row for each.
 
-A face is a whole image, as in training; faces are not looked for in larger ones.
+Each image is taken as one face; faces are not detected in larger images.
 """
 
 import argparse
@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from facecls.errors import UserError, command, program
+from facecls.files import sha256
 from facecls.ranks import Rank, launched
 
 # what is heavy is imported when it is needed, so that --help and mistakes are answered at once
@@ -25,16 +26,32 @@ if TYPE_CHECKING:
     from facecls.predict.faces import Batch
     from facecls.predict.grid import Grid
     from facecls.predict.inputs import Input
-    from facecls.predict.outputs import Journal, Screen
+    from facecls.predict.outputs import Journal
+    from facecls.predict.screen import Screen
 
 _ABOUT = (
-    "Predicts gender, race, age and whatever else a model was trained for, one row per face. A face is a whole image."
+    "Predicts gender, race, age and whatever else a model was trained for, one row per face. Each image is taken as "
+    "one face; faces are not detected in larger images."
 )
 _INPUTS = (
     "image files, folders (with all below them), globs, .tar, .tar.gz and .zip archives, .csv and .parquet manifests "
-    "with a column path, or - for a list of paths on standard input"
+    "with a column path, synthetic:N for N drawn faces, or - for a list of paths on standard input"
 )
 _INTERRUPTED = 130
+
+
+class _Outputs(NamedTuple):
+    """The files that a run writes.
+
+    Attributes:
+        out: Predictions of this process; ``None`` for standard output.
+        grid: The picture of this process; ``None`` for none.
+        written: Resolved paths of all files of all processes, which are no inputs.
+    """
+
+    out: Path | None
+    grid: Path | None
+    written: set[Path]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,22 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: With status 130 after Ctrl-C.
     """
     options, rank = create_parser().parse_intermixed_args(arguments), launched()
-    written = _check(options, rank)
+    _check_options(options, rank)
+    outputs = _own_outputs(options, rank)
     from facecls.predict.inputs import check, stream
-    from facecls.predict.outputs import is_complete
 
-    if options.resume and is_complete(options.out):
-        print(f"facecls.predict: {options.out} is complete; for further inputs name another file", file=sys.stderr)
-        return 0
     check(options.inputs)
     from facecls.model.predictor import open_predictor
 
     predictor = open_predictor(options.model, options.device, options.tta, rank.local)
-    inputs = stream(options.inputs, written, predictor.tasks)
+    inputs = stream(options.inputs, outputs.written, predictor.tasks)
     if (first := next(inputs, None)) is None:
         raise UserError(f"Expected images to predict, but there is no file in {', '.join(options.inputs)}.")
+    own = (each for each in chain([first], inputs) if rank.takes(str(each.path)))
+    if options.resume and _is_complete(outputs.out, predictor, own):
+        print(f"facecls.predict: {outputs.out} is complete; for further inputs name another file", file=sys.stderr)
+        return 0
     try:
-        return _run(options, rank, predictor, chain([first], inputs), written)
+        return _run(options, rank, predictor, own, outputs)
     except BrokenPipeError:  # whoever reads standard output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -90,8 +108,8 @@ def create_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(options: argparse.Namespace, rank: Rank) -> set[Path]:
-    """Refuses options that can't be meant, names the files of this process, and returns all that will be written."""
+def _check_options(options: argparse.Namespace, rank: Rank) -> None:
+    """Rejects options that make no sense."""
     if options.batch_size < 1:
         raise UserError(f"Expected --batch_size to be at least 1, but got {options.batch_size}; name another number.")
     if not options.model.is_file():
@@ -105,49 +123,65 @@ def _check(options: argparse.Namespace, rank: Rank) -> set[Path]:
             f"Expected --out and no - with {rank.count} processes, as they can't share standard input and output; "
             "name a file, and the inputs or a manifest."
         )
-    written = set()
-    if options.grid is not None:
-        if options.grid.suffix.lower() != ".png" or not options.grid.parent.is_dir():
-            raise UserError(f"Expected --grid to be a .png in a folder that exists, but got {options.grid}.")
-        grids = rank.shards(options.grid)
-        written |= {grid.resolve() for grid in grids}
-        options.grid = grids[rank.number]
-    if options.out is not None:
-        from facecls.predict.outputs import check_output, journal_of
+    if options.grid is not None and (options.grid.suffix.lower() != ".png" or not options.grid.parent.is_dir()):
+        raise UserError(f"Expected --grid to be a .png in a folder that exists, but got {options.grid}.")
 
-        outs = rank.shards(options.out)
-        written |= {file.resolve() for out in outs for file in (out, journal_of(out))}
-        options.out = outs[rank.number]
-        check_output(options.out, options.resume)
-    return written
+
+def _own_outputs(options: argparse.Namespace, rank: Rank) -> _Outputs:
+    """The files of this process, which can be written."""
+    from facecls.predict.outputs import check_output, journal_of
+
+    grids = [] if options.grid is None else rank.shards(options.grid)
+    outs = [] if options.out is None else rank.shards(options.out)
+    out = outs[rank.number] if outs else None
+    if out is not None:
+        check_output(out, options.resume)
+    written = {file.resolve() for file in (*grids, *outs, *map(journal_of, outs))}
+    return _Outputs(out, grids[rank.number] if grids else None, written)
+
+
+def _is_complete(out: Path | None, predictor: "Predictor", inputs: "Iterator[Input]") -> bool:
+    """Whether a file is finished; one with other columns or another number of rows is rejected."""
+    from facecls.predict.faces import columns
+    from facecls.predict.outputs import check_complete, is_finished
+
+    if out is None or not is_finished(out):
+        return False
+    check_complete(out, columns(predictor), count=sum(1 for _ in inputs))
+    return True
 
 
 def _run(
-    options: argparse.Namespace, rank: Rank, predictor: "Predictor", inputs: "Iterator[Input]", written: set[Path]
+    options: argparse.Namespace, rank: Rank, predictor: "Predictor", inputs: "Iterator[Input]", outputs: _Outputs
 ) -> int:
     from facecls.predict.faces import columns, predict_stream
     from facecls.predict.grid import Grid
     from facecls.predict.inputs import count
-    from facecls.predict.outputs import Journal, Screen
+    from facecls.predict.outputs import Journal
+    from facecls.predict.screen import Screen
 
-    def is_own(each: "Input") -> bool:
-        return rank.takes(str(each.path))
+    def count_own() -> int | None:
+        return count(options.inputs, outputs.written, lambda each: rank.takes(str(each.path)))
+
+    def open_output() -> Journal | Screen:
+        if outputs.out is None:
+            return Screen(predictor.tasks)
+        return Journal(outputs.out, columns(predictor), sha256(options.model), options.tta)
 
     grid = Grid(predictor.tasks)
-    with Screen(predictor.tasks) if options.out is None else Journal(options.out, columns(predictor)) as output:
-        remaining = _remaining(filter(is_own, inputs), output.done)
-        batches = predict_stream(predictor, remaining, options.batch_size)
+    with open_output() as output:
+        batches = predict_stream(predictor, _remaining(inputs, output.done), options.batch_size)
         try:
-            _write_all(batches, output, grid, lambda: count(options.inputs, written, is_own), rank)
+            _write_all(batches, output, grid, count_own, rank)
             output.finish()
         except KeyboardInterrupt:
-            print(f"facecls.predict: interrupted{_how_to_resume(output.rows, options.out)}", file=sys.stderr)
+            print(f"facecls.predict: interrupted{_how_to_resume(output.rows, outputs.out)}", file=sys.stderr)
             raise SystemExit(_INTERRUPTED) from None
-    if options.grid is not None:
+    if outputs.grid is not None:
         if grid.pictures:
-            grid.write(options.grid)
+            grid.write(outputs.grid)
         else:
-            print(f"no face was predicted, so there is no {options.grid}", file=sys.stderr)
+            print(f"no face was predicted, so there is no {outputs.grid}", file=sys.stderr)
     return int(output.failed > 0)
 
 
@@ -171,7 +205,7 @@ def _write_all(
     started, before = time.monotonic(), output.rows
     with quiet() as stderr, os.fdopen(stderr, "w", closefd=False) as file:
         console = Console(file=file)
-        is_shown = console.is_terminal and not output.is_for_people and rank.number == 0
+        is_shown = console.is_terminal and not output.is_interactive and rank.number == 0
         with _create_progress(console, is_shown) as progress:
             task = progress.add_task("", total=count_all() if is_shown else None, completed=before)
             for batch in batches:

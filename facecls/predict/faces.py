@@ -121,7 +121,7 @@ def _table(
 
 
 class FacePredictor:
-    """A trained model as a library has it; ``facecls.load`` creates one.
+    """A trained model for use from Python; create one with ``facecls.load``.
 
     Args:
         predictor: The model.

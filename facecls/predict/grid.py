@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.figure import Figure
 
-from facecls.data.tasks import MISSING, LabelError, Task, Tasks, parse_name
+from facecls.analysis.labels import label_ends, label_texts
+from facecls.data.tasks import MISSING, Classification, LabelError, Task, Tasks, parse_name
 from facecls.files import replacing
 from facecls.predict.faces import Batch
 
@@ -19,8 +21,8 @@ _COLUMNS = 8
 class Grid:
     """Collects the first faces of a stream of predictions, and draws them.
 
-    The prediction stands above each face, and above that the truth if a manifest or a UTKFace file name tells it; in
-    red where the prediction counts as a mistake (``Task.is_wrong``).
+    Above each face is its prediction, and above that the label if a manifest or a UTKFace file name has one; in red
+    where the prediction counts as a mistake (``Task.is_wrong``).
 
     Args:
         tasks: What is predicted.
@@ -32,24 +34,24 @@ class Grid:
         self.titles: list[tuple[str, bool]] = []
 
     def add(self, batch: Batch) -> None:
-        """Takes faces as long as there is room.
+        """Adds faces until the grid is full.
 
         Args:
-            batch: Predictions; those that can't be read are passed over.
+            batch: Predictions; unreadable inputs are skipped.
         """
         if len(self.pictures) == MOST_FACES:
             return
         for pixels, row, labels in zip(batch.pixels, batch.table.to_dict("records"), batch.labels, strict=True):
             if pixels is not None and len(self.pictures) < MOST_FACES:
-                truth = _values(self.tasks, labels or _labels_in_name(str(row["path"])))
+                known = _known(self.tasks, labels or _labels_in_name(str(row["path"])))
                 self.pictures.append(pixels)
-                self.titles.append(title(self.tasks, _values(self.tasks, row), truth))
+                self.titles.append(title(self.tasks, _predicted(self.tasks, row), known))
 
     def write(self, dest: Path) -> None:
         """Draws the faces into a PNG file.
 
         Args:
-            dest: The file to be made or replaced.
+            dest: The file to create or replace.
 
         Raises:
             UserError: If it can't be written.
@@ -79,43 +81,54 @@ def draw(pictures: Sequence[npt.NDArray[np.uint8]], titles: Sequence[tuple[str, 
     return figure
 
 
-def title(tasks: Tasks, predicted: Mapping[str, float], truth: Mapping[str, float]) -> tuple[str, bool]:
-    r"""What stands above a face, and whether something in it is wrong.
+def title(tasks: Tasks, predicted: Mapping[str, float], labels: Mapping[str, float]) -> tuple[str, bool]:
+    r"""The title of a face, and whether a prediction is wrong.
 
     Args:
         tasks: What is predicted.
         predicted: Codes of classes and years, by task.
-        truth: The same, as far as it is known.
+        labels: The same by column (``Task.columns``), as far as they are known.
 
     Returns:
-        One line, or two with the truth first; and whether the prediction is wrong where the truth is known.
+        One line, or two with the labels first; and whether a prediction is wrong where its label is known. An age
+        whose label is a range is compared with the nearest end.
 
     Examples:
         >>> from facecls.data.tasks import UTKFACE
-        >>> title(UTKFACE, {"gender": 1, "race": 2, "age": 30.6}, {"gender": 0})
-        ('true: male\nfemale, asian, 31', True)
+        >>> title(UTKFACE, {"gender": 1, "race": 2, "age": 30.6}, {"gender": 0, "age_from": 20, "age_to": 29})
+        ('true: male, 20-29\nfemale, asian, 31', True)
     """
-    told = [task.text(predicted[name]) for name, task in tasks.items() if name in predicted]
-    known = [task for name, task in tasks.items() if name in predicted and name in truth]
-    lines = [", ".join(told)]
+    shown = [task for name, task in tasks.items() if name in predicted]
+    face = pd.DataFrame([labels])
+    lines = [", ".join(task.text(predicted[task.name]) for task in shown)]
+    known = [(task, text) for task in shown if (text := label_texts(face, task)[0]) is not None]
     if known:
-        lines.insert(0, f"true: {', '.join(task.text(truth[task.name]) for task in known)}")
-    return "\n".join(lines), any(task.is_wrong(truth[task.name], predicted[task.name]) for task in known)
+        lines.insert(0, f"true: {', '.join(text for _, text in known)}")
+    return "\n".join(lines), any(_is_wrong(face, task, predicted[task.name]) for task, _ in known)
 
 
-def _values(tasks: Tasks, row: Mapping[Any, Any]) -> dict[str, float]:
-    """Codes of classes and years by task, of a row of predictions or of labels, as far as there are any."""
-    values = {name: _value(task, row[name]) for name, task in tasks.items() if name in row}
-    return {name: value for name, value in values.items() if value != MISSING}
+def _is_wrong(face: pd.DataFrame, task: Task, predicted: float) -> bool:
+    (low,), (high,) = label_ends(face, task)
+    return task.is_wrong(min(max(predicted, low), high), predicted)
 
 
-def _value(task: Task, cell: str | float) -> float:
-    if not isinstance(cell, str):
-        return cell
-    try:
-        return task.parse(cell)[0]
-    except LabelError:
-        return MISSING
+def _predicted(tasks: Tasks, row: Mapping[Any, Any]) -> dict[str, float]:
+    """Codes of classes and years by task, of a row of predictions."""
+    return {
+        name: task.parse(row[name])[0] if isinstance(task, Classification) else row[name]
+        for name, task in tasks.items()
+    }
+
+
+def _known(tasks: Tasks, texts: Mapping[str, str]) -> dict[str, float]:
+    """Codes and years by column, of labels as people write them; invalid ones are left out."""
+    values: dict[str, float] = {}
+    for name, task in tasks.items():
+        try:
+            values |= zip(task.columns, task.parse(texts.get(name, "")), strict=True)
+        except LabelError:
+            continue
+    return {column: value for column, value in values.items() if value != MISSING}
 
 
 def _labels_in_name(path: str) -> Mapping[str, str]:

@@ -1,33 +1,33 @@
-"""Where predictions go: a file by way of a journal, which makes a run resumable, or standard output.
+"""Predictions in a file, written by way of a journal, which makes a run resumable.
 
-A journal is a file of JSON lines that only grows. Each batch is on the disk before the next one is computed, so that
-whatever ends the program costs no finished batch. When all rows are there, they are converted once into the file that
-was asked for, and the journal is removed.
+A journal is a file of JSON lines that only grows: first a header that says what was run, then one row per face. Each
+batch is on the disk before the next one is computed, so that no finished batch is lost, however the program ends. When
+all rows are there, they are converted once into the file that was asked for, and the journal is removed.
 """
 
 import csv
 import json
 import os
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facecls.data.tasks import Classification, Task, Tasks
 from facecls.errors import UserError
 from facecls.files import replacing
-from facecls.predict.rows import cells_of, csv_text, json_text
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
 _GROUP = 50_000
 """Rows of a group in a Parquet file; so many are in memory when it is written."""
+_HEADER = {"model": "model (SHA-256)", "tta": "--tta", "columns": "columns"}
+"""The entries of a journal's header as messages call them."""
 _ARROW = {"str": pa.string(), "float32": pa.float32(), "Int16": pa.int16()}
 
 
@@ -36,32 +36,93 @@ def journal_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.journal.jsonl")
 
 
-def is_complete(out: Path) -> bool:
-    """Whether a file holds all predictions of its run."""
-    return out.exists() and not journal_of(out).exists()
-
-
 def check_output(out: Path, resume: bool) -> None:
-    """Refuses a file that can't be written, or whose run began earlier.
+    """Rejects a file that can't be written, or whose run began earlier.
 
     Args:
         out: What the user named.
-        resume: Whether a run that began earlier is meant.
+        resume: Whether to continue a run that began earlier.
 
     Raises:
-        UserError: If its ending is unknown, its folder missing, or it or its journal exists and ``resume`` is false.
+        UserError: If its ending is unknown, its folder missing, it or its journal exists and ``resume`` is false, or
+            version 0.1 left an unfinished run of it.
     """
     if out.suffix.lower() not in ENDINGS:
         raise UserError(f"Expected --out to end in {', '.join(ENDINGS)}, but got {out}; name another file.")
     if not out.parent.is_dir():
-        raise UserError(f"Expected a folder for --out, but there is none at {out.parent}; make it first.")
+        raise UserError(f"Expected a folder for --out, but there is none at {out.parent}; create it first.")
     for file in (out, journal_of(out)):
         if file.is_dir():
             raise UserError(f"Expected a file for --out, but {file} is a folder; name a file in it.")
+    old = out.with_name(f"{out.name}.part.jsonl")
+    if old.exists():
+        raise UserError(
+            f"Expected a run of this version for --out, but {old} is an unfinished run of version 0.1, which can't be "
+            "continued; delete it or name another file."
+        )
+    for file, remedy in ((journal_of(out), "continue with --resume"), (out, "delete it")):
         if file.exists() and not resume:
-            raise UserError(
-                f"Expected a new file for --out, but {file} exists; continue with --resume, or name another file."
-            )
+            raise UserError(f"Expected a new file for --out, but {file} exists; {remedy}, or name another file.")
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a file is there without a journal, so that there is nothing to continue."""
+    return out.exists() and not journal_of(out).exists()
+
+
+def check_complete(out: Path, columns: Mapping[str, str], count: int) -> None:
+    """Rejects a finished file that is not what a run would have written; only its columns and rows are compared.
+
+    Args:
+        out: The file, which has no journal.
+        columns: Types by name, as ``facecls.predict.faces.columns`` returns them.
+        count: Number of inputs of the run.
+
+    Raises:
+        UserError: If it can't be read, or has other columns or another number of whole rows. Version 0.1 left such
+            files when it was interrupted.
+    """
+    read = {".csv": _csv_shape, ".parquet": _parquet_shape, ".jsonl": _jsonl_shape}[out.suffix.lower()]
+    try:
+        names, rows = read(out)
+        differs = "other columns" if rows and names != list(columns) else f"{rows:,} whole rows"
+        if rows == count and differs != "other columns":
+            return
+    except (OSError, ValueError, csv.Error):  # pyarrow's own errors are ValueErrors
+        differs = "content that can't be read"
+    raise UserError(
+        f"Expected the {count:,} rows of this run in {out}, which has no journal to continue from, but it has "
+        f"{differs}; delete it or name another file."
+    )
+
+
+def _csv_shape(file: Path) -> tuple[list[str], int]:
+    """Names of the columns, and number of whole rows."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        rows = csv.reader((line for line in stream if line.endswith("\n")), strict=True)
+        names = next(rows, [])
+        return names, sum(len(row) == len(names) for row in rows)
+
+
+def _jsonl_shape(file: Path) -> tuple[list[str], int]:
+    with file.open("rb") as stream:
+        names = list(_parsed(stream.readline()))
+        stream.seek(0)
+        return names, sum(line.endswith(b"\n") for line in stream)
+
+
+def _parquet_shape(file: Path) -> tuple[list[str], int]:
+    with pq.ParquetFile(file) as parquet:
+        return parquet.schema_arrow.names, parquet.metadata.num_rows
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The object in a JSON line, empty if there is none."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 class Journal:
@@ -70,29 +131,39 @@ class Journal:
     Args:
         out: The file; ``check_output`` has accepted it.
         columns: Types by name, as ``facecls.predict.faces.columns`` returns them.
+        model: SHA-256 of the model's file.
+        tta: The option of that name.
 
     Attributes:
         done: Number of rows by path that were in the journal at the start.
         rows: Number of rows.
         failed: Number of rows with an error.
-        is_for_people: Whether a person watches the rows come.
+        is_interactive: Whether rows go to a terminal.
 
     Raises:
-        UserError: If the journal holds something else than predictions with these columns, or can't be written.
+        UserError: If the journal was begun with other arguments, holds something else, or can't be written.
     """
 
-    def __init__(self, out: Path, columns: Mapping[str, str]) -> None:
+    def __init__(self, out: Path, columns: Mapping[str, str], model: str, tta: str) -> None:
         self.out = out
         self.columns = columns
         self.done: Counter[str] = Counter()
         self.failed = 0
-        self.is_for_people = False
+        self.is_interactive = False
+        self._header: dict[str, Any] = {"model": model, "tta": tta, "columns": list(columns)}
         self._file = journal_of(out)
         try:
             self._stream = self._file.open("a+b")
         except OSError as error:
             raise UserError(f"Can't write {out}: {error.strerror}; name another file.") from None
-        self._stream.truncate(self._read())
+        try:
+            length = self._read()
+            self._stream.truncate(length)
+            if not length:
+                self._write(f"{json.dumps(self._header)}\n")
+        except UserError:
+            self._stream.close()
+            raise
         self.rows = self.done.total()
 
     def __enter__(self) -> Self:
@@ -112,14 +183,7 @@ class Journal:
         Raises:
             UserError: If that fails.
         """
-        try:
-            self._stream.write(json_text(table).encode())
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        except OSError as error:
-            raise UserError(
-                f"Can't write {self._file}: {error.strerror}; free some space and continue with --resume."
-            ) from None
+        self._write(_json_text(table))
         self.rows += len(table)
         self.failed += int(table["error"].notna().sum())
 
@@ -131,34 +195,58 @@ class Journal:
         """
         self._stream.close()
         with self._file.open("rb") as lines, replacing(self.out) as part:
+            lines.readline()  # the header
             if self.out.suffix.lower() == ".jsonl":
-                shutil.copyfile(self._file, part)
+                with part.open("wb") as stream:
+                    shutil.copyfileobj(lines, stream)
             else:
                 write = _write_csv if self.out.suffix.lower() == ".csv" else _write_parquet
                 write(part, map(json.loads, lines), self.columns)
         self._file.unlink()
 
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text.encode())
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise UserError(
+                f"Can't write {self._file}: {error.strerror}; free some space and continue with --resume."
+            ) from None
+
     def _read(self) -> int:
-        """Counts the rows of the journal and returns their length in bytes; a last row that is cut does not count."""
-        end = 0
+        """Counts the rows of the journal and returns its length in bytes, without a last line that is cut."""
         self._stream.seek(0)
-        for line in self._stream:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-                if list(row) != list(self.columns):
-                    raise ValueError
-            except (ValueError, TypeError):
-                self._stream.close()
+        lines = takewhile(lambda line: line.endswith(b"\n"), self._stream)
+        header = next(lines, b"")
+        if header:
+            self._check_header(_parsed(header))
+        end = len(header)
+        for line in lines:
+            row = _parsed(line)
+            if list(row) != list(self.columns) or not isinstance(row["path"], str):
                 raise UserError(
                     f"Expected predictions with the columns {', '.join(self.columns)} in {self._file}, but row "
-                    f"{self.done.total() + 1} is none; was it made with another model? Name another file."
-                ) from None
+                    f"{self.done.total() + 1} has other columns; was it written with another model? Name another file."
+                )
             self.done[row["path"]] += 1
             self.failed += bool(row["error"])
             end += len(line)
         return end
+
+    def _check_header(self, header: Mapping[str, Any]) -> None:
+        if header.keys() != self._header.keys():
+            raise UserError(
+                f"Expected a journal of facecls.predict in {self._file}, but its first line is not the header of one; "
+                "delete it or name another file."
+            )
+        for name, now in self._header.items():
+            if header[name] != now:
+                before, after = (", ".join(map(str, v)) if isinstance(v, list) else v for v in (header[name], now))
+                raise UserError(
+                    f"Expected to continue {self._file} with the same {_HEADER[name]}, but it was begun with {before}, "
+                    f"not {after}; repeat the first command with --resume, or name another file."
+                )
 
 
 def _write_csv(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:
@@ -180,60 +268,24 @@ def _write_parquet(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[
             writer.write_table(table_of(group))
 
 
-class Screen:
-    """Standard output: CSV for a program, aligned lines for a person; both row by row.
+def cells_of(table: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table.
 
     Args:
-        tasks: What is predicted.
+        table: (N, C), float32 among its columns.
 
-    Attributes:
-        done, rows, failed, is_for_people: As of ``Journal``.
+    Yields:
+        N tuples, with None where there is nothing, and floats in no more digits than float32 needs.
     """
-
-    def __init__(self, tasks: Tasks) -> None:
-        self.tasks = tasks
-        self.done: Counter[str] = Counter()
-        self.rows = 0
-        self.failed = 0
-        self.is_for_people = sys.stdout.isatty()
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """No-op: standard output stays open."""
-
-    def finish(self) -> None:
-        """No-op: all rows are printed."""
-
-    def append(self, table: pd.DataFrame) -> None:
-        """Prints rows.
-
-        Args:
-            table: As ``FacePredictor.predict`` returns it.
-        """
-        if self.is_for_people:
-            text = "".join(f"{_line(self.tasks, row)}\n" for row in table.to_dict("records"))
-        else:
-            text = (csv_text([table.columns]) if not self.rows else "") + csv_text(cells_of(table))
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        self.rows += len(table)
-        self.failed += int(table["error"].notna().sum())
+    columns = []
+    for name in table:
+        cells = table[name].astype(object).where(table[name].notna(), None).tolist()
+        if table[name].dtype == "float32":
+            cells = [None if cell is None else float(str(np.float32(cell))) for cell in cells]
+        columns.append(cells)
+    return zip(*columns, strict=True)
 
 
-def _line(tasks: Tasks, row: Mapping[Hashable, Any]) -> str:
-    """Such as ``female  98 %   asian   71 %    34 (28-41)     faces/1.jpg``."""
-    if not pd.isna(row["error"]):
-        return f"{row['path']}: {row['error']}"
-    return "   ".join([*(_in_line(task, row) for task in tasks.values()), row["path"]])
-
-
-def _in_line(task: Task, row: Mapping[Hashable, Any]) -> str:
-    if isinstance(task, Classification):
-        p = max(row[column] for column in task.probabilities)
-        return f"{row[task.name]:<{max(map(len, task.classes))}} {100 * p:3.0f} %"
-    low, high = (row.get(f"{task.name}_{end}") for end in ("low", "high"))
-    interval = "" if low is None else f" ({low}-{high})"
-    return f"{task.text(row[task.name]):>3}{interval:<10}"
+def _json_text(table: pd.DataFrame) -> str:
+    """A table as JSON lines, each an object by column, with null where there is nothing."""
+    return "".join(f"{json.dumps(dict(zip(table, row, strict=True)))}\n" for row in cells_of(table))

@@ -1,1 +1,1 @@
-"""How a model is trained: options, callbacks, what a run leaves."""
+"""Training: options, callbacks, progress, and the results that a run saves."""

@@ -1,4 +1,4 @@
-"""Callbacks of a training: the last checkpoint, settings after a resume, the average of the weights."""
+"""Training callbacks: the last checkpoint, settings after a resume, the average of the weights."""
 
 import time
 from datetime import timedelta
@@ -17,7 +17,7 @@ from facecls.files import replacing
 from facecls.run import LAST_CHECKPOINT
 
 SAVE_EVERY = timedelta(minutes=10)
-"""The most work that a killed run loses."""
+"""How much work a killed run loses at most."""
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -42,7 +42,7 @@ class LastCheckpoint(Checkpoint):
     ``ModelCheckpoint`` of the best epoch, whose state is part of what is saved.
 
     Attributes:
-        path: The file; ``None`` before the training.
+        path: The file; ``None`` before training.
     """
 
     def __init__(self) -> None:

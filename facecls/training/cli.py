@@ -35,14 +35,14 @@ from facecls.training.precision import choose_precision, uses_cuda
 from facecls.training.progress import create_progress
 
 RUNS = "runs"
-AS_TRAINED = "as in the training"
-"""Stands for a root folder that is not given: the checkpoint says which."""
+AS_TRAINED = "same as in training"
+"""Placeholder for a missing --data.root; the checkpoint's is used."""
 NOISE = (
     "isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 with torch since 2.12
     "Checkpoint directory .* exists and is not empty",  # as it always does when a run is resumed
     "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and ResumeSettings handles that
     "The dirpath has changed from",  # a run that is resumed under another name chooses its best epoch afresh
-    "does not have many workers",  # data.num_workers is one a core, or what was asked for; features need none
+    "does not have many workers",  # data.num_workers is one per core, or what was asked for; features need none
     "is smaller than the logging interval",  # the metrics of each epoch are logged all the same
     "It is recommended to use `self.log",  # torchmetrics has already combined the counts of all devices
 )
@@ -171,7 +171,7 @@ class FaceCLI(LightningCLI):
             ModelCheckpoint(filename=best, monitor="val/loss" if has_validation else None, enable_version_counter=False)
         ]
         if self.config.ema is not None:
-            # by default it is where the model is when the training begins, on the CPU
+            # by default it is where the model is when training begins, on the CPU
             device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
             callbacks.append(WeightAveraging(device, multi_avg_fn=ExponentialAverage(self.config.ema)))
         self.collector, self.last = PredictionCollector(), LastCheckpoint()
@@ -251,7 +251,7 @@ def parse(create: Callable[[Any], Any], args: Any) -> Any:
 
 
 def parse_with_checkpoint(parser: LightningArgumentParser, args: Sequence[str] | None) -> tuple[Namespace, Checkpoint]:
-    """Parses the options of a command that tests a checkpoint; options of the data are by default the training's.
+    """Parses the options of a command that tests a checkpoint; the data's options default to those of training.
 
     Args:
         parser: With ``--ckpt_path``, and ``FacesDataModule`` as ``data``.
@@ -267,7 +267,7 @@ def parse_with_checkpoint(parser: LightningArgumentParser, args: Sequence[str] |
     given = parse(parser.parse_args, args)
     checkpoint = read_checkpoint(given.ckpt_path)
     options = dict(checkpoint.data)
-    if given.data.root != AS_TRAINED:
+    if given.data.root not in (AS_TRAINED, options.get("root")):
         options.pop("split_file", None)  # it lists the faces that the model was trained on
     elif "root" not in options:
         raise UserError(f"Expected --data.root, since {given.ckpt_path} does not say what data it was trained on.")

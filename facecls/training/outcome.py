@@ -1,4 +1,4 @@
-"""The end of fit and evaluate: results and report in the folder of the run, and a table on the screen."""
+"""The end of fit and evaluate: writes results and report to the run's folder and prints the metrics."""
 
 import os
 import platform
@@ -16,10 +16,12 @@ from rich.table import Table
 from facecls._version import __version__
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
+from facecls.data.tasks import ages
 from facecls.errors import UserError
 from facecls.model.module import FaceModule
 from facecls.run import METRICS, PREDICTIONS, REPORT, write_results
 from facecls.training.collector import PredictionCollector
+from facecls.training.labels import count_labels
 
 
 def save_outcome(
@@ -66,9 +68,11 @@ def _collect_results(
     results: dict[str, Any] = {
         name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("test/")
     }
-    for name, task in data.tasks.items():
-        labels = table[[column for column in task.columns if column in table]]
-        results[f"test/{name}/faces"] = int(labels.notna().any(axis=1).sum())
+    for name, count in count_labels(table, data.tasks.values()).items():
+        results[f"test/{name}/faces"] = count
+    for age in ages(data.tasks.values()):  # of these faces, those known as a range; errors are over the others
+        if age.range[0] in table:
+            results[f"test/{age.name}/ranges"] = int(table[age.range[0]].notna().sum())
     results |= {
         f"temperature/{name}": value for name, value in collector.temperatures.items() if f"temperature_{name}" in table
     }
@@ -97,7 +101,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         table.add_column(column, justify="right" if column == "value" else "left")
     for name, value in results.items():
         parts = name.split("/")
-        if len(parts) == 3 and parts[2] not in ("faces", "loss"):
+        if len(parts) == 3 and parts[2] not in ("faces", "ranges", "loss"):
             text = f"{value:.2f}" if parts[2].endswith("_years") else f"{100 * value:.1f} %"
             table.add_row(parts[1], parts[2], text)
     out = console()

@@ -7,13 +7,12 @@ module takes batches with ``features`` in place of ``image``; the checkpoint of 
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from facecls.model.module import FaceModule
 from facecls.model.schedule import FREEZE_ALL
 from facecls.model.trunk import Trunk
 from facecls.training.callbacks import run_folder
+from facecls.training.progress import face_progress
 
 FEATURES = "features.safetensors"
 """In the folder of all runs of one name."""
@@ -58,7 +58,7 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     """Makes the batches of the data carry the trunk's features, which are read from a file or computed and saved.
 
     Args:
-        trainer: Before the training.
+        trainer: Before training.
         module: The module.
         data: The faces, after ``setup``.
 
@@ -75,14 +75,13 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     features, source = read_features(path, key), f"read from {path}"
     if features is None:
         started, is_shown = time.monotonic(), trainer.progress_bar_callback is not None
-        with _create_bar(is_shown) as bar:
-            task = bar.add_task("features", total=len(data.faces))
+        with face_progress("features", len(data.faces)) if is_shown else nullcontext(lambda faces: None) as advance:
             features = compute_features(
                 trunk,
                 data.whole_dataloader(),
                 trainer.strategy.root_device,
                 trainer.precision_plugin.forward_context,
-                lambda faces: bar.advance(task, faces),
+                advance,
             )
         rate = len(features) / (time.monotonic() - started)
         source = f"computed at {rate:.0f} faces/s, saved in {path}"
@@ -179,9 +178,3 @@ def write_features(path: Path, key: str, features: Tensor) -> None:
             save_file({_TENSOR: features}, part, {_KEY: key})
         except SafetensorError as error:  # what safetensors raises on a full disk
             raise OSError(str(error)) from None
-
-
-def _create_bar(is_shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=not is_shown
-    )

@@ -1,12 +1,14 @@
-"""What a training shows while it runs: a progress bar on a terminal, lines of text elsewhere."""
+"""Progress of a training run: a bar on a terminal, lines of text elsewhere."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from facecls.console import console
 
@@ -22,16 +24,42 @@ _METRICS = {
 
 def create_progress() -> ProgressBar:
     """A progress bar if stdout is a terminal or a notebook, else lines of text."""
-    out = console()
-    return BarProgress() if out.is_terminal or out.is_jupyter else LineProgress()
+    return BarProgress() if _shows_bars() else LineProgress()
 
 
-class BarProgress(RichProgressBar):
-    """Lightning's progress bar, and a line for each epoch that stays on the screen."""
+@contextmanager
+def face_progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many faces are done, by a bar or by lines as ``create_progress`` does.
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Only the training loss is shown beside the bar."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name == "loss"}
+    Args:
+        name: What is computed.
+        total: Number of faces.
+
+    Yields:
+        A function to call with the number of further faces that are done.
+    """
+    if _shows_bars():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as bar:
+            task = bar.add_task(name, total=total)
+            yield lambda faces: bar.advance(task, faces)
+        return
+    done, started = 0, time.monotonic()
+    last_line = started
+
+    def advance(faces: int) -> None:
+        nonlocal done, last_line
+        done += faces
+        if time.monotonic() - last_line >= LINE_EVERY:
+            last_line = time.monotonic()
+            rate = done / (last_line - started)
+            print(f"{name} {done:,}/{total:,}, {rate:,.0f} faces/s, {_time_left(started, done, total)}", flush=True)
+
+    yield advance
+
+
+class _EpochLines(ProgressBar):
+    """Prints a line for each epoch, which stays on the screen."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the line of the previous epoch, whose training metrics are logged after all callbacks have ended."""
@@ -44,19 +72,34 @@ class BarProgress(RichProgressBar):
         super().on_train_end(trainer, pl_module)
 
     def _print_epoch(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.progress is not None and "train/loss" in trainer.callback_metrics:
-            line = epoch_line(trainer, pl_module.model.tasks)
+        if "train/loss" in trainer.callback_metrics:
+            self._print_line(epoch_line(trainer, pl_module.model.tasks))
+
+    def _print_line(self, line: str) -> None:
+        raise NotImplementedError
+
+
+class BarProgress(_EpochLines, RichProgressBar):
+    """Lightning's progress bar, with the training loss beside it."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Only the training loss is shown beside the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name == "loss"}
+
+    def _print_line(self, line: str) -> None:
+        if self.progress is not None:
             self.progress.console.print(line, highlight=False, soft_wrap=True)
 
 
-class LineProgress(ProgressBar):
-    """Every 30 seconds a line of plain text with step, rate, loss and time left, and a line for each epoch."""
+class LineProgress(_EpochLines):
+    """Every 30 seconds a line of plain text: step, rate, loss and time left, or the batch of a validation or test."""
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._last_line = 0.0
-        self._first_step, self._started = 0, 0.0
+        self._last_line = time.monotonic()
+        self._started = self._loop_started = 0.0
+        self._first_step = 0
         self._faces, self._counted_since = 0, 0.0
 
     def disable(self) -> None:
@@ -69,8 +112,8 @@ class LineProgress(ProgressBar):
         self._first_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the line of the previous epoch; the rate is that of training alone, without validation."""
-        self._print_epoch(trainer, pl_module)
+        """Restarts the count of faces: the rate is that of training alone, without validation."""
+        super().on_train_epoch_start(trainer, pl_module)
         self._restart_count()
 
     def on_train_batch_end(
@@ -78,26 +121,37 @@ class LineProgress(ProgressBar):
     ) -> None:
         """Prints a line if it is time."""
         self._faces += len(batch["index"]) * trainer.world_size
-        now = time.monotonic()
-        if now - self._last_line < LINE_EVERY:
+        if not self._takes_turn():
             return
         step, steps = trainer.global_step, int(trainer.estimated_stepping_batches)
-        parts = [f"step {step:,}/{steps:,}", f"{self._faces / (now - self._counted_since):,.0f} faces/s"]
+        rate = self._faces / (self._last_line - self._counted_since)
+        parts = [f"step {step:,}/{steps:,}", f"{rate:,.0f} faces/s"]
         parts.append(f"loss {float(trainer.progress_bar_metrics['loss']):.3f}")
         if step > self._first_step:
-            left = (now - self._started) / (step - self._first_step) * (steps - step)
-            parts.append(f"{timedelta(seconds=round(left))} left")
-        self._print(", ".join(parts))
-        self._last_line = now
+            parts.append(_time_left(self._started, step - self._first_step, steps - self._first_step))
+        self._print_line(", ".join(parts))
         self._restart_count()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the line of the last epoch."""
-        self._print_epoch(trainer, pl_module)
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock of the loop; lines stay 30 seconds apart, however short the epochs are."""
+        self._loop_started = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Prints a line if it is time."""
+        if not trainer.sanity_checking:
+            self._count_batch("validation", batch_idx, trainer.num_val_batches)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
-        self._last_line = self._started = time.monotonic()
+        """Starts the clocks."""
+        self._last_line = self._loop_started = time.monotonic()
 
     def on_test_batch_end(
         self,
@@ -109,21 +163,41 @@ class LineProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Prints a line if it is time."""
+        self._count_batch("test", batch_idx, trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clocks."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Prints a line if it is time; fit predicts to calibrate, and for nothing else."""
+        self._count_batch("calibration", batch_idx, trainer.num_predict_batches)
+
+    def _count_batch(self, loop: str, batch_idx: int, batches: Iterable[float]) -> None:
+        if self._takes_turn():
+            done, total = batch_idx + 1, int(sum(batches))
+            self._print_line(f"{loop} batch {done:,}/{total:,}, {_time_left(self._loop_started, done, total)}")
+
+    def _takes_turn(self) -> bool:
+        """Whether it is time for a line, which the caller must then print."""
         now = time.monotonic()
-        if now - self._last_line >= LINE_EVERY:
-            batches = int(sum(trainer.num_test_batches))
-            left = (now - self._started) / (batch_idx + 1) * (batches - batch_idx - 1)
-            self._print(f"test batch {batch_idx + 1:,}/{batches:,}, {timedelta(seconds=round(left))} left")
-            self._last_line = now
+        if now - self._last_line < LINE_EVERY:
+            return False
+        self._last_line = now
+        return True
 
     def _restart_count(self) -> None:
         self._faces, self._counted_since = 0, time.monotonic()
 
-    def _print_epoch(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if "train/loss" in trainer.callback_metrics:
-            self._print(epoch_line(trainer, pl_module.model.tasks))
-
-    def _print(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         if self._enabled:
             print(line, flush=True)
 
@@ -144,3 +218,13 @@ def epoch_line(trainer: pl.Trainer, tasks: Iterable[str]) -> str:
             if (name := f"val/{task}/{metric}") in values:
                 parts.append(text.format(task=task, value=values[name]))
     return f"epoch {trainer.current_epoch}/{trainer.max_epochs}: {', '.join(parts)}"
+
+
+def _shows_bars() -> bool:
+    out = console()
+    return out.is_terminal or out.is_jupyter
+
+
+def _time_left(started: float, done: int, total: int) -> str:
+    left = (time.monotonic() - started) / done * (total - done)
+    return f"{timedelta(seconds=round(left))} left"

@@ -1,4 +1,4 @@
-"""Options of version 0.1 under their present names, wherever they are written."""
+"""Replaces option names of version 0.1 with today's, wherever they are written."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +16,10 @@ _CONFIG = ("config", "c")
 
 
 def rename_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replaces old names of options: in files given by ``--config``, in dotted options, and inside ``{...}``.
+    """Replaces old names of options: in dotted options, inside ``{...}``, and in files.
 
-    A file with old names is replaced by its contents, which ``--config`` takes as well.
+    A file with old names, after ``--config``, ``--model`` or ``--model.schedule``, is replaced by its contents, which
+    these options take as well. Files that such a file names in turn are not read.
 
     Args:
         words: Words of a command line.
@@ -55,17 +56,24 @@ def _rename_key(key: str, notes: dict[str, None]) -> str:
 def _rename_value(key: str, value: str, notes: dict[str, None]) -> str:
     if key in RENAMED:
         return RENAMED[key][1].get(value, value)
-    is_config, prefix = key in _CONFIG, "" if key in _CONFIG else f"{key}."
+    prefix = "" if key in _CONFIG else f"{key}."
     if not any(old.startswith(prefix) for old in RENAMED):
         return value
     try:
-        text = Path(value).read_text() if is_config and Path(value).is_file() else value
-        content = get_loader("yaml")(text)
-    except (OSError, ValueError, yaml.YAMLError):
+        content = get_loader("yaml")(_read(value))
+    except (ValueError, yaml.YAMLError):
         return value  # the parser says what is wrong with it
     found = [old for old in RENAMED if old.startswith(prefix) and _rename_in(content, prefix, old)]
     notes |= {f"{old} is now called {RENAMED[old][0]}": None for old in found}
     return yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10**9).strip() if found else value
+
+
+def _read(value: str) -> str:
+    """The contents of a file, or the value itself if it names none."""
+    try:
+        return Path(value).read_text()
+    except (OSError, ValueError):  # a long value is no file name
+        return value
 
 
 def _rename_in(content: Any, prefix: str, old: str) -> bool:

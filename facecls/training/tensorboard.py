@@ -1,4 +1,4 @@
-"""The report's figures in TensorBoard, while a model is trained."""
+"""The report's figures in TensorBoard during training."""
 
 import time
 from collections.abc import Hashable, Iterator, Mapping
@@ -17,7 +17,7 @@ from facecls.report import figures
 from facecls.training.collector import PredictionCollector
 
 SHARE = 0.02
-"""The most that drawing may take of the time of the training."""
+"""The largest share of training time that drawing may take."""
 GALLERY = 24
 """Faces of the gallery, the same in every validation."""
 _SECONDS = 2.0
@@ -99,4 +99,5 @@ def create_figures(table: pd.DataFrame, tasks: Tasks) -> Iterator[tuple[str, Fig
 
 def _title(row: Mapping[Hashable, Any], tasks: Tasks) -> tuple[str, bool]:
     predicted = {name: row[f"{name}_predicted"] for name in tasks if f"{name}_predicted" in row}
-    return title(tasks, predicted, {name: row[name] for name in predicted if not pd.isna(row[name])})
+    columns = [column for task in tasks.values() for column in task.columns if column in row]
+    return title(tasks, predicted, {column: row[column] for column in columns if not pd.isna(row[column])})

@@ -1,0 +1,107 @@
+"""Checks that a command's options fit the checkpoint that it starts from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from facecls.data.columns import stream_columns
+from facecls.data.datamodule import FacesDataModule
+from facecls.data.sources import is_manifest
+from facecls.data.tasks import Task, Tasks, create_tasks
+from facecls.errors import UserError
+from facecls.model.checkpoint import Checkpoint
+from facecls.model.module import FaceModule
+
+_STRUCTURE = ("trunk", "hidden", "age_head", "task_weights")
+"""Options of ``FaceModule`` beside its tasks that decide which weights a model has."""
+
+
+def has_faces_of_training(data: FacesDataModule, trained: Mapping[str, Any]) -> bool:
+    """Whether the faces are those that the model was trained with.
+
+    Args:
+        data: The faces, before or after ``setup``.
+        trained: Options of the data in training, as ``Checkpoint.data``.
+    """
+    same_seed = data.seed == trained.get("seed")
+    return data.root == trained.get("root") and (same_seed or not data.root.startswith("synthetic:"))
+
+
+def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
+    """Refuses to split the training run's faces in another way, where training faces would be tested unnoticed.
+
+    Args:
+        data: The faces, before or after ``setup``.
+        trained: Options of the data in training, as ``Checkpoint.data``.
+
+    Raises:
+        UserError: If the faces are those of the training run, but an option that decides their split differs.
+    """
+    if not has_faces_of_training(data, trained):
+        return
+    options, trained = data.hparams, {"tasks": {}, **trained}  # version 0.1 had no such option
+    if options["split_file"] != trained.get("split_file"):
+        differing = ["split_file"]
+    elif data.split_file is not None or _has_split_column(data.root):
+        return
+    else:
+        differing = [name for name in ("seed", "val_fraction", "test_fraction") if options[name] != trained.get(name)]
+        # strata are numbered in the order of the tasks
+        if list(data.tasks.values()) != list(create_tasks(trained["tasks"]).values()):
+            differing.append("tasks")
+    if differing:
+        before, now = (
+            ", ".join(f"data.{name} {values.get(name)}" for name in differing) for values in (trained, options)
+        )
+        raise UserError(
+            f"Expected {before} as in training, since the split of {data.root} depends on it, but got {now}; use the "
+            "same, or other faces."
+        )
+
+
+def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: FacesDataModule) -> None:
+    """Refuses to resume with another model, or with faces that are split in another way.
+
+    Args:
+        path: The checkpoint, for messages.
+        trained: What it holds.
+        module: The model that is to continue.
+        data: The faces that it is to be trained on.
+
+    Raises:
+        UserError: If the weights don't fit the model, or its training faces would be tested.
+    """
+    before, now = trained.module.model.tasks, module.model.tasks
+    if list(before.values()) != list(now.values()):
+        raise UserError(
+            f"Expected the tasks of {path} to resume it ({_describe(before, now)}), but got {_describe(now, before)}; "
+            "set model.tasks and data.tasks as they were."
+        )
+    if _shapes(trained.module) != _shapes(module):
+        differing = [name for name in _STRUCTURE if trained.module.hparams.get(name) != module.hparams[name]]
+        before_text, now_text = (
+            ", ".join(f"model.{name} {each.hparams.get(name)}" for name in differing) or "its weights"
+            for each in (trained.module, module)
+        )
+        raise UserError(
+            f"Expected the model of {path} to resume it ({before_text}), but got {now_text}; set it as it was."
+        )
+    check_split(data, trained.data)
+
+
+def _has_split_column(root: str) -> bool:
+    file = Path(root).expanduser()
+    return is_manifest(file) and file.is_file() and "split" in next(stream_columns(file, ["path"], ["split"]))
+
+
+def _describe(tasks: Tasks, others: Tasks) -> str:
+    """Names of tasks, with what their labels are where others of the same name have other labels."""
+
+    def describe(task: Task) -> str:
+        return task.name if others.get(task.name, task) == task else f"{task.name}: {task.expected}"
+
+    return "; ".join(map(describe, tasks.values()))
+
+
+def _shapes(module: FaceModule) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
