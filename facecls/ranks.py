@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Rank:
-    """One of several processes that divide the work.
+    """One of several processes that share the work.
 
     Attributes:
         number: From 0.

@@ -19,12 +19,15 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from trained_model import SIZE, TEMPERATURES, save_checkpoint
 
+from facecls.analysis.scores import scores_of
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.synthetic import write_faces
+from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 from facecls.export import __main__ as export
 from facecls.export import graph as graphs
 from facecls.export import quantisation
+from facecls.export.show import create_table
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.module import FaceModule
 
@@ -413,3 +416,10 @@ def test_help_and_mistakes_are_answered_at_once() -> None:
         )
         assert done.stdout.splitlines()[-1] == f"{status} False False"
         assert len(done.stderr.splitlines()) == (status != 0)
+
+
+def test_the_table_calls_the_scores_as_the_report_does() -> None:
+    facts = {"band_accuracy/age/torch": 0.5, "band_accuracy/age/fp32": 0.625}
+    table = create_table(facts, ["torch", "fp32"], "title")
+    title = scores_of(UTKFACE)["age/band_accuracy"].title
+    assert [list(column.cells) for column in table.columns] == [[title.lower()], ["50.00%"], ["62.50% (+12.50%)"]]

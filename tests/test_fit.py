@@ -306,6 +306,7 @@ def test_a_task_without_labels_is_not_learned_unnoticed(faces: Path) -> None:
     rows.loc[rows["split"] == "train", "race"] = ""
     rows.loc[rows["split"] == "val", ["gender", "age"]] = ""
     rows.to_csv("m.csv", index=False)
+    rows[rows["split"] == "test"].to_csv("tested.csv", index=False)
     rows[["path"]].assign(sexes=rows["gender"]).to_csv("unlabelled.csv", index=False)
     correct = r"correct the name of the column"
     for words, said in (
@@ -313,6 +314,7 @@ def test_a_task_without_labels_is_not_learned_unnoticed(faces: Path) -> None:
         ([GLASSES], rf"labels of race, glasses in m\.csv, .*{correct}, or set model\.tasks to \[gender, age\]"),
         (["--model.tasks=[race]"], rf"labels of race in m\.csv, but no training face has one; {correct}\."),
         (["--model.tasks=[age]"], r"labels of age in the validation part of m\.csv"),
+        (["--data.root=tested.csv"], r"Expected faces in the train part of tested\.csv"),
         (["--data.root=unlabelled.csv"], rf"labels of gender, race, age in unlabelled\.csv, .*{correct}\."),
     ):
         with pytest.raises(UserError, match=said):

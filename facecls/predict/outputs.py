@@ -85,14 +85,18 @@ def check_complete(out: Path, columns: Mapping[str, str], count: int) -> None:
     read = {".csv": _csv_shape, ".parquet": _parquet_shape, ".jsonl": _jsonl_shape}[out.suffix.lower()]
     try:
         names, rows = read(out)
-        differs = "other columns" if rows and names != list(columns) else f"{rows:,} whole rows"
-        if rows == count and differs != "other columns":
-            return
     except (OSError, ValueError, csv.Error):  # pyarrow's own errors are ValueErrors
-        differs = "content that can't be read"
+        problem = "it can't be read"
+    else:
+        if rows and names != list(columns):
+            problem = "it has other columns"
+        elif rows != count:
+            problem = f"the number of its whole rows is {rows:,}"
+        else:
+            return
     raise UserError(
-        f"Expected the {count:,} rows of this run in {out}, which has no journal to continue from, but it has "
-        f"{differs}; delete it or name another file."
+        f"Expected {out}, which has no journal to continue from, to hold one row for each input ({count:,}), but "
+        f"{problem}; delete it or name another file."
     )
 
 

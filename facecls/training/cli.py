@@ -1,4 +1,4 @@
-"""The options of fit, and what the other commands share with it: parsing, the logger, quiet libraries."""
+"""The options of fit, and what other commands share with it: parsing, the logger, silenced libraries."""
 
 import logging
 import os
@@ -195,7 +195,7 @@ def _check_seed(value: bool | int) -> int:
 
 
 def _check_clipping(config: Any, precision: str) -> None:
-    """Refuses a combination that Lightning would only refuse in the first step."""
+    """Refuses early what Lightning would only refuse in the first step."""
     fused = config.get("model.optimizer.init_args.fused")
     mixed = precision.endswith("mixed") or precision in ("16", "bf16")
     if fused and config.trainer.gradient_clip_val and mixed:

@@ -48,7 +48,7 @@ class PredictionCollector(pl.Callback):
         self.batches.append({"index": outputs["index"].cpu(), **estimates})
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Brings the estimates of all processes together, in the order of the faces."""
+        """Gathers the estimates of all processes, in the order of the faces."""
         if trainer.world_size > 1:
             batches = all_gather(self.batches)
             whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}

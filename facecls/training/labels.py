@@ -71,17 +71,17 @@ def check_labels(data: FacesDataModule, learned: Iterable[Task], has_validation:
         UserError: If no training face has a label of a task, or no validation face has any label.
     """
     learned, parts = list(learned), data.faces["split"]
-    counts = count_labels(data.faces[parts.eq("train")], learned)
+    training, validation = data.faces[parts.eq("train")], data.faces[parts.isin(("val", HOLDOUT))]
+    counts = count_labels(training, learned)
     unlabelled = [name for name, count in counts.items() if not count]
     labelled = [name for name, count in counts.items() if count]
-    if unlabelled:
+    if len(training) and unlabelled:  # the loader refuses an empty part
         remedy = f", or set model.tasks to [{', '.join(labelled)}]" if labelled else ""
         raise UserError(
             f"Expected labels of {', '.join(unlabelled)} in {data.root}, but no training face has one; correct the "
             f"name of the column{remedy}."
         )
-    validating = count_labels(data.faces[parts.isin(("val", HOLDOUT))], learned)
-    if has_validation and not any(validating.values()):
+    if has_validation and len(validation) and not any(count_labels(validation, learned).values()):
         raise UserError(
             f"Expected labels of {', '.join(labelled)} in the validation part of {data.root}, which chooses the best "
             "epoch, but no face of it has one; add some, or set trainer.limit_val_batches to 0."

@@ -28,12 +28,12 @@ from facecls.training.callbacks import run_folder
 from facecls.training.progress import face_progress
 
 FEATURES = "features.safetensors"
-"""In the folder of all runs of one name."""
+"""File name, in the folder that all runs of one name share."""
 _TENSOR, _KEY = "features", "key"
 
 
 def check_options(config: Any) -> None:
-    """Refuses options that need the trunk in training.
+    """Refuses options that train the trunk or augment faces.
 
     Args:
         config: All options of the run.
@@ -92,7 +92,7 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
 
 
 def features_key(trunk: Trunk, data: FacesDataModule, precision: str) -> str:
-    """A hash of everything that features depend on: version, trunk and its weights, faces and their order, pipeline.
+    """Hashes everything that features depend on: version, trunk and its weights, faces and their order, transform.
 
     Args:
         trunk: The trunk.
