@@ -31,6 +31,6 @@ def test_the_notebook_runs_on_the_demo_and_keeps_no_outputs(tmp_path: Path, monk
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     pages = [data["text/html"] for data in shown if "text/html" in data]
-    assert sum("<svg" in page for page in pages) == 4
+    assert sum("<svg" in page for page in pages) == 2 + 1 + 3 + 2  # confusion, ages, groups, reliability
     assert sum("<table" in page for page in pages) == 6
     assert any("image/png" in data for data in shown)  # what a head looked at

@@ -312,7 +312,7 @@ def test_what_is_said_about_ranges_without_a_distribution_and_equal_predictions(
 
 def test_tables_of_numbers_are_narrow_enough_for_the_page(tmp_path: Path) -> None:
     attributes = {name: {"classes": ["no", "yes"]} for name in ("beard", "hat", "smile", "blurred")}
-    tasks = {**FAIRFACE, **create_tasks(attributes)}
+    tasks = {**create_tasks(attributes), **FAIRFACE}
     folder = simulated_run(tmp_path / "run", 200, tasks=tasks, ranges=0.5)
     text = write_report(folder, None, None).read_text()
     tables = re.findall(r'<div class="scroll( wraps)?.*?<tbody>\n<tr>(.*?)</tr>', text, flags=re.DOTALL)

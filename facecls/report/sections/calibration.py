@@ -69,12 +69,12 @@ def calibration(table: pd.DataFrame, tasks: Tasks) -> Section:
         ]
         blocks += [Figures(shown)] if shown else []
         if len(some):
-            names = listed(some["task"].unique().tolist())
+            names = listed([tasks[name].title.lower() for name in some["task"].unique()])
             blocks.append(
                 Table(
                     f"Temperature scaling of {names}",
                     ["task", "temperature", *measures.values(), "faces"],
-                    _rows(some, *measures),
+                    _rows(some, tasks, *measures),
                 )
             )
     blocks.append(
@@ -92,14 +92,22 @@ def _has_probabilities(table: pd.DataFrame, task: Classification | Age) -> bool:
     return wanted in table
 
 
-def _rows(measured: pd.DataFrame, first: str, second: str) -> list[list[Content]]:
+def _rows(measured: pd.DataFrame, tasks: Tasks, first: str, second: str) -> list[list[Content]]:
     rows: list[list[Content]] = []
     for row in measured.to_dict("records"):
         key = f"calibration/{row['task']}/{row['stage']}"
         temperature = Number(f"{key}/temperature", row["temperature"], f"{row['temperature']:.3f}")
         one = share(f"{key}/{first}", row[first], 2 if first == "ece" else 1)
         two = Number(f"{key}/{second}", row[second], f"{row[second]:.4f}" if second == "nll" else f"{row[second]:.1f}")
-        rows.append([f"{row['task']}, {row['stage']}", temperature, one, two, count(f"{key}/faces", row["faces"])])
+        rows.append(
+            [
+                f"{tasks[row['task']].title}, {row['stage']} scaling",
+                temperature,
+                one,
+                two,
+                count(f"{key}/faces", row["faces"]),
+            ]
+        )
     return rows
 
 
