@@ -15,7 +15,7 @@ import yaml
 
 from facecls.data.file_names import parse_name
 from facecls.data.parsing import LabelError
-from facecls.data.tasks import UTKFACE, Tasks, classifications, create_tasks, to_options
+from facecls.data.tasks import UTKFACE, Tasks, classifications, create_tasks
 from facecls.errors import UserError
 from facecls.events import read_scalars
 from facecls.files import replacing
@@ -125,7 +125,7 @@ def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.Data
         predictions: One row per tested face.
         tasks: The tasks of the data, which the codes in the predictions belong to.
     """
-    results = {**results, "tasks": to_options(tasks.values())}
+    results = {**results, "tasks": {name: task.options for name, task in tasks.items()}}
     with replacing(folder / PREDICTIONS) as part:
         predictions.to_parquet(part, index=False)
     with replacing(folder / METRICS) as part:

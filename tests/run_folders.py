@@ -11,7 +11,7 @@ from simulated_predictions import predicted, simulated_labels, with_ranges
 from facecls import run
 from facecls.data.split import assign_split
 from facecls.data.table import read_table
-from facecls.data.tasks import UTKFACE, Tasks, ages, classifications, to_options
+from facecls.data.tasks import UTKFACE, Tasks, ages, classifications
 
 TEMPERATURES = {"gender": 1.4, "race": 0.8, "age": 1.2}
 
@@ -68,7 +68,7 @@ def write_run(
     run.write_faces(folder, table, rejects, tasks)
     tested = table[table["split"] == "test"].reset_index(drop=True)
     run.write_results(folder, {"seconds": 4162.5, "epochs": 5, "steps": 2495, "device": "cpu"}, tested, tasks)
-    data = data if tasks == UTKFACE else data | {"tasks": to_options(tasks.values())}
+    data = data if tasks == UTKFACE else data | {"tasks": {name: task.options for name, task in tasks.items()}}
     (folder / "config.yaml").write_text(json.dumps({"seed_everything": seed, "data": data}))
     return folder
 

@@ -21,7 +21,7 @@ from trained_model import GLASSES, SIZE, TEMPERATURES, save_checkpoint
 
 import facecls
 from facecls.data.synthetic import draw_faces
-from facecls.data.tasks import UTKFACE, create_tasks, to_options
+from facecls.data.tasks import UTKFACE, create_tasks
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
 from facecls.export import graph
@@ -276,7 +276,7 @@ def test_exported_files_of_version_0_1_are_still_read(
     old = {"tasks": ["gender", "race", "age"], "classes": classes, "temperatures": temperatures}
     for name, changes in {
         "old.onnx": old,
-        "new.onnx": {"tasks": to_options(UTKFACE.values()), "temperatures": temperatures},
+        "new.onnx": {"tasks": {name: task.options for name, task in UTKFACE.items()}, "temperatures": temperatures},
     }.items():
         path = _exported_as(model, exported, tmp_path / name, **changes)
         predictor = open_predictor(path, "cpu")

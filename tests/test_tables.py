@@ -20,7 +20,7 @@ from facecls.analysis.tables import (
     parts,
     roc,
 )
-from facecls.data.tasks import UTKFACE, Age, Classification, classifications, prediction_columns
+from facecls.data.tasks import UTKFACE, Age, Classification, classifications
 from facecls.report.sections.untested import untested
 
 AGE = Age("age")
@@ -137,7 +137,7 @@ def test_estimates_become_the_columns_that_tasks_promise() -> None:
     estimates = estimates_of(50, 6)
     for task in FAIRFACE.values():
         columns = estimate_columns(task, estimates)
-        assert list(columns) == list(prediction_columns(task))
+        assert list(columns) == list(task.prediction_columns)
         assert {len(values) for values in columns.values()} == {50}
     assert list(estimate_columns(AGE, {"age": estimates["age"]})) == ["age"]
     race = estimate_columns(FAIRFACE["race"], estimates)

@@ -15,8 +15,6 @@ from facecls.data.tasks import (
     ages,
     classifications,
     create_tasks,
-    prediction_columns,
-    to_options,
 )
 from facecls.errors import UserError
 
@@ -208,8 +206,8 @@ def test_those_of_utkface_and_what_follows_from_them() -> None:
     assert [GENDER.text(1), RACE.text(2), AGE.text(30.6)] == ["female", "asian", "31"]
     assert [GENDER.is_wrong(0, 1), GENDER.is_wrong(1, 1)] == [True, False]
     assert [AGE.is_wrong(24, 30.5), AGE.is_wrong(25, 30.5), AGE.is_wrong(37, 30.5)] == [True, False, True]
-    assert prediction_columns(GENDER) == {"gender": "str", "p_male": "float32", "p_female": "float32"}
-    assert prediction_columns(AGE) == {"age": "float32", "age_low": "Int16", "age_high": "Int16"}
+    assert GENDER.prediction_columns == {"gender": "str", "p_male": "float32", "p_female": "float32"}
+    assert AGE.prediction_columns == {"age": "float32", "age_low": "Int16", "age_high": "Int16"}
     assert FAIRFACE.probabilities[2:7:4] == ("p_east_asian", "p_latino_hispanic")
 
 
@@ -231,7 +229,7 @@ def test_a_configuration_adds_and_replaces() -> None:
         "height": Age("height", 250),
     }
     assert tasks["glasses"].probabilities == ("p_glasses_without", "p_glasses_with")  # type: ignore[union-attr]
-    assert create_tasks(to_options(tasks.values())) == tasks
+    assert create_tasks({name: task.options for name, task in tasks.items()}) == tasks
     assert create_tasks({}) == UTKFACE
 
 

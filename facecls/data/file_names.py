@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from facecls.data.parsing import LabelError
-from facecls.data.tasks import UTKFACE, Classification
+from facecls.data.tasks import UTKFACE
 
 _NAME = re.compile(r"(\d{1,9})_(\d{1,9})_(\d{1,9})_\d{8,}.*", re.ASCII)
 _FIELDS = ("age", "gender", "race")
@@ -13,14 +13,14 @@ _FIELDS = ("age", "gender", "race")
 
 @lru_cache(maxsize=100_000)  # a dataset has few different combinations
 def _labels_of_codes(age: int, gender: int, race: int) -> Mapping[str, str]:
-    found = {}
+    labels = {}
     for name, value in zip(_FIELDS, (age, gender, race), strict=True):
-        task = UTKFACE[name]
-        highest = len(task.classes) - 1 if isinstance(task, Classification) else task.highest
-        if value > highest:
-            raise LabelError(f"{name} out of range")
-        found[name] = task.text(value)
-    return found
+        try:
+            UTKFACE[name].parse(str(value))
+        except LabelError:
+            raise LabelError(f"{name} out of range") from None
+        labels[name] = UTKFACE[name].text(value)
+    return labels
 
 
 def parse_name(name: str) -> Mapping[str, str]:

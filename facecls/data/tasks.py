@@ -6,6 +6,7 @@ classes (``data.tasks``).
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +41,58 @@ _SHORT_PROBABILITIES = frozenset({"gender", "race"})
 """Tasks whose probabilities are called ``p_<class>``, as in version 0.1; those of others are ``p_<task>_<class>``."""
 
 
+class TaskOptions(TypedDict, total=False):
+    """What a configuration says of a task: either its classes or its highest age in years.
+
+    Attributes:
+        classes: Names by code, two or more.
+        highest: The highest age in years.
+    """
+
+    classes: list[str]  # a type that says so, or jsonargparse would turn a quoted "no" into false
+    highest: int
+
+
 @dataclass(frozen=True)
-class Classification:
+class _Task(ABC):
+    """What all kinds of tasks share.
+
+    Attributes:
+        name: Names the column, batch key, head and log keys.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table that hold its labels."""
+
+    @property
+    @abstractmethod
+    def prediction_columns(self) -> dict[str, str]:
+        """The columns that its predictions can have, with their types: ``str``, ``float32`` or ``Int16``."""
+
+    @property
+    @abstractmethod
+    def options(self) -> TaskOptions:
+        """What ``create_tasks`` makes it from: plain values, which files can keep."""
+
+    @property
+    def reserved(self) -> frozenset[str]:
+        """Names of all its columns and outputs, which no other task may have."""
+        endings = ("_predicted", "_distribution", "_band", "_low_raw", "_high_raw")
+        names = {f"{self.name}{ending}" for ending in endings}
+        return frozenset({*self.columns, *self.prediction_columns, *names, f"temperature_{self.name}"})
+
+    @property
+    def title(self) -> str:
+        """Its name in headings, such as ``Skin tone``."""
+        return self.name.replace("_", " ").capitalize()
+
+
+@dataclass(frozen=True)
+class Classification(_Task):
     """A task whose labels are classes.
 
     Attributes:
@@ -49,7 +100,6 @@ class Classification:
         classes: Names by code, two or more.
     """
 
-    name: str
     classes: tuple[str, ...]
 
     @property
@@ -57,21 +107,21 @@ class Classification:
         """Columns of the table that hold its labels: one, with codes."""
         return (self.name,)
 
+    @property
+    def prediction_columns(self) -> dict[str, str]:
+        """The most probable class, and the probability of each."""
+        return {self.name: "str"} | dict.fromkeys(self.probabilities, "float32")
+
+    @property
+    def options(self) -> TaskOptions:
+        """Its classes."""
+        return {"classes": list(self.classes)}
+
     @cached_property
     def probabilities(self) -> tuple[str, ...]:
         """Columns of predictions that hold the probability of each class, by code."""
         prefix = "p" if self.name in _SHORT_PROBABILITIES else f"p_{self.name}"
         return tuple(f"{prefix}_{'_'.join(words_of(name))}" for name in self.classes)
-
-    @property
-    def reserved(self) -> frozenset[str]:
-        """Names of all its columns and outputs, which no other task may have."""
-        return _reserved_names(self)
-
-    @property
-    def title(self) -> str:
-        """Its name in headings, such as ``Skin tone``."""
-        return _title(self.name)
 
     @cached_property
     def _codes(self) -> dict[str, int]:
@@ -128,7 +178,7 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class Age:
+class Age(_Task):
     """A task whose labels are years, or ranges of years.
 
     Attributes:
@@ -136,7 +186,6 @@ class Age:
         highest: The highest age in years; ages run from 0 to this, both included.
     """
 
-    name: str
     highest: int = 116
 
     @property
@@ -145,14 +194,14 @@ class Age:
         return (self.name, *self.range)
 
     @property
-    def reserved(self) -> frozenset[str]:
-        """Names of all its columns and outputs, which no other task may have."""
-        return _reserved_names(self)
+    def prediction_columns(self) -> dict[str, str]:
+        """The age, and its interval, which only comes from a head that knows a distribution."""
+        return {self.name: "float32", f"{self.name}_low": "Int16", f"{self.name}_high": "Int16"}
 
     @property
-    def title(self) -> str:
-        """Its name in headings, such as ``Age``."""
-        return _title(self.name)
+    def options(self) -> TaskOptions:
+        """Its highest age."""
+        return {"highest": self.highest}
 
     @property
     def range(self) -> tuple[str, str]:
@@ -206,18 +255,6 @@ UTKFACE: Tasks = {
     "age": Age("age"),  # its oldest face is 116
 }
 """The tasks of UTKFace; names and codes are its own (https://susanqq.github.io/UTKFace)."""
-
-
-class TaskOptions(TypedDict, total=False):
-    """What a configuration says of a task: either its classes or its highest age in years.
-
-    Attributes:
-        classes: Names by code, two or more.
-        highest: The highest age in years.
-    """
-
-    classes: list[str]  # a type that says so, or jsonargparse would turn a quoted "no" into false
-    highest: int
 
 
 def create_tasks(options: Mapping[str, TaskOptions | None]) -> dict[str, Task]:
@@ -278,29 +315,6 @@ def choose_tasks(known: Tasks, names: Sequence[str] | None) -> list[Task]:
     return [task for task in known.values() if task.name in names]
 
 
-def to_options(tasks: Iterable[Task]) -> dict[str, TaskOptions]:
-    """What ``create_tasks`` makes the tasks from: plain values, which files can keep."""
-    return {
-        task.name: {"classes": list(task.classes)} if isinstance(task, Classification) else {"highest": task.highest}
-        for task in tasks
-    }
-
-
-def prediction_columns(task: Task) -> dict[str, str]:
-    """The columns that predictions of a task can have, with their types.
-
-    Args:
-        task: Whose.
-
-    Returns:
-        ``str``, ``float32`` or ``Int16`` by name; the interval of an age, ``<task>_low`` and ``<task>_high``, only
-        comes from a head that knows a distribution.
-    """
-    if isinstance(task, Classification):
-        return {task.name: "str"} | dict.fromkeys(task.probabilities, "float32")
-    return {task.name: "float32", f"{task.name}_low": "Int16", f"{task.name}_high": "Int16"}
-
-
 def classifications(tasks: Iterable[Task]) -> list[Classification]:
     """The tasks whose labels are classes."""
     return [task for task in tasks if isinstance(task, Classification)]
@@ -309,11 +323,6 @@ def classifications(tasks: Iterable[Task]) -> list[Classification]:
 def ages(tasks: Iterable[Task]) -> list[Age]:
     """The tasks whose labels are years."""
     return [task for task in tasks if isinstance(task, Age)]
-
-
-def _reserved_names(task: Task) -> frozenset[str]:
-    names = {f"{task.name}{ending}" for ending in ("_predicted", "_distribution", "_band", "_low_raw", "_high_raw")}
-    return frozenset({*task.columns, *prediction_columns(task), *names, f"temperature_{task.name}"})
 
 
 def _create_task(name: str, about: Mapping[str, Any]) -> Task:
@@ -352,7 +361,3 @@ def _checked_classes(name: str, classes: Any) -> tuple[str, ...]:
             f"Expected no class called {_ANY_CLASS!r} in data.tasks.{name}, which stands for all groups; rename it."
         )
     return tuple(classes)
-
-
-def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()

@@ -14,7 +14,6 @@ import onnx
 import torch
 
 from facecls._version import __version__
-from facecls.data.tasks import to_options
 from facecls.errors import UserError
 from facecls.files import sha256
 from facecls.model.module import FaceModule
@@ -81,7 +80,7 @@ def metadata(module: FaceModule, checkpoint: Path) -> dict[str, Any]:
     return {
         "version": __version__,
         "versions": {name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")},
-        "tasks": to_options(module.model.tasks.values()),
+        "tasks": {name: task.options for name, task in module.model.tasks.items()},
         "image_size": module.hparams["image_size"],
         "temperatures": {name: head.temperature.item() for name, head in module.model.heads.items()},
         "precision": "fp32",

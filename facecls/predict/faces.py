@@ -17,7 +17,6 @@ from facecls.analysis.predictions import estimate_columns
 from facecls.data.archives import UnreadableError
 from facecls.data.parallel import in_order
 from facecls.data.store import pillow_pixels
-from facecls.data.tasks import prediction_columns
 from facecls.data.transforms import EvalTransform
 from facecls.model.predictor import Estimates, Predictor
 from facecls.predict.inputs import Input, on_disk
@@ -96,7 +95,7 @@ def columns(predictor: Predictor) -> dict[str, str]:
     for name, task in predictor.tasks.items():
         has_interval = f"{name}_distribution" in predictor.outputs
         of_interval = () if has_interval else (f"{name}_low", f"{name}_high")
-        types |= {column: dtype for column, dtype in prediction_columns(task).items() if column not in of_interval}
+        types |= {column: dtype for column, dtype in task.prediction_columns.items() if column not in of_interval}
     return types | {"error": "str"}
 
 
