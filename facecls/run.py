@@ -116,7 +116,7 @@ def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, tasks:
         rejects.to_csv(part, index=False)
 
 
-def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.DataFrame, tasks: Tasks) -> None:
+def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.DataFrame, tasks: Tasks) -> dict[str, Any]:
     """Writes the results of a test.
 
     Args:
@@ -124,12 +124,16 @@ def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.Data
         results: Metrics and facts about the run; plain values.
         predictions: One row per tested face.
         tasks: The tasks of the data, which the codes in the predictions belong to.
+
+    Returns:
+        The contents of ``metrics.json``.
     """
-    results = {**results, "tasks": {name: task.options for name, task in tasks.items()}}
+    contents = {**results, "tasks": {name: task.options for name, task in tasks.items()}}
     with replacing(folder / PREDICTIONS) as part:
         predictions.to_parquet(part, index=False)
     with replacing(folder / METRICS) as part:
-        part.write_text(json.dumps(results, indent=2) + "\n")
+        part.write_text(json.dumps(contents, indent=2) + "\n")
+    return contents
 
 
 def write_suspects(folder: Path, suspects: pd.DataFrame) -> None:

@@ -161,8 +161,8 @@ def test_nothing_is_said_about_training_where_other_faces_are_tested(faces: Path
         assert not pd.read_csv(run / "suspects.csv")["seen_in_training"].any()
         sections = Page(run / "report.html").sections
         assert "trained on" not in sections["summary"]
-        assert "median age of the tested faces" in sections["summary"]
-        assert "The training faces are unknown here" in sections["limits"]
+        assert "(from the tested faces)" in sections["summary"]
+        assert "The training faces are not known" in sections["limits"]
 
 
 def test_temperatures_are_those_that_make_the_validation_faces_most_probable(faces: Path) -> None:

@@ -54,7 +54,7 @@ def save_outcome(
         raise UserError("Expected faces to test, but trainer.limit_test_batches leaves none.")
     table, faces = collector.table(data), collector.faces()
     results = _collect_results(trainer, data, collector, table) | dict(facts) | _environment(trainer)
-    write_results(folder, results, table, data.tasks)
+    results = write_results(folder, results, table, data.tasks)
     with console().status("writing the report"):
         write_report(folder, lambda row: data.picture(int(faces[row])), module.model.cpu())
     print_results(results, folder)
