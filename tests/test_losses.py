@@ -18,7 +18,7 @@ from facecls.model.losses import (
     class_loss,
     expected_age,
     label_distribution,
-    range_likelihood_loss,
+    range_distribution_loss,
     range_regression_loss,
     uncertainty_sum,
     weighted_sum,
@@ -79,7 +79,7 @@ def test_without_labels_a_loss_is_zero_and_has_a_gradient() -> None:
     for size, loss in (
         (5, class_loss),
         (117, lambda x, y: age_distribution_loss(x, y, 2.0)),
-        (117, lambda x, y: range_likelihood_loss(x, y, y)),
+        (117, lambda x, y: range_distribution_loss(x, y, y)),
         (1, lambda x, y: age_regression_loss(x, y, 116)),
         (1, lambda x, y: range_regression_loss(x, y, y, 116)),
     ):
@@ -122,12 +122,16 @@ def test_ages_are_not_rounded_by_autocast() -> None:
     assert found.tolist() == pytest.approx([98.5, 32.7], abs=1e-4)
 
 
-def test_a_range_learns_by_its_probability(rng: np.random.Generator) -> None:
+def test_a_range_learns_by_its_probability_and_the_distance_of_the_mean(rng: np.random.Generator) -> None:
     logits = rng.normal(size=(4, 117))
     low, high = np.array([20, 70, MISSING, 0]), np.array([29, 116, MISSING, 2])
     guess = softmax(logits, 1)
-    wanted = np.mean([-np.log(guess[row, low[row] : high[row] + 1].sum()) for row in (0, 1, 3)])
-    found = range_likelihood_loss(torch.tensor(logits), torch.tensor(low), torch.tensor(high))
+    means = guess @ YEARS  # about 58
+    nats = [-np.log(guess[row, low[row] : high[row] + 1].sum()) for row in (0, 1, 3)]
+    off = [max(low[row] - means[row], means[row] - high[row], 0) for row in (0, 1, 3)]
+    assert sum(value > 0 for value in off) >= 2
+    wanted = np.mean(nats) + np.mean(off)
+    found = range_distribution_loss(torch.tensor(logits), torch.tensor(low), torch.tensor(high))
     assert found.item() == pytest.approx(wanted)
 
 

@@ -22,7 +22,7 @@ from facecls.model.losses import (
     age_regression_loss,
     class_loss,
     expected_age,
-    range_likelihood_loss,
+    range_distribution_loss,
     range_regression_loss,
 )
 from facecls.model.metrics import CumulativeScore, RangeAccuracy
@@ -241,7 +241,7 @@ class _AgeHead(Head):
 
 
 class AgeDistributionHead(_AgeHead):
-    """A probability for each year from 0 to the highest, by DLDL-v2; ranges by their probability.
+    """A probability for each year from 0 to the highest, by DLDL-v2, for ranges by their probability.
 
     ``estimate``: ``<task>`` (N,) years, the mean of the distribution, and ``<task>_distribution`` (N, A). The
     temperature scales only the distribution, not the mean, which is trained directly.
@@ -256,7 +256,7 @@ class AgeDistributionHead(_AgeHead):
         return age_distribution_loss(logits, ages, self.sigma)
 
     def _range_loss(self, logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return range_likelihood_loss(logits, low, high)
+        return range_distribution_loss(logits, low, high)
 
     def estimate(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: D102 - as in Head
         values = expected_age(logits.softmax(1)), (logits / self.temperature).softmax(1)  # (N,), (N, A)

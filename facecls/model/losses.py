@@ -80,8 +80,11 @@ def age_distribution_loss(logits: Tensor, ages: Tensor, sigma: float) -> Tensor:
     return divergence + F.l1_loss(expected_age(logits.softmax(1)), ages.float())
 
 
-def range_likelihood_loss(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Negative log-likelihood of ranges of ages: -log P(low <= age <= high).
+def range_distribution_loss(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Like ``age_distribution_loss``, for ranges: -log P(low <= age <= high) plus the error of the expected age.
+
+    The error is the distance of the expected age from the range, 0 inside it. Both parts have the units of those for
+    single years, so that one task weight serves both, and faces with either label can be mixed.
 
     Args:
         logits: (N, A) float.
@@ -89,15 +92,17 @@ def range_likelihood_loss(logits: Tensor, low: Tensor, high: Tensor) -> Tensor:
         high: (N,) int64, last year of the range.
 
     Returns:
-        Scalar: nats, the mean over the faces with a range, 0 without any.
+        Scalar: nats + years, the mean over the faces with a range, 0 without any.
     """
     known = low != MISSING
     if not known.any():
         return logits.sum() * 0
     years = torch.arange(logits.shape[1], device=logits.device)
-    outside = (years < low[known, None]) | (years > high[known, None])  # (N, A)
-    logs = logits[known].log_softmax(1)
-    return -logs.masked_fill(outside, -torch.inf).logsumexp(1).mean()
+    logits, low, high = logits[known], low[known], high[known]
+    outside = (years < low[:, None]) | (years > high[:, None])  # (N, A)
+    divergence = -logits.log_softmax(1).masked_fill(outside, -torch.inf).logsumexp(1).mean()
+    expected = expected_age(logits.softmax(1))
+    return divergence + (expected - expected.clamp(low, high)).abs().mean()
 
 
 def age_regression_loss(logits: Tensor, ages: Tensor, highest: int) -> Tensor:
