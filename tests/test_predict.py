@@ -596,7 +596,7 @@ ROW = {"path": "x.jpg", "gender": "female", "race": "asian", "age": 30.6}
         ({"age": "20-29"}, "true: 20-29\nfemale, asian, 31", False),
         ({"age": "30s"}, "true: 30-39\nfemale, asian, 31", False),
         ({"age": "20-24"}, "true: 20-24\nfemale, asian, 31", True),
-        ({"age": "37+", "gender": "F"}, "true: female, 37-116\nfemale, asian, 31", True),
+        ({"age": "37+", "gender": "F"}, "true: female, 37+\nfemale, asian, 31", True),
         ({"gender": "F", "race": "2", "age": "25"}, "true: female, asian, 25\nfemale, asian, 31", False),
         ({"gender": "1", "race": "Asian", "age": "24"}, "true: female, asian, 24\nfemale, asian, 31", True),
         ({"gender": "1", "race": "2", "age": "37"}, "true: female, asian, 37\nfemale, asian, 31", True),

@@ -47,9 +47,9 @@ def label_ends(table: pd.DataFrame, task: Task) -> tuple[Numbers, Numbers]:
 
 
 def label_texts(table: pd.DataFrame, task: Task) -> list[str | None]:
-    """The labels in words, such as ``female``, ``34`` or ``20-29``; ``None`` without a label."""
+    """The labels in words, such as ``female``, ``34``, ``20-29`` or ``70+``; ``None`` without a label."""
     return [
-        None if np.isnan(low) else task.text(low) if low == high else f"{task.text(low)}-{task.text(high)}"
+        None if np.isnan(low) else task.text(low) if low == high else task.range_text(low, high)
         for low, high in zip(*label_ends(table, task), strict=True)
     ]
 

@@ -85,6 +85,14 @@ class _Task(ABC):
         names = {f"{self.name}{ending}" for ending in endings}
         return frozenset({*self.columns, *self.prediction_columns, *names, f"temperature_{self.name}"})
 
+    @abstractmethod
+    def text(self, value: float) -> str:
+        """A label or a prediction in words."""
+
+    def range_text(self, low: float, high: float) -> str:
+        """A label that allows several values, in words."""
+        return f"{self.text(low)}-{self.text(high)}"
+
     @property
     def title(self) -> str:
         """Its name in headings, such as ``Skin tone``."""
@@ -239,6 +247,10 @@ class Age(_Task):
     def text(self, value: float) -> str:
         """A label or a prediction in words, such as ``34``."""
         return f"{value:.0f}"
+
+    def range_text(self, low: float, high: float) -> str:
+        """A range in words, such as ``20-29``, or ``70+`` where it ends at the highest age."""
+        return f"{self.text(low)}+" if high == self.highest else super().range_text(low, high)
 
     def is_wrong(self, label: float, predicted: float) -> bool:
         """Whether a prediction counts as a mistake: more than ``WRONG_YEARS`` off."""
