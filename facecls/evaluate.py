@@ -67,7 +67,9 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
 
 def create_parser() -> LightningArgumentParser:
     """Creates the parser of the command's options; those of the data default to those of training."""
-    parser = LightningArgumentParser(prog=program("facecls.evaluate"), description=__doc__, exit_on_error=False)
+    parser = LightningArgumentParser(
+        prog=program("facecls.evaluate"), description=__doc__, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument(
         "--ckpt_path", required=True, type=str, help="The trained model, such as checkpoints/best.ckpt."
     )

@@ -55,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     out.print(describe(cli.model))
     if cli.ckpt_path is not None:
         check_resumed(cli.ckpt_path, read_checkpoint(cli.ckpt_path), cli.model, data)
+        out.print(f"resuming from {cli.ckpt_path}")
     data.setup()
     out.print(data.describe())
     if labels := describe_labels(data):

@@ -471,6 +471,9 @@ def test_a_development_run_keeps_nothing(faces: Path) -> None:
         (["--model.trunk=resnet51"], "did you mean"),
         (["--model.weights=none.safetensors"], "python -m facecls.download weights"),
         (["--data.batchsize=3"], "batchsize"),
+        (["--trainer.max_epoch=3"], "max_epoch"),  # not taken for max_epochs
+        (["--data.tasks={glasses: {classes: [no, yes]}}"], 'words like "no" and "yes" in quotes, but got'),
+        (["--data.tasks={glasses: [without, with]}"], "Expected data.tasks such as {glasses: {classes:"),
         (["--model.tasks=[height]"], "height"),
         (["--config=missing.yaml"], "missing.yaml"),
         (["--ckpt_path=missing.ckpt"], "missing.ckpt"),

@@ -57,6 +57,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except UserError:
         raise
     except Exception as error:  # torch.load raises many kinds for a file that is none of its own
-        raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {error}") from error
+        # the rest of torch's message advises to load it unsafely
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {reason}.") from error
     data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
     return Checkpoint(module.eval(), data)

@@ -87,7 +87,7 @@ class FaceCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
-            parser_kwargs={"exit_on_error": False, "prog": self.prog},
+            parser_kwargs={"exit_on_error": False, "prog": self.prog, "allow_abbrev": False},
             args=None if args is None else list(args),
             run=False,
         )
@@ -247,7 +247,13 @@ def parse(create: Callable[[Any], Any], args: Any) -> Any:
     try:
         return create(args)
     except (ArgumentError, MisconfigurationException, ValueError) as error:
-        raise UserError(str(error)) from error
+        text = str(error)
+        if "data.tasks" in text and "Given value: " in text:  # jsonargparse names Python's types
+            raise UserError(
+                "Expected data.tasks such as {glasses: {classes: [without, with]}} or {height: {highest: 250}}, with "
+                f'words like "no" and "yes" in quotes, but got {text.rpartition("Given value: ")[2]}; correct it.'
+            ) from error
+        raise UserError(text) from error
 
 
 def parse_with_checkpoint(parser: LightningArgumentParser, args: Sequence[str] | None) -> tuple[Namespace, Checkpoint]:

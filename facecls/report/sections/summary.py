@@ -125,7 +125,8 @@ def _facts(run: Run) -> Table:
     )
     add("Rejected files", None if run.rejects is None else count("rejects", len(run.rejects)))
     add("Checkpoint", metrics.get("checkpoint"))
-    add("Training", f"{metrics['epochs']} epochs, {metrics.get('steps', 0):,} steps" if "epochs" in metrics else None)
+    epochs = metrics.get("epochs")
+    add("Training", f"{epochs} epoch{'s' * (epochs != 1)}, {metrics.get('steps', 0):,} steps" if epochs else None)
     since = " since it was resumed" if metrics.get("resumed") else ""
     add("Time", _duration(metrics["seconds"]) + since if "seconds" in metrics else None)
     add("Device", metrics.get("device"))
