@@ -159,7 +159,7 @@ def test_two_processes_leave_what_one_leaves(runs: Path) -> None:
     assert one.keys() == two.keys()
     for name, curve in one.items():
         if name.startswith("train/"):
-            curve = curve.iloc[-1:]  # in the epoch that was gone on with, it is of the rest of the epoch
+            curve = curve.iloc[-1:]  # after a resume, that of the rest of the epoch
         # the two may have gone further before they were stopped
         pd.testing.assert_series_equal(two[name].loc[curve.index], curve, rtol=1e-4, atol=1e-5, obj=name)
 
