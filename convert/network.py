@@ -1,8 +1,8 @@
 """What a reader makes of a source file: a plain ONNX model, its input contract, and what to tell about it.
 
-A *plain* ONNX model is one that onnx2torch and ``graph_trunk`` can both convert: opset 17, float32, one input ``images``
-(N, 3, S, S) with a free batch, channels first, explicit padding, every constant an initializer, and no operators but
-``PLAIN_OPERATORS``. Readers bring every source to this form; everything after them knows no other.
+A *plain* ONNX model is one that onnx2torch and ``graph_trunk`` can both convert: opset 17, float32, one input
+``images`` (N, 3, S, S) with a free batch, channels first, explicit padding, every constant an initializer, and no
+operators but ``PLAIN_OPERATORS``. Readers bring every source to this form; everything after them knows no other.
 """
 
 import math
@@ -23,12 +23,70 @@ OPSET = 17
 IR_VERSION = 8
 """The one that belongs to opset 17."""
 PLAIN_OPERATORS = frozenset(
-    "Conv ConvTranspose BatchNormalization InstanceNormalization LayerNormalization LRN Gemm MatMul "
-    "Relu LeakyRelu PRelu Elu Selu Celu Clip Sigmoid HardSigmoid HardSwish Tanh Softplus Softsign Softmax LogSoftmax "
-    "Erf Exp Log Sqrt Reciprocal Abs Neg Pow Add Sub Mul Div Min Max Mean Sum "
-    "Concat Split Slice Pad Reshape Flatten Transpose Squeeze Unsqueeze Expand Tile Gather "
-    "MaxPool AveragePool GlobalAveragePool ReduceMean ReduceSum ReduceMax ReduceMin ReduceL2 ReduceSumSquare "
-    "Resize DepthToSpace".split()
+    {
+        "Conv",
+        "ConvTranspose",
+        "BatchNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LRN",
+        "Gemm",
+        "MatMul",
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Clip",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+        "Softplus",
+        "Softsign",
+        "Softmax",
+        "LogSoftmax",
+        "Erf",
+        "Exp",
+        "Log",
+        "Sqrt",
+        "Reciprocal",
+        "Abs",
+        "Neg",
+        "Pow",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Min",
+        "Max",
+        "Mean",
+        "Sum",
+        "Concat",
+        "Split",
+        "Slice",
+        "Pad",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Expand",
+        "Tile",
+        "Gather",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceL2",
+        "ReduceSumSquare",
+        "Resize",
+        "DepthToSpace",
+    }
 )
 MAX_ELEMENTS = 2**28
 """Of any tensor that a network computes for one image; VGG16 at 224 pixels has at most 3.2 million."""
