@@ -1,8 +1,9 @@
-"""``python -m convert``: converts a Keras VGGFace2 ResNet-50 to a trunk file, verified before it is written."""
+"""``python -m convert``: converts a face network to a trunk file, verified before it is written."""
 
 import argparse
 import gc
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +14,17 @@ from facecls.errors import UserError, command, program
 from facecls.files import replacing
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch import Tensor
 
-    from convert.keras_h5 import KerasFile
+    from convert.network import Asked, Network
 
-_DESCRIPTION = "Converts keras-vggface's VGGFace2 ResNet-50 to a trunk file, and verifies it before writing anything."
+_DESCRIPTION = """Converts a face network to a trunk file, and verifies it before writing anything: a model saved by
+Keras, any ONNX file, or the image tower of a CLIP checkpoint such as FaRL's."""
 CONVERTER = f"facecls {__version__}"
 """Named in the metadata of the trunk file."""
+_ONNX = (".onnx",)
+_TORCH = (".pth", ".pt", ".bin")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,24 +36,61 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on stderr if the file can't be converted.
     """
-    parser = argparse.ArgumentParser(prog=program("convert"), description=_DESCRIPTION)
-    parser.add_argument("source", type=Path, metavar="SOURCE.h5", help="whole model or weights only, saved by Keras 2")
+    parser = argparse.ArgumentParser(prog=program("convert"), description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the network: .h5 or .keras, .onnx, or .pth (CLIP)")
     parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
-    parser.add_argument("--onnx", type=Path, metavar="FILE", help="also write the ONNX model (takes BGR minus mean)")
-    parser.add_argument("--keep-classifier", action="store_true", help="keep the 8631 identities, for facecls.identify")
+    parser.add_argument(
+        "--output", metavar="NAME", help="layer whose output is the features; default: the last before a classifier"
+    )
+    contract = parser.add_argument_group("how the network takes its images, where the file does not say")
+    contract.add_argument("--size", type=int, metavar="PIXELS", help="height and width")
+    contract.add_argument("--channels", choices=("rgb", "bgr"), help="order of the channels")
+    contract.add_argument(
+        "--mean",
+        type=_three,
+        metavar="M",
+        help="subtracted from 0..255: one number, or three with commas as --channels",
+    )
+    contract.add_argument("--std", type=_three, metavar="S", help="divided by afterwards; 1 for nothing")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="also write the ONNX model (takes prepared images)")
+    parser.add_argument(
+        "--keep-classifier", action="store_true", help="keep the classifier of a Keras file, for facecls.identify"
+    )
     options = parser.parse_args(arguments)
     with command("convert"):
-        convert(options.source, options.dest, options.onnx, options.keep_classifier)
+        _check_options(options)
+        from convert.network import Asked  # imports onnx
+
+        told = ("size", "channels", "mean", "std", "output", "keep_classifier")
+        convert(options.source, options.dest, options.onnx, Asked(**{name: getattr(options, name) for name in told}))
 
 
-def convert(source: Path, dest: Path, onnx_dest: Path | None, keep_classifier: bool) -> None:
+def _check_options(options: argparse.Namespace) -> None:
+    if options.size is not None and not 16 <= options.size <= 1024:
+        raise UserError(f"Expected --size from 16 to 1024 pixels, but got {options.size}.")
+    if options.std is not None and min(options.std) <= 0:
+        raise UserError(f"Expected --std above 0, but got {min(options.std):g}; 1 divides by nothing.")
+
+
+def _three(text: str) -> tuple[float, ...]:
+    """One number or three, as three."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"expected one number or three with commas, such as 127.5, but got {text!r}")
+    return values * 3 if len(values) == 1 else values
+
+
+def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") -> None:
     """Converts a file, verifies the result, writes it and prints a summary.
 
     Args:
-        source: The Keras .h5 file.
+        source: A Keras file, an ONNX file, or a CLIP checkpoint of PyTorch.
         dest: The trunk file to write.
         onnx_dest: Where to write the ONNX model as well; ``None`` for nowhere.
-        keep_classifier: Whether the trunk file includes the classifier.
+        asked: What the user says about the network.
 
     Raises:
         UserError: If the file can't be converted or the result can't be written; then nothing is written.
@@ -57,25 +99,40 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, keep_classifier: b
     if len(set(paths)) < len(paths):
         raise UserError("Expected different files to read and to write, but one is named twice; name another.")
     # heavy libraries are imported late, so that neither --help nor a wrong file waits for them
-    from convert.keras_h5 import open_keras
+    network = _read(source, asked)
+    from convert.finish import finish, last_map
+    from convert.graph_trunk import describe
+    from convert.summary import print_summary
+    from convert.verify import verify
+    from facecls.model.trunk import VGGFACE2
 
-    with open_keras(source) as file, replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part:
-        if keep_classifier and not file.classifier:
-            raise UserError(f"{source} has no classifier to keep; use a file that has one or drop --keep-classifier.")
-        with _temporary_onnx(dest, file, keep_classifier, onnx_part) as model:
-            state, measured = _verify(model, keep_classifier)
-        _save(dest, file, state, measured)
-        _print_summary(file, measured, {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {}))
+    shapes = finish(network)
+    found_map = last_map(network.model, shapes)
+    graph = None if network.layout == VGGFACE2 else describe(network.model, shapes, network.contract, found_map)
+    with replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part:
+        with _temporary_onnx(dest, network.model, onnx_part) as model:
+            network.model.Clear()  # it still holds all weights, even those that it has written
+            state, trunk, measured = verify(model, network, graph)
+        _save(dest, network, state, graph and graph[0], measured)
+        written = {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {})
+        print_summary(network, trunk, found_map, measured, written)
+
+
+def _read(source: Path, asked: "Asked") -> "Network":
+    if source.suffix.lower() in _ONNX:
+        from convert.onnx_network import read_onnx
+
+        return read_onnx(source, asked)
+    from convert.keras_network import read_keras
+
+    return read_keras(source, asked)
 
 
 @contextmanager
-def _temporary_onnx(dest: Path, file: "KerasFile", classifier: bool, onnx_part: Path | None) -> Iterator[Path]:
+def _temporary_onnx(dest: Path, model: "ModelProto", onnx_part: Path | None) -> Iterator[Path]:
     """Writes the ONNX model to a temporary folder beside ``dest``, and to ``onnx_part`` if given; both are checked."""
     import onnx
 
-    from convert.onnx_graph import to_onnx
-
-    model = to_onnx(file, classifier)
     if onnx_part:
         onnx_part.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(onnx_part, full_check=True)
@@ -84,7 +141,6 @@ def _temporary_onnx(dest: Path, file: "KerasFile", classifier: bool, onnx_part: 
             path = Path(folder) / "model.onnx"
             # weights in a file of their own, which readers map into memory or read only once
             onnx.save_model(model, path, save_as_external_data=True, location="model.weights")
-            del model  # it still holds all weights, even those that it has written
             onnx.checker.check_model(path, full_check=True)
             yield path
     except OSError as error:
@@ -93,32 +149,33 @@ def _temporary_onnx(dest: Path, file: "KerasFile", classifier: bool, onnx_part: 
         ) from None
 
 
-def _verify(model: Path, classifier: bool) -> "tuple[dict[str, Tensor], dict[str, float]]":
-    """Converts an ONNX file to the trunk's tensors, and measures the difference of each stage from ONNX Runtime."""
+def _save(
+    dest: Path,
+    network: "Network",
+    state: "dict[str, Tensor]",
+    graph: Mapping[str, Any] | None,
+    measured: Mapping[str, float],
+) -> None:
     from convert import parity
-    from convert.trunk_weights import to_module, to_trunk, trunk_state
+    from facecls.model.graph import GRAPH
+    from facecls.model.trunk import VGGFACE2, save_trunk
 
-    images = parity.seeded_images()
-    reference = parity.run_onnx(model, images)
-    module = to_module(model)
-    state = trunk_state(module, classifier)
-    trunk = to_trunk(module, state)
-    measured = parity.differences("onnx2torch", reference, parity.run_module(module, images))
-    measured |= parity.differences("trunk", reference, parity.run_trunk(trunk, state, images))
-    return state, measured
-
-
-def _save(dest: Path, file: "KerasFile", state: "dict[str, Tensor]", measured: dict[str, float]) -> None:
-    from convert import parity
-    from convert.layout import CLASSES, CLASSIFIER, SIZE
-    from facecls.model.trunk import VGGFACE2, VGGFACE2_MEAN, save_trunk
-
+    contract = network.contract
+    # the first convolution of VGGFace2's ResNet-50 is turned to RGB, a graph keeps its own order
+    order = -1 if network.layout == VGGFACE2 else 1
     metadata: dict[str, Any] = {
-        "architecture": VGGFACE2,
-        "source": file.path.name,
-        "source_sha256": file.sha256,
-        "input": {"size": SIZE, "channels": "RGB", "range": [0, 255], "mean": list(VGGFACE2_MEAN), "std": [1, 1, 1]},
-        "classes": CLASSES if f"{CLASSIFIER}.weight" in state else 0,
+        "architecture": network.layout,
+        "source": network.source.name,
+        "source_sha256": network.sha256,
+        "input": {
+            "size": contract.size,
+            "channels": "rgb" if network.layout == VGGFACE2 else contract.channels,
+            "range": [0, 255],
+            "mean": list(contract.mean[::order]),
+            "std": list(contract.std[::order]),
+        },
+        "classes": len(network.classifier[1]) if network.classifier else 0,
+        "features": network.features,
         "parity": {
             "reference": "onnxruntime",
             "images": parity.IMAGES,
@@ -128,26 +185,9 @@ def _save(dest: Path, file: "KerasFile", state: "dict[str, Tensor]", measured: d
         },
         "converter": CONVERTER,
     }
+    if graph:
+        metadata[GRAPH] = graph
     save_trunk(dest, state, metadata)
-
-
-def _print_summary(file: "KerasFile", measured: dict[str, float], written: dict[Path, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_column(overflow="fold")
-    table.add_row("read", "file", str(file.path))
-    table.add_row("", "kind", f"{file.kind}, Keras {file.keras_version}")
-    table.add_row("", "size", f"{len(file.layers)} layers, {file.parameters:,} parameters")
-    table.add_row("", "SHA-256", file.sha256)
-    for row, (name, difference) in enumerate(measured.items()):
-        table.add_row("" if row else "verified", name, f"within {difference:.1e} of ONNX Runtime's")
-    for row, (path, what) in enumerate(written.items()):
-        table.add_row("" if row else "written", what, str(path))
-    Console().print(table)
 
 
 if __name__ == "__main__":

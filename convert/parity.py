@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from convert.layout import CLASSIFIER, SIZE
-from convert.onnx_graph import BGR_MEAN, FEATURES, INPUT, PROBABILITIES
+from convert.finish import FEATURES, PROBABILITIES
+from convert.network import INPUT
 from facecls.errors import UserError
 from facecls.model.trunk import Trunk
 
@@ -22,67 +22,72 @@ LIMIT = 1e-5
 errors of float32. Padding on the wrong side makes 3e-2."""
 IMAGES, SEED = 2, 0
 
-_PATCH = 28  # pixels; divides 224
+_PATCHES = 8
+"""In each direction; 28 pixels wide at 224."""
 
 Outputs = list[NDArray[np.float32]]
-"""Features (N, 2048) and, with a classifier, class probabilities (N, 8631)."""
+"""Features (N, D) and, with a classifier, class probabilities (N, C)."""
 
 
-def seeded_images() -> NDArray[np.uint8]:
+def seeded_images(size: int) -> NDArray[np.uint8]:
     """The inputs: coloured patches with noise on them, so that both coarse and fine mistakes show.
 
+    Args:
+        size: Height and width in pixels.
+
     Returns:
-        (IMAGES, 3, 224, 224) uint8 RGB, always the same.
+        (IMAGES, 3, size, size) uint8 RGB, always the same.
     """
     random = np.random.default_rng(SEED)
-    patches = random.integers(0, 192, (IMAGES, 3, SIZE // _PATCH, SIZE // _PATCH), np.uint8)
-    noise = random.integers(0, 64, (IMAGES, 3, SIZE, SIZE), np.uint8)
-    images: NDArray[np.uint8] = patches.repeat(_PATCH, 2).repeat(_PATCH, 3) + noise
+    patches = random.integers(0, 192, (IMAGES, 3, _PATCHES, _PATCHES), np.uint8)
+    noise = random.integers(0, 64, (IMAGES, 3, size, size), np.uint8)
+    wide = -(-size // _PATCHES)
+    images: NDArray[np.uint8] = patches.repeat(wide, 2).repeat(wide, 3)[:, :, :size, :size] + noise
     return images
 
 
-def keras_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Turns (N, 3, H, W) uint8 RGB into the input of the Keras and the ONNX model: float32 BGR minus the mean."""
-    centred: NDArray[np.float32] = images[:, ::-1] - np.array(BGR_MEAN, np.float32).reshape(3, 1, 1)
-    return centred
-
-
-def run_onnx(model: Path, images: NDArray[np.uint8]) -> Outputs:
+def run_onnx(model: Path, inputs: NDArray[np.float32]) -> Outputs:
     """Runs an ONNX file with ONNX Runtime, without graph optimisations such as fusing nodes.
 
     Args:
         model: The ONNX file.
-        images: (N, 3, 224, 224) uint8 RGB.
+        inputs: (N, 3, S, S) float32, as the network takes them.
 
     Returns:
         Its outputs.
+
+    Raises:
+        UserError: If ONNX Runtime can't run it.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1  # as in _one_thread
     options.enable_cpu_mem_arena = False  # it would keep the memory for a second run
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    outputs: Outputs = session.run(
-        [name for name in (FEATURES, PROBABILITIES) if name in names], {INPUT: keras_input(images)}
-    )
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        outputs: Outputs = session.run([name for name in (FEATURES, PROBABILITIES) if name in names], {INPUT: inputs})
+    except Exception as error:  # ONNX Runtime raises exceptions of its own
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"Expected a network that ONNX Runtime can run, but: {reason}") from None
     return outputs
 
 
-def run_module(module: fx.GraphModule, images: NDArray[np.uint8]) -> Outputs:
-    """Runs onnx2torch's module on (N, 3, 224, 224) uint8 RGB."""
+def run_module(module: fx.GraphModule, inputs: NDArray[np.float32]) -> Outputs:
+    """Runs onnx2torch's module on (N, 3, S, S) float32, as the network takes them."""
     with torch.inference_mode(), _one_thread():
-        outputs = module(torch.from_numpy(keras_input(images)))
+        outputs = module(torch.from_numpy(inputs))
     return [output.numpy() for output in (outputs if isinstance(outputs, list | tuple) else [outputs])]
 
 
-def run_trunk(trunk: Trunk, state: dict[str, Tensor], images: NDArray[np.uint8]) -> Outputs:
-    """Runs the trunk, and the classifier if ``state`` has one, on (N, 3, 224, 224) uint8 RGB."""
+def run_trunk(trunk: Trunk, classifier: tuple[Tensor, Tensor] | None, images: NDArray[np.uint8]) -> Outputs:
+    """Runs the trunk, and a classifier's weight (C, D) and bias (C,) if there is one, on (N, 3, S, S) uint8 RGB."""
     with torch.inference_mode(), _one_thread():
         features = trunk(torch.from_numpy(images))
         outputs = [features]
-        if f"{CLASSIFIER}.weight" in state:
-            outputs.append(F.linear(features, state[f"{CLASSIFIER}.weight"], state[f"{CLASSIFIER}.bias"]).softmax(1))
+        if classifier:
+            outputs.append(F.linear(features, *classifier).softmax(1))
     return [output.numpy() for output in outputs]
 
 
@@ -97,30 +102,38 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def differences(name: str, reference: Sequence[NDArray[np.float32]], outputs: Outputs) -> dict[str, float]:
-    """Measures how far outputs differ from those of ONNX Runtime.
+def differences(
+    name: str, reference: Sequence[NDArray[np.float32]], outputs: Outputs, other: str = "ONNX Runtime"
+) -> dict[str, float]:
+    """Measures how far outputs differ from those of a reference.
 
     Args:
         name: Name of the model whose outputs are compared.
-        reference: ONNX Runtime's outputs.
+        reference: The reference's outputs.
         outputs: The model's outputs, in the same order.
+        other: Name of the reference, for the message.
 
     Returns:
         The largest difference by output: of features relative to the largest one, of probabilities absolute, since
         rounding a logit of 20 already changes a probability by a millionth of itself.
 
     Raises:
-        UserError: If a difference is above ``LIMIT`` or NaN.
+        UserError: If a difference is above ``LIMIT`` or NaN, or the features say nothing, being all the same.
     """
     measured = {}
     for output, expected, actual in zip((FEATURES, PROBABILITIES), reference, outputs, strict=False):
+        if expected.shape != actual.shape:
+            raise UserError(
+                f"Expected {output} of shape {expected.shape}, as {other}'s, but those of {name} are {actual.shape}; "
+                "nothing was written."
+            )
         scale = np.abs(expected).max() if output == FEATURES else 1.0
         with np.errstate(invalid="ignore"):  # the result is NaN, and is refused
             difference = float(np.abs(expected - actual).max() / scale)
         if not difference <= LIMIT:
             raise UserError(
-                f"Expected the {output} of {name} within {LIMIT:g} of ONNX Runtime's, but they differ by "
-                f"{difference:.1e}; nothing was written. Use the unchanged file of keras-vggface."
+                f"Expected the {output} of {name} within {LIMIT:g} of {other}'s, but they differ by "
+                f"{difference:.1e}; nothing was written. Are the file and the way its images are prepared as published?"
             )
         measured[f"{name} {output}"] = difference
     return measured

@@ -8,9 +8,9 @@ import timm
 import torch
 from torch import Tensor, fx, nn
 
-from convert.layout import CLASSIFIER, STAGES
+from convert.layout import STAGES
 from facecls.errors import UserError
-from facecls.model.trunk import VGGFACE2, Trunk
+from facecls.model.trunk import CLASSIFIER, VGGFACE2, Trunk
 
 _CONV = ("weight",)
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

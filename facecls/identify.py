@@ -20,7 +20,7 @@ from torch import Tensor
 from facecls.console import console
 from facecls.data.store import decode, why_unusable
 from facecls.errors import UserError, command, program
-from facecls.model.trunk import create_trunk, read_trunk
+from facecls.model.trunk import CLASSIFIER, create_trunk, read_trunk
 
 _DESCRIPTION = "Prints the most probable of VGGFace2's identities for a face: a quick check of converted weights."
 _SIZE = 224
@@ -102,14 +102,14 @@ def identify(weights: Path, faces: Sequence[Tensor]) -> Tensor:
         UserError: If the file is missing, is not a trunk file, or has no classifier.
     """
     state, metadata = read_trunk(weights)
-    if "classifier.weight" not in state:
+    if f"{CLASSIFIER}.weight" not in state:
         raise UserError(
             f"Expected weights with a classifier, but {weights} has none; convert them again with --keep-classifier."
         )
     trunk = create_trunk(metadata["architecture"], weights).eval()
     with torch.inference_mode():
         features = torch.cat([trunk(face[None]) for face in faces])  # (N, D); one by one, in little memory
-        return F.linear(features, state["classifier.weight"], state["classifier.bias"]).softmax(1)  # (N, C)
+        return F.linear(features, state[f"{CLASSIFIER}.weight"], state[f"{CLASSIFIER}.bias"]).softmax(1)  # (N, C)
 
 
 def read_labels(path: Path) -> list[str]:

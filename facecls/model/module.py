@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from facecls.data.tasks import TaskOptions, choose_tasks, create_tasks
 from facecls.errors import UserError
+from facecls.model.graph import GraphNet
 from facecls.model.heads import AgeHeadKind, HeadOptions
 from facecls.model.losses import check_weights, uncertainty_sum, weighted_sum
 from facecls.model.metrics import HeadMetrics
@@ -32,7 +33,8 @@ class FaceModule(pl.LightningModule):
     """Trains one model for several tasks.
 
     Args:
-        trunk: timm name of the trunk; ``vggface2_resnet50`` is the converted one.
+        trunk: timm name of the trunk; ``vggface2_resnet50`` is keras-vggface's, ``graph`` any other that was converted,
+            whose trunk file says what it is.
         weights: Trunk file (safetensors) to start from; null for random weights.
         tasks: What is learned, such as [gender, age]; null for all that the faces are labelled with (see data.tasks).
         hidden: Sizes of each head's hidden layers; none for linear heads. The original notebook's are [512, 256, 32].
@@ -48,6 +50,7 @@ class FaceModule(pl.LightningModule):
         tta: ``flip`` averages the logits of a face and its mirror image in the test; ``none`` does not.
         image_size: Side of the images in pixels; follows ``data.image_size``.
         task_options: What the tasks are; follows ``data.tasks``.
+        graph: What a trunk ``graph`` is, in a checkpoint; otherwise follows ``weights``.
 
     Raises:
         UserError: If a value is out of range or the weights do not fit.
@@ -70,6 +73,7 @@ class FaceModule(pl.LightningModule):
         tta: Literal["none", "flip"] = "none",
         image_size: int = 224,
         task_options: dict[str, TaskOptions | None] = {},  # noqa: B006 - as above
+        graph: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         known = create_tasks(task_options)
@@ -84,7 +88,14 @@ class FaceModule(pl.LightningModule):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
         )
-        self.model = FaceModel(create_trunk(trunk, weights), choose_tasks(known, tasks), options)
+        created = create_trunk(trunk, weights, graph)
+        if created.fixed_size not in (None, image_size):
+            raise UserError(
+                f"Expected data.image_size {created.fixed_size}, the only one for this trunk, but got {image_size}; set it."
+            )
+        if isinstance(created.net, GraphNet):
+            self.hparams["graph"] = created.net.description  # so that a checkpoint needs no trunk file
+        self.model = FaceModel(created, choose_tasks(known, tasks), options)
         to: Any = self.model.to  # torch 2.11 does not annotate the argument
         to(memory_format=torch.channels_last)  # convolutions are faster in it, and batches come so
         self.log_variances = (

@@ -1,6 +1,6 @@
-"""The trunk: RGB faces 0..255 in, features out; the VGGFace2 ResNet-50 or any other timm model.
+"""The trunk: RGB faces 0..255 in, features out; the VGGFace2 ResNet-50, any other timm model, or a converted graph.
 
-Its weights come from a *trunk file*: safetensors with the tensors of the timm model and one metadata key, ``facecls``,
+Its weights come from a *trunk file*: safetensors with the tensors of the model and one metadata key, ``facecls``,
 whose value is a JSON object that describes them. One key, because safetensors writes several in random order.
 """
 
@@ -22,12 +22,15 @@ from torch import Tensor, nn
 
 from facecls.errors import UserError
 from facecls.files import replacing
+from facecls.model.graph import GRAPH, GraphNet, create_graph
 
 VGGFACE2 = "vggface2_resnet50"
 VGGFACE2_MEAN = (131.0912, 103.8827, 91.4953)
 """RGB, 0..255: what keras-vggface subtracts for its version 2 models (github.com/rcmalli/keras-vggface, utils.py)."""
 MIN_SIZE = 64
 """Pixels; below it the last feature map of a ResNet-50 is smaller than 2x2."""
+CLASSIFIER = "classifier"
+"""Begins the names of a classifier's tensors in a trunk file, ``classifier.weight`` (C, D) and ``classifier.bias``."""
 _METADATA_KEY = "facecls"
 
 
@@ -77,12 +80,13 @@ def vggface2_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 
 class Trunk(nn.Module):
-    """A timm model without its classifier, behind one input contract.
+    """A timm model without its classifier, or a graph, behind one input contract.
 
     Attributes:
-        net: The timm model.
-        name: Its timm name.
+        net: The model.
+        name: Its timm name, or ``graph``.
         features: Length D of the feature vectors.
+        fixed_size: The only side of images in pixels that it takes; ``None`` if it takes any.
         mean: (1, 3, 1, 1) float, in units of 0..255.
         std: (1, 3, 1, 1) float, in units of 0..255.
     """
@@ -95,6 +99,7 @@ class Trunk(nn.Module):
         self.net = net
         self.name = name
         self.features: int = net.head_hidden_size  # type: ignore[assignment]
+        self.fixed_size: int | None = getattr(net, "fixed_size", None)
         config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
         for key in ("mean", "std"):
             values = [255 * value for value in config[key]]
@@ -104,7 +109,7 @@ class Trunk(nn.Module):
         """Computes features.
 
         Args:
-            images: (N, 3, H, W) RGB, 0..255, uint8 or float, H and W at least 64.
+            images: (N, 3, H, W) RGB, 0..255, uint8 or float, H and W at least 64, or both ``fixed_size``.
 
         Returns:
             (N, D) float features after global pooling.
@@ -112,17 +117,18 @@ class Trunk(nn.Module):
         Raises:
             ValueError: If shape or range are wrong.
         """
-        _check(images)
+        _check(images, self.fixed_size)
         x = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W); before any zero padding
         features: Tensor = self.net(x)
         return features  # (N, D)
 
 
-def _check(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MIN_SIZE:
-        raise ValueError(
-            f"Expected images of shape (N, 3, H, W) with H and W at least {MIN_SIZE}, but got {tuple(images.shape)}."
-        )
+def _check(images: Tensor, fixed_size: int | None) -> None:
+    sizes = tuple(images.shape[2:])
+    fits = sizes == (fixed_size, fixed_size) if fixed_size else min(sizes, default=0) >= MIN_SIZE
+    if images.ndim != 4 or images.shape[1] != 3 or not fits:
+        wanted = f"H and W {fixed_size}" if fixed_size else f"H and W at least {MIN_SIZE}"
+        raise ValueError(f"Expected images of shape (N, 3, H, W) with {wanted}, but got {tuple(images.shape)}.")
     # batches come as uint8, whose range needs no check; reading values back would make a GPU wait
     if images.is_floating_point() and not torch.compiler.is_compiling():
         top = images.max().item() if images.numel() else 255.0
@@ -133,12 +139,13 @@ def _check(images: Tensor) -> None:
             )
 
 
-def create_trunk(name: str, weights: str | Path | None = None) -> Trunk:
+def create_trunk(name: str, weights: str | Path | None = None, graph: Mapping[str, Any] | None = None) -> Trunk:
     """Creates a trunk.
 
     Args:
-        name: Name of a timm model; ``vggface2_resnet50`` is ours.
+        name: Name of a timm model, of which ``vggface2_resnet50`` is ours, or ``graph``.
         weights: Trunk file to load; ``None`` for random weights.
+        graph: Description of a graph whose weights are loaded later, as from a checkpoint.
 
     Returns:
         The trunk, in training mode.
@@ -146,6 +153,8 @@ def create_trunk(name: str, weights: str | Path | None = None) -> Trunk:
     Raises:
         UserError: If timm does not know the name, or the file is missing, not a trunk file or for another architecture.
     """
+    if name == GRAPH:
+        return _create_graph(weights, graph)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise UserError(f"Expected a timm model as trunk, but got {name!r}; {_did_you_mean(near)}")
@@ -161,15 +170,52 @@ def create_trunk(name: str, weights: str | Path | None = None) -> Trunk:
     return trunk
 
 
+def _create_graph(weights: str | Path | None, graph: Mapping[str, Any] | None) -> Trunk:
+    if weights is None:
+        if graph is None:
+            raise UserError(
+                f"Expected model.weights with model.trunk {GRAPH}, since the trunk file says what the network is; name "
+                "one that `python -m convert` wrote."
+            )
+        return Trunk(create_graph(graph), GRAPH)
+    state, metadata = read_trunk(Path(weights))
+    if metadata["architecture"] != GRAPH:
+        raise UserError(
+            f"Expected a trunk file with a graph, but {weights} holds {metadata['architecture']}; set model.trunk to "
+            "match, or name another file."
+        )
+    return load_graph(metadata.get(GRAPH, {}), state, weights)
+
+
+def load_graph(description: Mapping[str, Any], state: dict[str, Tensor], source: str | Path) -> Trunk:
+    """Creates a trunk from the description of a graph and its tensors, without copying them.
+
+    Args:
+        description: As in facecls/model/graph.py.
+        state: The tensors by name; those of a classifier are ignored.
+        source: The file they come from, for messages.
+
+    Returns:
+        The trunk, in training mode.
+
+    Raises:
+        UserError: If the description can't be understood or the tensors don't fit it.
+    """
+    with torch.device("meta"):
+        net = GraphNet(description)
+    _load(net, state, source, assign=True)
+    return Trunk(net, GRAPH)
+
+
 def _did_you_mean(near: list[str]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return "timm.list_models() lists the names."
 
 
-def _load(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+def _load(net: nn.Module, state: dict[str, Tensor], source: str | Path, assign: bool = False) -> None:
     wanted = net.state_dict()
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")} | {
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{CLASSIFIER}.")} | {
         name: tensor for name, tensor in state.items() if name in wanted
     }
     wrong = sorted(
@@ -183,7 +229,8 @@ def _load(net: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     )
     if wrong:
         raise UserError(f"{source} does not fit the trunk: {wrong[0]} ({len(wrong)} such tensors); convert it again.")
-    net.load_state_dict(state)
+    # the weights on the meta device have no memory to copy to
+    net.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}, assign=assign)
 
 
 def read_trunk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,0 +1,176 @@
+"""Ends a plain ONNX model in a feature vector, and finds its last map."""
+
+import math
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto, helper
+
+from convert.network import Network, check_size
+from facecls.errors import UserError
+from facecls.model.graph import cut_points
+
+FEATURES, PROBABILITIES = "features", "probabilities"
+"""Names of the model's outputs."""
+
+Shapes = dict[str, tuple[int, ...]]
+"""By value: its shape without the batch."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """The last value with locations.
+
+    Attributes:
+        name: Of the value.
+        shape: (C, h, w), or (L, C) for tokens.
+        prefix: Tokens that have no location.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    prefix: int
+
+    @property
+    def channels(self) -> int:
+        """Its channels C."""
+        return self.shape[0 if len(self.shape) == 3 else 1]
+
+
+def finish(network: Network) -> Shapes:
+    """Pools features that are a map, flattens them to a vector, and names the outputs ``FEATURES``, ``PROBABILITIES``.
+
+    Args:
+        network: As a reader returns it; its model is changed in place.
+
+    Returns:
+        The shapes of all values.
+
+    Raises:
+        UserError: If the shape of a value is not known or too large, or the features are no map and no vector.
+    """
+    graph = network.model.graph
+    shapes = value_shapes(network.model)
+    ends = [output.name for output in graph.output]
+    shape = shapes[ends[0]]
+    if len(shape) not in (1, 3):
+        raise UserError(
+            f"Expected a vector or a map as features, but the output of {network.features} in {network.source} has "
+            f"the shape (N, {', '.join(map(str, shape))}); name another layer by --output."
+        )
+    value = ends[0]
+    if len(shape) == 3 and shape[1:] != (1, 1):
+        value = _append(graph, "GlobalAveragePool", value, "features/pool")
+    if len(shape) == 3:
+        value = _append(graph, "Flatten", value, "features/flatten")
+    _rename(graph, value, FEATURES)
+    if len(ends) > 1:
+        _rename(graph, ends[1], PROBABILITIES)
+    sizes = [shape[0], *(shapes[end][0] for end in ends[1:])]
+    del graph.output[:]
+    for name, size in zip((FEATURES, PROBABILITIES), sizes, strict=False):
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]))
+    return value_shapes(network.model)
+
+
+def value_shapes(model: onnx.ModelProto) -> Shapes:
+    """Infers the shape of every value.
+
+    Args:
+        model: A plain model.
+
+    Returns:
+        Shapes by name, without the batch, and those of the weights in full.
+
+    Raises:
+        UserError: If one can't be inferred, or is too large.
+    """
+    graph = model.graph
+    try:
+        # without the weights, which are copied several times otherwise; integers are shapes and are needed
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), strict_mode=True, data_prop=True)
+    except Exception as error:  # C++ code with exceptions of its own
+        raise UserError(f"Expected a graph whose shapes fit together, but: {_first_line(error)}") from None
+    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        if value.name not in shapes and all(dimension.dim_value for dimension in dimensions[1:]):
+            shapes[value.name] = tuple(dimension.dim_value for dimension in dimensions[1:])
+            check_size(f"the value {value.name}", shapes[value.name])
+    if missing := [output for node in graph.node for output in node.output if output not in shapes]:
+        raise UserError(
+            f"Expected values of known shapes, but that of {missing[0]} is not known; use another --output."
+        )
+    return shapes
+
+
+def last_map(model: onnx.ModelProto, shapes: Shapes) -> Map | None:
+    """Finds the last value with locations on which alone the features depend.
+
+    Args:
+        model: A plain model whose first output is the features, finished.
+        shapes: The shapes of all values.
+
+    Returns:
+        The map; ``None`` if there is none.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    steps = [
+        (node.output[0], [name for name in node.input if name and name not in constants])
+        for node in upstream(model.graph, FEATURES)
+    ]
+    for step in reversed(cut_points(steps)):
+        name = steps[step][0]
+        shape = shapes[name]
+        if len(shape) == 3 and math.prod(shape[1:]) > 1:
+            return Map(name, shape, 0)
+        if len(shape) == 2:
+            for prefix in (0, 1):
+                if math.isqrt(shape[0] - prefix) ** 2 == shape[0] - prefix > 1:
+                    return Map(name, shape, prefix)
+    return None
+
+
+def upstream(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
+    """The nodes that compute a value, in their order."""
+    wanted, nodes = {output}, []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    return nodes[::-1]
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    light = onnx.ModelProto()
+    for field in ("ir_version", "producer_name"):
+        setattr(light, field, getattr(model, field))
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(helper.make_empty_tensor_value_info(output.name) for output in model.graph.output)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and math.prod(tensor.dims) > 16:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            light.graph.initializer.append(tensor)
+    return light
+
+
+def _append(graph: onnx.GraphProto, kind: str, value: str, name: str) -> str:
+    graph.node.append(helper.make_node(kind, [value], [name], name))
+    return name
+
+
+def _rename(graph: onnx.GraphProto, value: str, name: str) -> None:
+    """Renames a value everywhere."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, each in enumerate(names):
+                if each == value:
+                    names[place] = name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,76 @@
+"""Prints what was converted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from convert.finish import Map
+from convert.network import Contract, Network
+from facecls.model.graph_operators import ScaleAndShift
+from facecls.model.schedule import layer_of
+from facecls.model.trunk import Trunk
+
+_SHOWN = 6
+"""Names of layers left out that are shown."""
+
+
+def print_summary(
+    network: Network,
+    trunk: Trunk,
+    found_map: Map | None,
+    measured: Mapping[str, float],
+    written: Mapping[Path, str],
+) -> None:
+    """Prints a table.
+
+    Args:
+        network: What was read.
+        trunk: What was made of it.
+        found_map: The last map of the network.
+        measured: Differences from ONNX Runtime by name.
+        written: What was written to which file.
+    """
+    sections = {
+        "read": {"file": str(network.source), **network.summary, "SHA-256": network.sha256},
+        "trunk": {
+            "input": _describe_input(network.contract, trunk),
+            "features": f"{trunk.features:,} numbers, output of {network.features}",
+            "map": f"{found_map.name}, {' x '.join(map(str, found_map.shape))}" if found_map else "none",
+            "layers": f"{max(layer_of(trunk.net).values()) + 1} (model.schedule.frozen counts them)",
+            "BatchNorms": _describe_norms(trunk.net),
+            **({"left out": _describe_left_out(network.left_out)} if network.left_out else {}),
+        },
+        "verified": {name: f"{difference:.1e} of the largest" for name, difference in measured.items()},
+        "written": {what: str(path) for path, what in written.items()},
+    }
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_column(overflow="fold")
+    for title, rows in sections.items():
+        for row, (label, text) in enumerate(rows.items()):
+            table.add_row("" if row else title, label, text)
+    Console().print(table)
+
+
+def _describe_input(contract: Contract, trunk: Trunk) -> str:
+    values = ", ".join(f"{value:g}" for value in contract.mean)
+    std = "" if set(contract.std) == {1.0} else f", divided by {', '.join(f'{value:g}' for value in contract.std)}"
+    sizes = "and other sizes" if trunk.fixed_size is None else "only"
+    return f"{contract.size} x {contract.size} {sizes}, {contract.channels.upper()} 0..255 minus {values}{std}"
+
+
+def _describe_norms(net: nn.Module) -> str:
+    norms = sum(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in net.modules())
+    folded = sum(isinstance(module, ScaleAndShift) for module in net.modules())
+    if folded:
+        return f"{norms}, and {folded} folded before: without statistics, they train as scale and shift"
+    return f"{norms}" if norms else "none, or folded before: convolutions train with what they took over"
+
+
+def _describe_left_out(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -1,0 +1,53 @@
+"""Makes the trunk of a network, and measures how far each stage of the conversion is from ONNX Runtime."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convert import parity
+from convert.network import Network
+from convert.trunk_weights import to_module, to_trunk, trunk_state
+from facecls.model.trunk import CLASSIFIER, Trunk, load_graph
+
+_WEIGHT, _BIAS = f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias"
+
+Graph = tuple[dict[str, Any], dict[str, Tensor]]
+"""A description and its tensors, as ``describe`` returns them."""
+
+
+def verify(path: Path, network: Network, graph: Graph | None) -> tuple[dict[str, Tensor], Trunk, dict[str, float]]:
+    """Makes the trunk and compares the source file, the plain model, onnx2torch's module and the trunk.
+
+    Args:
+        path: The plain ONNX model, finished.
+        network: Where it comes from.
+        graph: What ``describe`` returned; ``None`` for VGGFace2's ResNet-50, whose tensors get timm's names.
+
+    Returns:
+        The tensors of the trunk file; the trunk, in evaluation mode; the differences from ONNX Runtime by name.
+
+    Raises:
+        UserError: If a stage can't be run or differs.
+    """
+    images = parity.seeded_images(network.contract.size)
+    inputs = network.contract.prepare(images)
+    expected = parity.run_onnx(path, inputs)
+    measured: dict[str, float] = {}
+    if network.reference:
+        measured |= parity.differences("plain ONNX", [network.reference(inputs)], expected, "the file")
+    module = to_module(path)
+    measured |= parity.differences("onnx2torch", expected, parity.run_module(module, inputs))
+    if graph is None:
+        state = trunk_state(module, network.classifier is not None)
+        trunk = to_trunk(module, state)
+    else:
+        description, state = graph
+        trunk = load_graph(description, state, network.source).eval()
+        if network.classifier:
+            weight, bias = network.classifier
+            state = state | {_WEIGHT: torch.tensor(weight), _BIAS: torch.tensor(bias)}
+    classifier = (state[_WEIGHT], state[_BIAS]) if network.classifier else None
+    measured |= parity.differences("trunk", expected, parity.run_trunk(trunk, classifier, images))
+    return state, trunk, measured

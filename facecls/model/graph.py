@@ -1,0 +1,210 @@
+"""A trunk of any architecture, built from the description of its graph that a trunk file holds.
+
+The description is plain data, so that a file or a checkpoint alone is enough to build the network::
+
+    {
+        "input": {"size": 224, "channels": "bgr", "mean": [...], "std": [...]},
+        "nodes": [{"name": "conv1", "op": "Conv", "inputs": ["images"], "settings": {...}, "tensors": {...}}, ...],
+        "map": {"name": "conv_pw_13_relu", "channels": 1024, "prefix": 0},
+        "features": 1024,
+        "any_size": true
+    }
+
+Each node is an ONNX operator; its output has its name, ``tensors`` has the shapes of its weights. ``map`` is the last
+node whose output has locations and on which alone the features depend: a map (N, C, h, w), or tokens (N, L, C) of which
+the first ``prefix`` have no location; null if there is none.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facecls.errors import UserError
+from facecls.model.graph_operators import create_operator
+
+GRAPH = "graph"
+"""The architecture of such trunks, in trunk files and as ``model.trunk``."""
+INPUT = "images"
+"""What nodes call the network's input."""
+_MAX_PARAMETERS = 2**29
+
+
+class GraphNet(nn.Module):
+    """The network of a description, with the interface of a timm model without its classifier.
+
+    Args:
+        description: As above.
+
+    Raises:
+        UserError: If it is not as described above.
+
+    Attributes:
+        description: The description.
+        head_hidden_size: Length D of the features.
+        fixed_size: The only side of its images in pixels; ``None`` if it takes any.
+        num_features: Channels C of the map.
+        num_prefix_tokens: Tokens of the map without a location.
+        pretrained_cfg: ``mean`` and ``std`` in RGB, as shares of 255, and ``input_size``.
+    """
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.description = description
+        try:
+            contract, last_map = description["input"], description["map"]
+            self.is_bgr = {"rgb": False, "bgr": True}[contract["channels"]]
+            order = -1 if self.is_bgr else 1
+            self.pretrained_cfg = {
+                "input_size": (3, contract["size"], contract["size"]),
+                "mean": tuple(float(value) / 255 for value in contract["mean"][::order]),
+                "std": tuple(float(value) / 255 for value in contract["std"][::order]),
+            }
+            self.fixed_size = None if description["any_size"] else int(contract["size"])
+            self.head_hidden_size = int(description["features"])
+            self.num_features = int(last_map["channels"]) if last_map else 0
+            self.num_prefix_tokens = int(last_map["prefix"]) if last_map else 0
+            nodes = description["nodes"]
+            self.constants = {node["name"] for node in nodes if node["op"] == "Constant"}
+            steps = [(node["name"], tuple(node["inputs"])) for node in nodes if node["name"] not in self.constants]
+            _check_order(steps, self.constants)
+            self.nodes = nn.Module()
+            for node in nodes:
+                operator = create_operator(node["op"], node.get("settings", {}), node.get("tensors", {}))
+                self.nodes.add_module(node["name"], operator)
+            names = [name for name, _ in steps]
+            self.map_end = names.index(last_map["name"]) + 1 if last_map else len(names)
+            self.layers = _layers(nodes, steps)
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(
+                f"Expected the description of a graph, but it can't be understood ({error!r}); convert the network "
+                "again."
+            ) from None
+        self.steps = steps
+        self.unused = _last_uses(steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes features.
+
+        Args:
+            x: (N, 3, H, W) float, RGB, centred and scaled.
+
+        Returns:
+            (N, D) float.
+        """
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Computes the map, or the features if there is none."""
+        values = {INPUT: x.flip(1) if self.is_bgr else x}
+        return self._run(values, 0, self.map_end)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Computes features from what ``forward_features`` returns."""
+        return self._run({self.steps[self.map_end - 1][0]: x}, self.map_end, len(self.steps))
+
+    def _run(self, values: dict[str, Tensor], start: int, end: int) -> Tensor:
+        """Runs some of the nodes; values are dropped after their last use, to save memory."""
+        output = next(reversed(values.values()))
+        for step in range(start, end):
+            name, inputs = self.steps[step]
+            output = self.nodes.get_submodule(name)(*(self._value(values, each) for each in inputs))
+            values[name] = output
+            for each in self.unused[step]:
+                values.pop(each, None)
+        return output
+
+    def _value(self, values: Mapping[str, Tensor], name: str) -> Tensor:
+        value: Tensor = self.nodes.get_submodule(name)() if name in self.constants else values[name]
+        return value
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """As for timm's models: what maps the name of a parameter to the number of its layer, from 0 at the input."""
+        return lambda parameter: self.layers[parameter.removeprefix("nodes.").rpartition(".")[0]]
+
+
+def create_graph(description: Mapping[str, Any]) -> GraphNet:
+    """Builds the network of a description, with zeros for weights.
+
+    Args:
+        description: As described at the top of this file.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: If it is not such a description, or has more weights than any network for faces.
+    """
+    with torch.device("meta"):  # takes no memory, whatever sizes are described
+        net = GraphNet(description)
+    count = sum(parameter.numel() for parameter in (*net.parameters(), *net.buffers()))
+    if count > _MAX_PARAMETERS:
+        raise UserError(f"Expected a trunk of at most {_MAX_PARAMETERS:,} weights, but the graph has {count:,}.")
+    net.to_empty(device="cpu")
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.detach().zero_()
+    return net
+
+
+def cut_points(steps: Sequence[tuple[str, Sequence[str]]]) -> list[int]:
+    """Indices of the nodes on whose output alone everything after them depends.
+
+    Args:
+        steps: For each node its name and those of its inputs, without constants.
+
+    Returns:
+        Indices in ascending order; the last node is one.
+    """
+    last = {name: step for step, (_, inputs) in enumerate(steps) for name in inputs}
+    cuts, live_until = [], last.get(INPUT, 0)
+    for step, (name, _) in enumerate(steps):
+        if live_until <= step:
+            cuts.append(step)
+        live_until = max(live_until, last.get(name, step))
+    return cuts
+
+
+def _check_order(steps: Sequence[tuple[str, Sequence[str]]], constants: Collection[str]) -> None:
+    known = {INPUT, *constants}
+    for name, inputs in steps:
+        if missing := [each for each in inputs if each not in known]:
+            raise ValueError(f"{name} reads {missing[0]}, which does not come before it")
+        if name in known:
+            raise ValueError(f"{name} is there twice")
+        known.add(name)
+    if not steps:
+        raise ValueError("it has no nodes")
+
+
+def _last_uses(steps: Sequence[tuple[str, Sequence[str]]]) -> list[list[str]]:
+    """For each node, the values that no later one reads."""
+    last = {name: step for step, (_, inputs) in enumerate(steps) for name in inputs}
+    unused: list[list[str]] = [[] for _ in steps]
+    for name, step in last.items():
+        unused[step].append(name)
+    return unused
+
+
+def _layers(nodes: Sequence[Mapping[str, Any]], steps: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int]:
+    """The layer of each node, from 0 at the input.
+
+    A layer ends where everything after it depends on a single value, and has at least one convolution that mixes
+    channels, or one linear layer: a residual block is one, and so is a depthwise convolution with the pointwise one
+    after it.
+    """
+    cuts = {steps[step][0] for step in cut_points(steps)}
+    layers: dict[str, int] = {}
+    layer, mixes, ends, since_cut = 0, False, False, list[str]()
+    for node in nodes:
+        weight = node.get("tensors", {}).get("weight", ())
+        if len(weight) > 1:
+            if ends:
+                layer, mixes, ends = layer + 1, False, False
+                layers.update(dict.fromkeys(since_cut, layer))
+            mixes |= weight[1] > 1 or node.get("settings", {}).get("group", 1) == 1
+        layers[node["name"]] = layer
+        since_cut.append(node["name"])
+        if node["name"] in cuts:
+            since_cut, ends = [], mixes
+    return layers
