@@ -136,7 +136,7 @@ class ScaleAndShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scales and shifts (N, C, ...) by channel."""
         shape = (-1,) + (1,) * (x.ndim - 2)
-        return x * self.weight.view(shape) + self.bias.view(shape)
+        return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))  # in one pass
 
 
 class _LayerNorm(nn.Module):
@@ -226,9 +226,15 @@ def _average_pool(settings: Settings) -> Callable[..., Tensor]:
     return lambda x: F.avg_pool2d(x, kernel, stride, starts, ceil, with_padding)
 
 
+def _relu(settings: Settings) -> Callable[..., Tensor]:
+    return F.relu_ if settings.get("in_place") else F.relu
+
+
 def _clip(settings: Settings) -> Callable[..., Tensor]:
     low, high = settings.get("min"), settings.get("max")
-    return lambda x: x.clamp(low, high)
+    if low is None or high is None:
+        return lambda x: x.clamp(low, high)
+    return lambda x: F.hardtanh(x, low, high, inplace=bool(settings.get("in_place")))
 
 
 def _reshape(settings: Settings) -> Callable[..., Tensor]:
@@ -374,7 +380,7 @@ _FUNCTIONS: dict[str, Callable[[Settings], Callable[..., Tensor]]] = {
     "ReduceMin": _reduction(torch.amin),
     "ReduceSum": _reduction(torch.sum),
     "ReduceSumSquare": _reduction(lambda x, dim, keepdim: x.square().sum(dim, keepdim)),
-    "Relu": _plain(torch.relu),
+    "Relu": _relu,
     "Reshape": _reshape,
     "Resize": _resize,
     "Selu": _plain(torch.selu),

@@ -91,7 +91,7 @@ class FaceModule(pl.LightningModule):
         created = create_trunk(trunk, weights, graph)
         if created.fixed_size not in (None, image_size):
             raise UserError(
-                f"Expected data.image_size {created.fixed_size}, the only one for this trunk, but got {image_size}; set it."
+                f"Expected data.image_size {created.fixed_size}, the only one of this trunk, but got {image_size}."
             )
         if isinstance(created.net, GraphNet):
             self.hparams["graph"] = created.net.description  # so that a checkpoint needs no trunk file
