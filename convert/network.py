@@ -25,7 +25,6 @@ IR_VERSION = 8
 PLAIN_OPERATORS = frozenset(
     {
         "Conv",
-        "ConvTranspose",
         "BatchNormalization",
         "InstanceNormalization",
         "LayerNormalization",
