@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from plain_networks import Node, build, network_of, small_network, write_small_trunk
 
 from convert.finish import FEATURES, finish, last_map, value_shapes
 from convert.graph_trunk import describe
@@ -16,7 +17,6 @@ from convert.network import INPUT, PLAIN_OPERATORS
 from facecls.errors import UserError
 from facecls.model.graph import GraphNet, create_graph, cut_points
 from facecls.model.trunk import create_trunk, load_graph
-from plain_networks import Node, build, network_of, small_network, write_small_trunk
 
 SIZE = 16
 RNG = np.random.default_rng(0)

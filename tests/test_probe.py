@@ -1,5 +1,6 @@
 """A frozen trunk is run once: its features are kept, never used when stale, and the result is an ordinary model."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plain_networks import write_small_trunk
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,7 +18,7 @@ from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.predictor import open_predictor
-from facecls.model.trunk import Trunk, create_trunk, save_trunk
+from facecls.model.trunk import Trunk, create_trunk, load_graph, save_trunk
 from facecls.training import probe as probing
 from facecls.training.probe import features_key
 
@@ -63,7 +65,7 @@ def test_the_features_are_those_of_the_trunk(results: dict[str, object], faces: 
         face = EvalTransform(64)(data.picture(row))["image"]
         with torch.inference_mode():
             expected = trunk(torch.from_numpy(face.copy()).permute(2, 0, 1)[None])[0]
-        np.testing.assert_allclose(features[row], expected, atol=1e-5)
+        np.testing.assert_allclose(features[row, 0], expected, atol=1e-5)
 
 
 def test_the_heads_learn(results: dict[str, object]) -> None:
@@ -121,11 +123,37 @@ def test_whatever_features_follow_from_is_in_their_key(
     data = FacesDataModule(str(faces), image_size=64, num_workers=0)
     data.setup()
     trunk = create_trunk("test_resnet", "trunk.safetensors")
-    key = features_key(trunk, data, "32-true")
-    assert features_key(trunk, data, "bf16-mixed") != key
-    assert features_key(create_trunk("test_resnet", "trunk.safetensors"), data, "32-true") == key
+    key = features_key(trunk, data, "32-true", False)
+    assert features_key(trunk, data, "bf16-mixed", False) != key
+    assert features_key(trunk, data, "32-true", True) != key
+    assert features_key(create_trunk("test_resnet", "trunk.safetensors"), data, "32-true", False) == key
     change(trunk, data)
-    assert features_key(trunk, data, "32-true") != key
+    assert features_key(trunk, data, "32-true", False) != key
+
+
+def test_the_graph_is_in_the_key_too(faces: Path, tmp_path: Path) -> None:
+    data = FacesDataModule(str(faces), image_size=64, num_workers=0)
+    data.setup()
+    trunk = create_trunk("graph", write_small_trunk(tmp_path / "trunk.safetensors"))
+    other = copy.deepcopy(trunk.net.description)
+    next(node for node in other["nodes"] if node["op"] == "GlobalAveragePool")["op"] = "Abs"  # the same tensors
+    twin = load_graph(other, trunk.net.state_dict(), "test")
+    assert features_key(trunk, data, "32-true", False) != features_key(twin, data, "32-true", False)
+
+
+def test_mirror_images_are_seen_in_training_and_averaged_in_the_test(faces: Path, results: dict[str, object]) -> None:
+    tested = _fit(faces, "--model.tta=flip", "--name=mirrored", "--model.hidden=[8]")
+    features = load_file("runs/mirrored/features.safetensors")["features"]
+    assert features.shape[1] == 2
+    data = FacesDataModule(str(faces), image_size=64, num_workers=0)
+    data.setup()
+    trunk = create_trunk("test_resnet", "trunk.safetensors").eval()
+    face = torch.from_numpy(EvalTransform(64)(data.picture(3))["image"].copy()).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        np.testing.assert_allclose(features[3, 1], trunk(face.flip(3))[0], atol=1e-5)
+    words = ["--ckpt_path=runs/mirrored/version_0/checkpoints/best.ckpt", "--accelerator=cpu", "--precision=32-true"]
+    again = evaluate.main([*words, "--data.num_workers=0"])  # which averages logits of images
+    assert again["test/age/mae_years"] == pytest.approx(tested["test/age/mae_years"], abs=1e-3)
 
 
 def test_stale_and_damaged_features_are_replaced(results: dict[str, object], faces: Path) -> None:
@@ -141,7 +169,6 @@ def test_stale_and_damaged_features_are_replaced(results: dict[str, object], fac
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--model.tta=flip", "tta none"),
         ("--data.train_transform=facecls.data.transforms.EvalTransform", "train_transform"),
         ('--model.schedule.frozen={"0": -1, "1": 0}', "trains the heads alone"),
         ('--model.schedule.frozen={"1": -1}', "trains the heads alone"),

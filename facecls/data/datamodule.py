@@ -203,7 +203,7 @@ class FacesDataModule(pl.LightningDataModule):
         """Makes all batches from now on carry ``features`` in place of ``image``.
 
         Args:
-            features: (F, D) float32, by row of ``faces``.
+            features: (F, V, D) float32, by row of ``faces``: V views of each.
         """
         self._features = features
 

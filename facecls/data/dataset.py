@@ -71,7 +71,7 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
     """Batches of features that were computed before; an item is a whole batch.
 
     Args:
-        features: (F, D) float32, by row of the table.
+        features: (F, V, D) float32, by row of the table: V views of each face.
         labels: The labels.
     """
 
@@ -86,7 +86,7 @@ class FeatureDataset(Dataset[dict[str, Tensor]]):
             batch: Which faces.
 
         Returns:
-            ``features`` (N, D) float32; ``index`` and each label column (N,) int64.
+            ``features`` (N, V, D) float32; ``index`` and each label column (N,) int64.
         """
         return {"features": self.features[torch.from_numpy(batch.faces)], **_with_index(batch.faces, self.labels)}
 

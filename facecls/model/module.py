@@ -24,8 +24,9 @@ from facecls.model.trunk import VGGFACE2, create_trunk
 from facecls.model.upgrade import upgrade
 
 Batch = dict[str, Tensor]
-"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, D) float32 that the trunk made of it; ``index`` (N,) int64, row
-of the table; and (N,) int64 for each label column, such as ``gender``, ``race`` and ``age``, or ``MISSING``."""
+"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, V, D) float32 that the trunk made of it and, for V = 2, of its
+mirror image; ``index`` (N,) int64, row of the table; and (N,) int64 for each label column, such as ``gender``, ``race``
+and ``age``, or ``MISSING``."""
 Stage = Literal["train", "val", "test"]
 
 
@@ -169,8 +170,17 @@ class FaceModule(pl.LightningModule):
     def _logits(self, batch: Batch, final: bool) -> dict[str, Tensor]:
         """Logits by task, (N, L); ``final`` as in the test, averaged over mirror images if that was asked for."""
         if "features" in batch:
-            return self.model.classify(batch["features"])
+            return self._logits_of_views(batch["features"], final)
         return (self.model.mirror_averaged if final and self.tta == "flip" else self.model)(batch["image"])
+
+    def _logits_of_views(self, views: Tensor, final: bool) -> dict[str, Tensor]:
+        """As ``_logits``, of features (N, V, D): training sees one of the views of each face, the test all of them."""
+        count, number, _ = views.shape
+        if final:
+            logits = self.model.classify(views.flatten(0, 1))
+            return {task: values.view(count, number, -1).mean(1) for task, values in logits.items()}
+        seen = torch.randint(number, (count,), device=views.device) if self.training else 0
+        return self.model.classify(views[torch.arange(count, device=views.device), seen])
 
     def _rescale_for_ddp(self, losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Rescales losses so that gradients averaged over devices are those of the mean over all their faces."""

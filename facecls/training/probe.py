@@ -2,6 +2,7 @@
 
 Features are kept beside the folders of the runs and used again as long as nothing that they depend on has changed. The
 module takes batches with ``features`` in place of ``image``; the checkpoint of a probe is that of an ordinary model.
+With ``model.tta: flip`` the trunk also runs over each face's mirror image, and the heads see one or the other.
 """
 
 import hashlib
@@ -39,18 +40,18 @@ def check_options(config: Any) -> None:
         config: All options of the run.
 
     Raises:
-        UserError: If the trunk is not frozen throughout, or faces are to be seen in more than one way.
+        UserError: If the trunk is not frozen throughout, or faces are to be augmented.
     """
-    frozen, transform = config.model.schedule.frozen, config.data.train_transform
+    frozen = config.model.schedule.frozen
     if set(frozen.values()) != {FREEZE_ALL} or 0 not in frozen:
         raise UserError(
             f"Expected model.schedule.frozen {{0: {FREEZE_ALL}}} with probe, which trains the heads alone, but got "
             f"{frozen}."
         )
-    if config.model.tta != "none" or transform is not None:
+    if config.data.train_transform is not None:
         raise UserError(
-            "Expected model.tta none and no data.train_transform with probe, which computes the features of each face "
-            f"once, without augmentation, but got {config.model.tta} and {'one' if transform else 'none'}."
+            "Expected no data.train_transform with probe, which computes the features of each face once, without "
+            "augmentation, but got one; set model.tta to flip to see mirror images as well."
         )
 
 
@@ -70,8 +71,8 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     """
     if trainer.world_size > 1:
         raise UserError(f"Expected one device with probe, but got {trainer.world_size}; set trainer.devices to 1.")
-    trunk = module.model.trunk
-    path, key = run_folder(trainer).parent / FEATURES, features_key(trunk, data, str(trainer.precision))
+    trunk, mirrored = module.model.trunk, module.tta == "flip"
+    path, key = run_folder(trainer).parent / FEATURES, features_key(trunk, data, str(trainer.precision), mirrored)
     features, source = read_features(path, key), f"read from {path}"
     if features is None:
         started, is_shown = time.monotonic(), trainer.progress_bar_callback is not None
@@ -82,6 +83,7 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
                 trainer.strategy.root_device,
                 trainer.precision_plugin.forward_context,
                 advance,
+                mirrored,
             )
         rate = len(features) / (time.monotonic() - started)
         source = f"computed at {rate:.0f} faces/s, saved in {path}"
@@ -91,18 +93,20 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     return f"features of {len(features):,} faces {source}"
 
 
-def features_key(trunk: Trunk, data: FacesDataModule, precision: str) -> str:
+def features_key(trunk: Trunk, data: FacesDataModule, precision: str, mirrored: bool) -> str:
     """Hashes everything that features depend on: version, trunk and its weights, faces and their order, transform.
 
     Args:
         trunk: The trunk.
         data: The faces, after ``setup``.
         precision: Lightning's name of the precision that the trunk computes in.
+        mirrored: Whether those of mirror images are among them.
 
     Returns:
         A SHA-256 in hexadecimal.
     """
-    digest = hashlib.sha256(f"{__version__} {trunk.name} {precision} {data.eval_transform!r}".encode())
+    digest = hashlib.sha256(f"{__version__} {trunk.name} {precision} {data.eval_transform!r} {mirrored}".encode())
+    digest.update(repr(getattr(trunk.net, "description", None)).encode())  # of a graph
     for name, tensor in (*trunk.state_dict().items(), ("mean", trunk.mean), ("std", trunk.std)):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -118,6 +122,7 @@ def compute_features(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[None]],
     advance: Callable[[int], None],
+    mirrored: bool,
 ) -> Tensor:
     """Runs the trunk over all faces, in evaluation mode.
 
@@ -127,15 +132,17 @@ def compute_features(
         device: Where to compute; the trunk is moved there.
         autocast: Returns the context of the precision.
         advance: Called after each batch with its number of faces.
+        mirrored: Whether to run it over mirror images as well.
 
     Returns:
-        (F, D) float32 on the CPU, in the order of the batches.
+        (F, V, D) float32 on the CPU, in the order of the batches: of each face, and if ``mirrored`` of its mirror image.
     """
     trunk.to(device).eval()
     parts = []
     for batch in batches:
+        images = batch["image"].to(device, non_blocking=True)
         with autocast():
-            features = trunk(batch["image"].to(device, non_blocking=True))  # (N, D)
+            features = torch.stack([trunk(view) for view in (images, images.flip(3))[: 1 + mirrored]], 1)  # (N, V, D)
         parts.append(features.float().cpu())
         advance(len(features))
     trunk.train()
@@ -150,7 +157,7 @@ def read_features(path: Path, key: str) -> Tensor | None:
         key: As ``features_key`` returns it.
 
     Returns:
-        (F, D) float32; ``None`` if there are none with this key.
+        (F, V, D) float32; ``None`` if there are none with this key.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -168,7 +175,7 @@ def write_features(path: Path, key: str, features: Tensor) -> None:
     Args:
         path: The safetensors file to be created or replaced; its folder must exist.
         key: As ``features_key`` returns it.
-        features: (F, D) float32.
+        features: (F, V, D) float32.
 
     Raises:
         UserError: If the file can't be written.
