@@ -1,6 +1,6 @@
-"""``python -m facecls.identify``: which of VGGFace2's 8631 identities is it? A quick check of converted weights.
+"""``python -m facecls.identify``: which of a network's identities is it? A quick check of converted weights.
 
-The whole image is resized to 224 x 224, as in keras-vggface's own test, so faces should be cropped closely.
+The whole image is resized to the network's size, as in keras-vggface's own test, so faces should be cropped closely.
 """
 
 import argparse
@@ -22,9 +22,7 @@ from facecls.data.store import decode, why_unusable
 from facecls.errors import UserError, command, program
 from facecls.model.trunk import CLASSIFIER, create_trunk, read_trunk
 
-_DESCRIPTION = "Prints the most probable of VGGFace2's identities for a face: a quick check of converted weights."
-_SIZE = 224
-"""Side in pixels; VGGFace2's ResNet-50 was trained at it."""
+_DESCRIPTION = "Prints the most probable of a network's identities for a face: a quick check of converted weights."
 _PICKLED = {
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
@@ -52,9 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("facecls.identify"):
         if options.top < 1:
             raise UserError(f"Expected --top to be at least 1, but got {options.top}; choose another number.")
-        faces = [read_face(image) for image in options.images]
         labels = read_labels(options.labels) if options.labels else None
-        probabilities = identify(options.weights, faces)
+        probabilities = identify(options.weights, options.images)
         if labels and len(labels) != probabilities.shape[1]:
             raise UserError(
                 f"Expected {probabilities.shape[1]} labels, but {options.labels} has {len(labels)}; "
@@ -64,14 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console().print(_table(image, row, labels, options.top))
 
 
-def read_face(path: Path) -> Tensor:
+def read_face(path: Path, size: int) -> Tensor:
     """Reads an image and resizes it.
 
     Args:
         path: An image in any format that OpenCV reads.
+        size: Height and width to resize it to, in pixels.
 
     Returns:
-        (3, 224, 224) uint8 RGB.
+        (3, size, size) uint8 RGB.
 
     Raises:
         UserError: If the file is missing, or not a complete image.
@@ -83,29 +81,30 @@ def read_face(path: Path) -> Tensor:
     if (reason := why_unusable(encoded)) is not None:
         raise UserError(f"Expected an image, but {path} is {reason}; name a JPEG or PNG file.")
     pixels = decode(np.frombuffer(encoded, np.uint8))
-    how = cv2.INTER_AREA if min(pixels.shape[:2]) > _SIZE else cv2.INTER_LINEAR
-    resized: Any = cv2.resize(pixels, (_SIZE, _SIZE), interpolation=how)
+    how = cv2.INTER_AREA if min(pixels.shape[:2]) > size else cv2.INTER_LINEAR
+    resized: Any = cv2.resize(pixels, (size, size), interpolation=how)
     return torch.from_numpy(resized).permute(2, 0, 1)
 
 
-def identify(weights: Path, faces: Sequence[Tensor]) -> Tensor:
+def identify(weights: Path, images: Sequence[Path]) -> Tensor:
     """Computes the probability of each identity.
 
     Args:
         weights: A trunk file with a classifier.
-        faces: Each (3, H, W) RGB, 0..255.
+        images: Image files.
 
     Returns:
         (N, C) float probabilities, on the CPU.
 
     Raises:
-        UserError: If the file is missing, is not a trunk file, or has no classifier.
+        UserError: If the file is missing, is not a trunk file, or has no classifier; or an image can't be used.
     """
     state, metadata = read_trunk(weights)
     if f"{CLASSIFIER}.weight" not in state:
         raise UserError(
             f"Expected weights with a classifier, but {weights} has none; convert them again with --keep-classifier."
         )
+    faces = [read_face(image, metadata["input"]["size"]) for image in images]
     trunk = create_trunk(metadata["architecture"], weights).eval()
     with torch.inference_mode():
         features = torch.cat([trunk(face[None]) for face in faces])  # (N, D); one by one, in little memory

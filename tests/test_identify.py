@@ -47,7 +47,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, faces: list[Path]) -> Iter
     torch.manual_seed(0)
     trunk = create_trunk("vggface2_resnet50").eval()
     with torch.inference_mode():
-        features = trunk(torch.stack([read_face(path) for path in faces])).numpy().astype(np.float64)
+        features = trunk(torch.stack([read_face(path, 224) for path in faces])).numpy().astype(np.float64)
     bias = np.array([1, 0, -1])
     solved, *_ = np.linalg.lstsq(features, np.log(PROBABILITIES) - bias, rcond=None)
     state = trunk.net.state_dict() | {
@@ -55,7 +55,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, faces: list[Path]) -> Iter
         "classifier.bias": torch.from_numpy(bias.astype(np.float32)),
     }
     path = tmp_path_factory.mktemp("weights") / "trunk.safetensors"
-    save_trunk(path, state, {"architecture": "vggface2_resnet50", "classes": 3})
+    save_trunk(path, state, {"architecture": "vggface2_resnet50", "classes": 3, "input": {"size": 224}})
     yield path
     path.unlink()
 
@@ -116,7 +116,7 @@ def test_other_labels_are_refused(content: bytes, tmp_path: Path) -> None:
 def test_face_is_read_as_rgb_and_resized(tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     Image.new("RGB", (300, 90), (255, 128, 0)).save(path)
-    face = read_face(path)
+    face = read_face(path, 224)
     assert face.shape == (3, 224, 224)
     assert face.dtype == torch.uint8
     assert [channel.unique().tolist() for channel in face] == [[255], [128], [0]]

@@ -135,7 +135,7 @@ def compute_features(
         mirrored: Whether to run it over mirror images as well.
 
     Returns:
-        (F, V, D) float32 on the CPU, in the order of the batches: of each face, and if ``mirrored`` of its mirror image.
+        (F, V, D) float32 on the CPU, in the order of the batches; V is 2 if ``mirrored``, else 1.
     """
     trunk.to(device).eval()
     parts = []
