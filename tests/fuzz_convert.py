@@ -2,8 +2,8 @@
 
 KIND is ``h5``, ``keras``, ``onnx`` or ``pth``. Each file is a sound one with random changes: bytes flipped, cut,
 repeated or zeroed; in the JSON of a Keras model and the messages of an ONNX model, values replaced by any others. Each
-is converted in a process of its own, which must write a trunk file and exit with 0, or write nothing, print one line and
-exit with 2; within a minute and 4 GB. Prints what was neither, keeps those files, and exits with 1 if there are any.
+is converted in a process of its own, which must write a trunk file and exit with 0, or write nothing, print one line
+and exit with 2; within a minute and 4 GB. Prints what was neither, keeps those files, and exits with 1 if there is any.
 """
 
 import json
