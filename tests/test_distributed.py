@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plain_networks import write_small_trunk
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from trained_model import save_checkpoint
 
@@ -146,6 +147,26 @@ def test_two_processes_learn_the_weights_that_one_learns(runs: Path) -> None:
         assert one[part].keys() == two[part].keys()
         for name, tensor in one[part].items():
             torch.testing.assert_close(two[part][name], tensor, rtol=1e-4, atol=1e-5, msg=f"{part} {name}")
+
+
+def test_two_processes_learn_a_converted_graph_as_one_does(folder: Path) -> None:
+    weights = write_small_trunk(folder / "trunk.safetensors")
+    graph = [*WORDS, "--model.trunk=graph", f"--model.weights={weights}", "--trainer.max_epochs=2"]
+    torchrun = "torch.distributed.run --standalone --nproc_per_node=2 -m facecls.fit"
+    two = [*graph, "--name=graph_two", "--data.batch_size=8", "--trainer.devices=2"]
+    process = _start(torchrun, two, folder)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("facecls.report.page.write_report", lambda *_: None)
+        fit.main([*graph, "--name=graph_one", "--data.batch_size=16"])
+    one, other = (
+        torch.load(folder / f"runs/graph_{name}/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_two_processes_leave_what_one_leaves(runs: Path) -> None:
