@@ -53,7 +53,7 @@ def finish(network: Network) -> Shapes:
     shapes = value_shapes(network.model)
     ends = [output.name for output in graph.output]
     shape = shapes[ends[0]]
-    if len(shape) not in (1, 3):
+    if len(shape) not in (1, 3) or 0 in shape:
         raise UserError(
             f"Expected a vector or a map as features, but the output of {network.features} in {network.source} has "
             f"the shape (N, {', '.join(map(str, shape))}); name another layer by --output."
@@ -80,7 +80,8 @@ def value_shapes(model: onnx.ModelProto) -> Shapes:
         model: A plain model.
 
     Returns:
-        Shapes by name, without the batch, and those of the weights in full.
+        Shapes by name, without the first dimension, which is usually the batch, and those of the weights in full; 0
+        where a size is not known, since the batch is elsewhere.
 
     Raises:
         UserError: If one can't be inferred, or is too large.
@@ -94,9 +95,9 @@ def value_shapes(model: onnx.ModelProto) -> Shapes:
     shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         dimensions = value.type.tensor_type.shape.dim
-        if value.name not in shapes and all(dimension.dim_value for dimension in dimensions[1:]):
+        if value.name not in shapes and value.type.tensor_type.HasField("shape"):
             shapes[value.name] = tuple(dimension.dim_value for dimension in dimensions[1:])
-            check_size(f"the value {value.name}", shapes[value.name])
+            check_size(f"the value {value.name}", [size or 1 for size in shapes[value.name]])
     if missing := [output for node in graph.node for output in node.output if output not in shapes]:
         raise UserError(
             f"Expected values of known shapes, but that of {missing[0]} is not known; use another --output."
@@ -122,6 +123,8 @@ def last_map(model: onnx.ModelProto, shapes: Shapes) -> Map | None:
     for step in reversed(cut_points(steps)):
         name = steps[step][0]
         shape = shapes[name]
+        if 0 in shape:
+            continue
         if len(shape) == 3 and math.prod(shape[1:]) > 1:
             return Map(name, shape, 0)
         if len(shape) == 2:

@@ -278,6 +278,8 @@ def _gather(settings: Settings) -> Callable[..., Tensor]:
     axis, indices = settings.get("axis", 0), settings["indices"]
     if isinstance(indices, int):
         return lambda x: x.select(axis, indices)
+    if not all(isinstance(index, int) for index in indices):
+        raise ValueError("it gathers by a table of indices")
     return lambda x: torch.stack([x.select(axis, index) for index in indices], axis)
 
 

@@ -1,0 +1,376 @@
+"""Rewrites ONNX nodes in place, until a model has only the operators of a plain one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""By value: its shape without the batch, and those of constants in full."""
+
+
+class Editor:
+    """A graph whose nodes are replaced one after the other.
+
+    Args:
+        graph: The graph, changed in place.
+
+    Attributes:
+        constants: All initializers by name.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._values = {name for node in graph.node for name in node.output} | set(self.constants)
+
+    def array(self, value: str) -> NDArray[Any]:
+        """A constant."""
+        found: NDArray[Any] = numpy_helper.to_array(self.constants[value])
+        return found
+
+    def add(self, near: str, array: Any) -> str:
+        """Adds a constant, named after a value near it."""
+        name = self.unused(f"{near}/constant")
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+        self.constants[name] = self.graph.initializer[-1]
+        return name
+
+    def unused(self, name: str) -> str:
+        """A name that no value has."""
+        while name in self._values:
+            name += "_"
+        self._values.add(name)
+        return name
+
+    def chain(self, value: str, output: str, *parts: tuple[Any, ...]) -> list[onnx.NodeProto]:
+        """Nodes that are applied one after the other.
+
+        Args:
+            value: What the first one reads.
+            output: The value of the last one.
+            *parts: For each its operator, its further inputs, and its attributes.
+
+        Returns:
+            The nodes.
+        """
+        nodes = []
+        for number, (kind, inputs, attributes) in enumerate(parts, start=1):
+            end = output if number == len(parts) else self.unused(f"{output}/{kind.lower()}")
+            nodes.append(helper.make_node(kind, [value, *inputs], [end], **attributes))
+            value = end
+        return nodes
+
+
+Rewrite = Callable[[Editor, onnx.NodeProto, Shapes], "Sequence[onnx.NodeProto] | None"]
+"""Returns the nodes that take the place of one, or ``None`` to leave it."""
+
+
+def rewrite(graph: onnx.GraphProto, rewrites: Mapping[str, Rewrite], shapes: Shapes) -> None:
+    """Replaces nodes, in place.
+
+    Args:
+        graph: The graph.
+        rewrites: What to do, by operator.
+        shapes: The shapes of all values; empty if no rewrite needs them.
+
+    Raises:
+        ValueError: If a node has a setting that can't be rewritten.
+    """
+    editor = Editor(graph)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        apply = rewrites.get(node.op_type)
+        replaced = apply(editor, node, shapes) if apply else None
+        nodes.extend([node] if replaced is None else replaced)
+    set_nodes(graph, nodes)
+
+
+def set_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Gives a graph other nodes, some of which may be its own."""
+    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # deleting empties its own
+    del graph.node[:]
+    graph.node.extend(copied)
+
+
+def settings_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes of a node by name."""
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+
+def _set(node: onnx.NodeProto, **settings: Any) -> None:
+    """Sets attributes; ``None`` removes one."""
+    kept = [each for each in node.attribute if each.name not in settings]
+    made = [helper.make_attribute(name, value) for name, value in settings.items() if value is not None]
+    del node.attribute[:]
+    node.attribute.extend([*kept, *made])
+
+
+# From opset 18 to 21 down to 17
+
+
+def _reduce_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    if len(node.input) > 1 and node.input[1] and node.op_type != "ReduceSum":
+        if node.input[1] not in editor.constants:
+            raise ValueError(f"{node.output[0]} reduces axes that are not constant")
+        _set(node, axes=editor.array(node.input[1]).tolist(), noop_with_empty_axes=None)
+    if node.op_type != "ReduceSum":
+        del node.input[1:]
+
+
+def _split_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    _set(node, num_outputs=None)  # the sizes are added where shapes are known
+
+
+def _pad_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    if len(node.input) > 3:
+        raise ValueError(f"{node.output[0]} pads some axes only")
+
+
+def _resize_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    settings = settings_of(node)
+    policy = settings.get("keep_aspect_ratio_policy", b"stretch")
+    if settings.get("antialias") or settings.get("axes") or policy != b"stretch":
+        raise ValueError(f"{node.output[0]} is resized in a way that is not known")
+    _set(node, antialias=None, axes=None, keep_aspect_ratio_policy=None)
+
+
+def _gelu(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    x, output = node.input[0], node.output[0]
+    half, one = (editor.add(output, np.float32(value)) for value in (0.5, 1.0))
+    share = editor.unused(f"{output}/share")
+    if settings_of(node).get("approximate", b"none") == b"tanh":
+        cube, scale = (editor.add(output, np.float32(value)) for value in (0.044715, np.sqrt(2 / np.pi)))
+        square, inner = editor.unused(f"{output}/square"), editor.unused(f"{output}/inner")
+        nodes = [helper.make_node("Mul", [x, x], [square])]
+        nodes += editor.chain(square, inner, ("Mul", [cube], {}), ("Add", [one], {}), ("Mul", [x], {}))
+        nodes += editor.chain(inner, share, ("Mul", [scale], {}), ("Tanh", [], {}), ("Add", [one], {}))
+    else:
+        root = editor.add(output, np.float32(np.sqrt(0.5)))
+        nodes = editor.chain(x, share, ("Mul", [root], {}), ("Erf", [], {}), ("Add", [one], {}))
+    return [*nodes, *editor.chain(x, output, ("Mul", [share], {}), ("Mul", [half], {}))]
+
+
+def _mish(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    gate = editor.unused(f"{node.output[0]}/gate")
+    gated = editor.chain(node.input[0], gate, ("Softplus", [], {}), ("Tanh", [], {}))
+    return [*gated, helper.make_node("Mul", [node.input[0], gate], node.output)]
+
+
+def _without(*names: str) -> Rewrite:
+    """Drops attributes that opset 17 does not know and whose defaults are its behaviour."""
+
+    def apply(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+        _set(node, **dict.fromkeys(names))
+
+    return apply
+
+
+_REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare")
+DOWN: Mapping[str, Rewrite] = {
+    **dict.fromkeys(_REDUCTIONS, _reduce_down),
+    "AveragePool": _without("dilations"),
+    "Cast": _without("saturate"),
+    "Gelu": _gelu,
+    "Mish": _mish,
+    "Pad": _pad_down,
+    "Resize": _resize_down,
+    "Split": _split_down,
+}
+
+
+# To the operators of a plain model; shapes are known
+
+
+def _window(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    """Writes out the padding, and what a pooling's last window would cover beyond the border."""
+    settings = settings_of(node)
+    kernel = settings.get("kernel_shape") or list(shapes[node.input[1]][2:])
+    rank = len(kernel)
+    strides, dilations = settings.get("strides") or [1] * rank, settings.get("dilations") or [1] * rank
+    pads, how = list(settings.get("pads") or [0] * 2 * rank), settings.get("auto_pad", b"NOTSET")
+    sizes = shapes[node.input[0]][1:]
+    wide = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    if how in (b"SAME_UPPER", b"SAME_LOWER"):
+        total = [max((-(-size // s) - 1) * s + w - size, 0) for size, s, w in zip(sizes, strides, wide, strict=True)]
+        small, large = [each // 2 for each in total], [each - each // 2 for each in total]
+        pads = [*small, *large] if how == b"SAME_UPPER" else [*large, *small]
+    elif how == b"VALID":
+        pads = [0] * 2 * rank
+    _set(node, kernel_shape=kernel, pads=pads, strides=strides, auto_pad=None)
+    if node.op_type == "Conv":
+        return
+    if settings.get("storage_order"):
+        raise ValueError(f"{node.output[0]} pools in column-major order")
+    if settings.get("ceil_mode"):
+        found = shapes[node.output[0]][1:]
+        exact = [
+            (size + pads[axis] + pads[axis + rank] - wide[axis]) // strides[axis] + 1 for axis, size in enumerate(sizes)
+        ]
+        if tuple(exact) == tuple(found):
+            _set(node, ceil_mode=None)
+        elif node.op_type == "MaxPool":
+            extra = [
+                (count - 1) * strides[axis] + wide[axis] - sizes[axis] - pads[axis] - pads[axis + rank]
+                for axis, count in enumerate(found)
+            ]
+            _set(node, ceil_mode=None, pads=[*pads[:rank], *(p + e for p, e in zip(pads[rank:], extra, strict=True))])
+
+
+def _average_pool(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
+    _window(editor, node, shapes)
+    settings = settings_of(node)
+    pads = settings["pads"]
+    if pads[:2] == pads[2:]:
+        return None
+    if settings.get("ceil_mode"):
+        raise ValueError(f"{node.output[0]} averages beyond uneven padding")
+    # onnx2torch can't pad averages unevenly: with padding counted pad first, else divide by the share of the image
+    x, output = node.input[0], node.output[0]
+    whole = editor.add(output, np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64))
+    plain = {"kernel_shape": settings["kernel_shape"], "strides": settings["strides"]}
+    steps: tuple[tuple[Any, ...], ...] = (("Pad", [whole], {}), ("AveragePool", [], plain))
+    if settings.get("count_include_pad"):
+        return editor.chain(x, output, *steps)
+    one = editor.add(output, np.float32(1))
+    average, share = editor.unused(f"{output}/average"), editor.unused(f"{output}/share")
+    return [
+        *editor.chain(x, average, *steps),
+        *editor.chain(x, share, ("Clip", [one, one], {}), *steps),
+        helper.make_node("Div", [average, share], [output]),
+    ]
+
+
+def _gemm(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
+    """Folds the factors of a linear layer into its weights."""
+    settings = settings_of(node)
+    x, weight, *rest = node.input
+    if settings.get("transA") or weight not in editor.constants or any(each not in editor.constants for each in rest):
+        raise ValueError(f"{node.output[0]} multiplies what is not a layer's weight")
+    matrix = editor.array(weight) * np.float32(settings.get("alpha", 1.0))
+    matrix = matrix if settings.get("transB") else matrix.T
+    inputs = [x, editor.add(weight, matrix)]
+    if rest and rest[0]:
+        bias = editor.array(rest[0]) * np.float32(settings.get("beta", 1.0))
+        inputs.append(editor.add(rest[0], np.broadcast_to(bias.reshape(-1), (len(matrix),)).astype(np.float32)))
+    return [helper.make_node("Gemm", inputs, node.output, node.name, transB=1)]
+
+
+def _matmul(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
+    x, weight = node.input
+    if weight in editor.constants and len(shapes.get(x, ())) == 1 and editor.array(weight).ndim == 2:
+        inputs = [x, editor.add(weight, editor.array(weight).T)]
+        return [helper.make_node("Gemm", inputs, node.output, node.name, transB=1)]
+    return None
+
+
+def _global_max_pool(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    return [helper.make_node("ReduceMax", node.input, node.output, node.name, axes=[2, 3], keepdims=1)]
+
+
+def _lp_normalization(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    settings = settings_of(node)
+    if settings.get("p", 2) != 2:
+        raise ValueError(f"{node.output[0]} is normalised by another length than Euclid's")
+    norm = editor.unused(f"{node.output[0]}/norm")
+    return [
+        helper.make_node("ReduceL2", node.input, [norm], axes=[settings.get("axis", -1)], keepdims=1),
+        helper.make_node("Div", [node.input[0], norm], node.output),
+    ]
+
+
+def _split(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    """Each part as a slice, since a part that nobody reads is left out."""
+    axis, start = settings_of(node).get("axis", 0), 0
+    rank = len(shapes[node.input[0]]) + 1
+    axis = axis + rank if axis < 0 else axis
+    total = shapes[node.input[0]][axis - 1]
+    count = len(node.output)
+    sizes = editor.array(node.input[1]).tolist() if len(node.input) > 1 else [-(-total // count)] * count
+    nodes = []
+    for output, size in zip(node.output, sizes, strict=True):
+        where = [
+            editor.add(node.output[0], np.array([each], np.int64)) for each in (start, min(start + size, total), axis)
+        ]
+        nodes.append(helper.make_node("Slice", [node.input[0], *where], [output]))
+        start += size
+    return nodes
+
+
+def _squeeze(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
+    """Without axes, all of size one but the batch."""
+    if len(node.input) > 1:
+        return None
+    axes = [axis for axis, size in enumerate(shapes[node.input[0]], start=1) if size == 1]
+    return [
+        helper.make_node("Squeeze", [node.input[0], editor.add(node.output[0], np.array(axes, np.int64))], node.output)
+    ]
+
+
+def _resize(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    """By how much, in one form; only what torch computes in the same way."""
+    settings = settings_of(node)
+    before, after = shapes[node.input[0]], shapes[node.output[0]]
+    factors = [new / old for old, new in zip(before, after, strict=True)]
+    mode = settings.get("mode", b"nearest").decode()
+    alignment = settings.get("coordinate_transformation_mode", b"half_pixel").decode()
+    rounding = settings.get("nearest_mode", b"round_prefer_floor").decode()
+    is_whole = all(factor == int(factor) for factor in factors)
+    exact = (
+        (is_whole and (alignment, rounding) in _NEAREST)
+        if mode == "nearest"
+        else mode == "linear" and alignment in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    )
+    if not exact or len(before) != 3 or factors[0] != 1:
+        raise ValueError(f"{node.output[0]} is resized by {mode}, {alignment}, {rounding}, which torch does otherwise")
+    scales = editor.add(node.output[0], np.array([1, *factors], np.float32))
+    how = {"mode": mode, "coordinate_transformation_mode": alignment}
+    if mode == "nearest":
+        how = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return [helper.make_node("Resize", [node.input[0], "", scales], node.output, node.name, **how)]
+
+
+_NEAREST = {
+    ("asymmetric", "floor"),
+    ("half_pixel", "round_prefer_floor"),
+    ("half_pixel", "round_prefer_ceil"),
+    ("pytorch_half_pixel", "round_prefer_floor"),
+    ("pytorch_half_pixel", "round_prefer_ceil"),
+}
+"""Ways to take the nearest pixel that are the same where an image is enlarged a whole number of times."""
+
+
+def _batch_norm(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    if settings_of(node).get("training_mode"):
+        raise ValueError(f"{node.output[0]} is normalised by its own batch; export the network in evaluation mode")
+    del node.output[1:]
+    _set(node, training_mode=None, spatial=None)
+
+
+def _all_axes(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    """Refuses what would mix the images of a batch."""
+    axes = settings_of(node).get("axes")
+    if node.op_type == "ReduceSum" and len(node.input) > 1:
+        axes = editor.array(node.input[1]).tolist()
+    rank = len(shapes[node.input[0]]) + 1
+    if not axes or any(axis % rank == 0 for axis in axes):
+        raise ValueError(f"{node.output[0]} is a reduction over the batch")
+
+
+PLAIN: Mapping[str, Rewrite] = {
+    **dict.fromkeys(_REDUCTIONS, _all_axes),
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Conv": _window,
+    "Gemm": _gemm,
+    "GlobalMaxPool": _global_max_pool,
+    "LpNormalization": _lp_normalization,
+    "MatMul": _matmul,
+    "MaxPool": _window,
+    "Resize": _resize,
+    "Split": _split,
+    "Squeeze": _squeeze,
+}
