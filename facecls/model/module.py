@@ -36,7 +36,7 @@ class FaceModule(pl.LightningModule):
     Args:
         trunk: timm name of the trunk; ``vggface2_resnet50`` is keras-vggface's, ``graph`` any other that was converted,
             whose trunk file says what it is.
-        weights: Trunk file (safetensors) to start from; null for random weights.
+        weights: Trunk file (safetensors) to start from; ``pretrained`` for timm's own weights; null for random ones.
         tasks: What is learned, such as [gender, age]; null for all that the faces are labelled with (see data.tasks).
         hidden: Sizes of each head's hidden layers; none for linear heads. The original notebook's are [512, 256, 32].
         dropout: Share of features dropped before the first and after each hidden layer of a head.
@@ -89,11 +89,7 @@ class FaceModule(pl.LightningModule):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
         )
-        created = create_trunk(trunk, weights, graph)
-        if created.fixed_size not in (None, image_size):
-            raise UserError(
-                f"Expected data.image_size {created.fixed_size}, the only one of this trunk, but got {image_size}."
-            )
+        created = create_trunk(trunk, weights, image_size, graph)
         if isinstance(created.net, GraphNet):
             self.hparams["graph"] = created.net.description  # so that a checkpoint needs no trunk file
         self.model = FaceModel(created, choose_tasks(known, tasks), options)

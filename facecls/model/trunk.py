@@ -4,14 +4,12 @@ Its weights come from a *trunk file*: safetensors with the tensors of the model 
 whose value is a JSON object that describes them. One key, because safetensors writes several in random order.
 """
 
-import difflib
 import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.model.graph import GRAPH, GraphNet, create_graph
+from facecls.model.timm_trunk import PRETRAINED, create_timm
 
 VGGFACE2 = "vggface2_resnet50"
 VGGFACE2_MEAN = (131.0912, 103.8827, 91.4953)
@@ -139,35 +138,48 @@ def _check(images: Tensor, fixed_size: int | None) -> None:
             )
 
 
-def create_trunk(name: str, weights: str | Path | None = None, graph: Mapping[str, Any] | None = None) -> Trunk:
+def create_trunk(
+    name: str,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    graph: Mapping[str, Any] | None = None,
+) -> Trunk:
     """Creates a trunk.
 
     Args:
         name: Name of a timm model, of which ``vggface2_resnet50`` is ours, or ``graph``.
-        weights: Trunk file to load; ``None`` for random weights.
+        weights: Trunk file to load; ``pretrained`` for timm's own weights; ``None`` for random ones.
+        image_size: Side of the images in pixels; ``None`` for what the network was trained at.
         graph: Description of a graph whose weights are loaded later, as from a checkpoint.
 
     Returns:
         The trunk, in training mode.
 
     Raises:
-        UserError: If timm does not know the name, or the file is missing, not a trunk file or for another architecture.
+        UserError: If timm does not know the name, or the weights are missing or for another architecture, or images of
+            that size can't be taken.
     """
     if name == GRAPH:
-        return _create_graph(weights, graph)
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UserError(f"Expected a timm model as trunk, but got {name!r}; {_did_you_mean(near)}")
-    trunk = Trunk(timm.create_model(name, num_classes=0), name)
-    if weights is not None:
-        state, metadata = read_trunk(Path(weights))
-        if metadata["architecture"] != name:
-            raise UserError(
-                f"Expected weights of {name}, but {weights} holds {metadata['architecture']}; "
-                "name another file or set model.trunk to match."
-            )
-        _load(trunk.net, state, weights)
+        trunk = _create_graph(weights, graph)
+    else:
+        trunk = Trunk(create_timm(name, weights == PRETRAINED, image_size), name)
+        if weights not in (None, PRETRAINED):
+            _load_timm(trunk, Path(weights))
+    if trunk.fixed_size is not None and image_size not in (None, trunk.fixed_size):
+        raise UserError(
+            f"Expected data.image_size {trunk.fixed_size}, the only one of this trunk, but got {image_size}."
+        )
     return trunk
+
+
+def _load_timm(trunk: Trunk, weights: Path) -> None:
+    state, metadata = read_trunk(weights)
+    if metadata["architecture"] != trunk.name:
+        raise UserError(
+            f"Expected weights of {trunk.name}, but {weights} holds {metadata['architecture']}; "
+            "name another file or set model.trunk to match."
+        )
+    _load(trunk.net, state, weights)
 
 
 def _create_graph(weights: str | Path | None, graph: Mapping[str, Any] | None) -> Trunk:
@@ -205,12 +217,6 @@ def load_graph(description: Mapping[str, Any], state: dict[str, Tensor], source:
         net = GraphNet(description)
     _load(net, state, source, assign=True)
     return Trunk(net, GRAPH)
-
-
-def _did_you_mean(near: list[str]) -> str:
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return "timm.list_models() lists the names."
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], source: str | Path, assign: bool = False) -> None:
