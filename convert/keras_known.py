@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -132,13 +134,19 @@ def find_known(file: KerasFile, graph: Graph, values: Mapping[str, Value | UserE
         if known.by_name is not None and known.by_name(graph):
             return Found(known, None, {})
         if known.body is not None:
-            nodes = Nodes(blank, frozenset(), keras_3=False)
-            layers = known.body()
-            reference = emit(file.path, layers, {layers[0].name: (3, size, size)}, nodes)
-            end = reference[layers[-1].name]
-            if isinstance(end, Value) and end.structure in structures:
-                return Found(known, structures[end.structure], nodes.weighted)
+            end, names = _reference(known, size)
+            if end in structures:
+                return Found(known, structures[end], names)
     return None
+
+
+@cache
+def _reference(known: Known, size: int) -> tuple[str, Mapping[str, str]]:
+    """The structure of a network's last map, and the names of its nodes with weights by their structures."""
+    nodes = Nodes(blank, frozenset(), keras_3=False)
+    layers = known.body() if known.body else []
+    end = emit(Path(known.name), layers, {layers[0].name: (3, size, size)}, nodes)[layers[-1].name]
+    return end.structure if isinstance(end, Value) else "", nodes.weighted
 
 
 def graph_of_weights(file: KerasFile, size: int) -> tuple[Graph, tuple[str, ...]]:

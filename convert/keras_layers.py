@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.keras_activations import activated
-from convert.keras_nodes import Maker, Value, number
+from convert.keras_nodes import Maker, Value, number, pads_of_map
 
 
 def conv2d(make: Maker, x: Value) -> Value:
@@ -155,8 +155,7 @@ def _zero_padded_average(
 ) -> Value:
     top, left, bottom, right = pads
     padded = (x.channels, x.shape[1] + top + bottom, x.shape[2] + left + right)
-    around = {"pads": np.array([0, 0, top, left, 0, 0, bottom, right]), "value": number(0)}
-    x = make.node("Pad", [x], padded, around, f"{part}_padded")
+    x = make.node("Pad", [x], padded, {"pads": pads_of_map(top, left, bottom, right)}, f"{part}_padded")
     return make.node("AveragePool", [x], shape, part=part, kernel_shape=kernel, strides=strides, pads=[0, 0, 0, 0])
 
 

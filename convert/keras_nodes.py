@@ -297,6 +297,11 @@ def number(value: float) -> NDArray[np.float32]:
     return np.array(value, np.float32)
 
 
+def pads_of_map(top: int, left: int, bottom: int, right: int) -> NDArray[np.int64]:
+    """The padding of a map; negative numbers crop it."""
+    return np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+
+
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"its {name} is {value!r}, not a whole number from {low} to {high:,}")

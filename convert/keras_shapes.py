@@ -5,9 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convert.keras_nodes import Maker, Value
-
-_TO_END = 2**31 - 1
+from convert.keras_nodes import Maker, Value, pads_of_map
 
 
 def flatten(make: Maker, x: Value) -> Value:
@@ -108,21 +106,18 @@ def global_pooling(kind: str) -> Callable[[Maker, Value], Value]:
 
 def zero_padding2d(make: Maker, x: Value) -> Value:
     """``ZeroPadding2D``."""
-    make.check_map(x)
-    top, bottom, left, right = make.settings.sides("padding", 1)
-    shape = (x.channels, x.shape[1] + top + bottom, x.shape[2] + left + right)
-    pads = {"pads": np.array([0, 0, top, left, 0, 0, bottom, right])}
-    return make.node("Pad", [x], shape, pads) if any((top, bottom, left, right)) else x
+    return _padded(make, x, *make.settings.sides("padding", 1))
 
 
 def cropping2d(make: Maker, x: Value) -> Value:
-    """``Cropping2D``."""
+    """``Cropping2D``; as a negative padding, since onnx2torch's slices rest on what torch deprecates."""
+    return _padded(make, x, *(-side for side in make.settings.sides("cropping", 0)))
+
+
+def _padded(make: Maker, x: Value, top: int, bottom: int, left: int, right: int) -> Value:
     make.check_map(x)
-    top, bottom, left, right = make.settings.sides("cropping", 0)
-    shape = (x.channels, x.shape[1] - top - bottom, x.shape[2] - left - right)
-    ends = [-bottom if bottom else _TO_END, -right if right else _TO_END]
-    parts = {"starts": np.array([top, left]), "ends": np.array(ends), "axes": np.array([2, 3])}
-    return make.node("Slice", [x], shape, parts) if any((top, bottom, left, right)) else x
+    shape = (x.channels, x.shape[1] + top + bottom, x.shape[2] + left + right)
+    return make.node("Pad", [x], shape, {"pads": pads_of_map(top, left, bottom, right)}) if shape != x.shape else x
 
 
 _RESIZING = {

@@ -18,6 +18,8 @@ from facecls.errors import UserError
 Array = NDArray[np.float32]
 _OLD_NAMES = {"depthwise_kernel": "kernel", "moving_mean": "running_mean", "moving_variance": "running_std"}
 """Other names of weights: in Keras 3, and in Keras 1, whose ``running_std`` holds the variance."""
+_COUNT = "count"
+"""How many images the statistics of ``Normalization`` come from, an integer that inference does not need."""
 _MAX_EXPANSION, _ALLOWANCE = 32, 2**26
 """HDF5 files can declare weights that they don't store. Trained weights, compressed, are far from 32 times smaller."""
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
@@ -83,7 +85,11 @@ class Weights(ABC):
                     f"Expected layer {name} to have the weights {', '.join(shapes) or 'none'}, but in {self.path} it "
                     f"has {', '.join(found) or 'none'}; get the file again."
                 )
-            return {weight: self._read(f"{name}/{weight}", found[weight], shape) for weight, shape in shapes.items()}
+            return {
+                weight: self._read(f"{name}/{weight}", found[weight], shape)
+                for weight, shape in shapes.items()
+                if weight != _COUNT
+            }
         except _DAMAGE as error:
             raise UserError(
                 f"Expected a whole file, but layer {name} in {self.path} is damaged ({error}); get it again."
