@@ -22,8 +22,8 @@ def activation_name(setting: Any) -> str:
     """
     own = False
     if isinstance(setting, dict):
-        module, registered = str(setting.get("module")), str(setting.get("registered_name"))
-        own = ">" in registered or not re.match(r"keras|tf_keras|tensorflow|builtins", module)
+        module, registered = str(setting.get("module") or "keras"), str(setting.get("registered_name"))
+        own = ">" in registered or not re.match(r"keras|tf_keras|tensorflow", module)
         setting = setting.get("config")
         setting = setting.get("name") if isinstance(setting, dict) else setting
     if setting is None:

@@ -172,7 +172,12 @@ class _Parser:
         return outputs
 
     def _add(
-        self, kind: str, config: Mapping[str, Any], inputs: tuple[str, ...], path: tuple[str, ...], training: bool = False
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: tuple[str, ...],
+        path: tuple[str, ...],
+        training: bool = False,
     ) -> str:
         if len(self.layers) >= _MAX_STEPS:
             raise ValueError(f"it has more than {_MAX_STEPS:,} layers")
@@ -257,9 +262,9 @@ def _reference(node: Any) -> Ref:
 
 
 def _is_training(node: Any) -> bool:
-    """Whether a call has the argument ``training=True``."""
+    """Whether a call has the argument ``training=True``, which Keras 3, unlike Keras 2, overrides at inference."""
     if isinstance(node, dict):
-        return node.get("training") is True or any(map(_is_training, node.values()))
+        return node.get("training") is True
     return isinstance(node, list) and any(map(_is_training, node))
 
 

@@ -48,14 +48,14 @@ class KerasFile:
         path: The file.
         sha256: SHA-256 of its bytes, in hexadecimal.
         version: The version of Keras that wrote it, according to the file.
-        config: The description of the model, as JSON gives it; ``None`` in a file of weights only.
+        config: The description of the model; ``None`` in a file of weights only.
         weights: The weights, not yet read.
     """
 
     path: Path
     sha256: str
     version: str
-    config: Any
+    config: dict[str, Any] | None
     weights: Weights
 
 
@@ -191,11 +191,14 @@ def _texts(attributes: Any, name: str) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _parse(path: Path, config: str | bytes) -> Any:
+def _parse(path: Path, config: str | bytes) -> dict[str, Any]:
     try:
         if len(config) > _MAX_CONFIG:
             raise ValueError(f"{len(config):,} characters")
-        return json.loads(config)
+        parsed = json.loads(config)
+        if not isinstance(parsed, dict):
+            raise ValueError(f"it is {config[:20]!r}")
+        return parsed
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"Expected a description of the model in {path}, but it can't be understood ({error}); get the file again."
@@ -214,7 +217,7 @@ def _open_zip(path: Path, sha256: str) -> Iterator[KerasFile]:
             config = _parse(path, _member(path, archive, "config.json"))
             metadata = _parse(path, _member(path, archive, "metadata.json")) if _has_metadata(archive) else {}
             content = io.BytesIO(_member(path, archive, "model.weights.h5"))
-        version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+        version = metadata.get("keras_version")
         file = h5py.File(content, "r")
     except _ZIP_DAMAGE as error:
         raise _damaged(path, error) from None

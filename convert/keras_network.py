@@ -53,16 +53,12 @@ def read_keras(path: Path, asked: Asked) -> Network:
         sketch = _nodes(file, graph)
         values = emit(path, graph.layers, inputs, sketch)
         found = find_known(file, graph, values, asked.size or own_size or SIZE)
-        contract = _contract(path, found, own_size, asked)
         graph_steps = steps(graph.layers)
         features = features_step(path, graph, graph_steps, values, found, asked.output)
-        classifier = (
-            find_classifier(path, graph, graph_steps, values, features) if asked.keep_classifier else None
-        )
+        contract = _contract(path, found, own_size, asked)
+        classifier = find_classifier(path, graph, graph_steps, values, features) if asked.keep_classifier else None
         is_known_trunk = (
-            found is not None
-            and asked.output is None
-            and contract == replace(found.known.contract, size=contract.size)
+            found is not None and asked.output is None and contract == replace(found.known.contract, size=contract.size)
         )
         layout = found.known.trunk if found and is_known_trunk else GRAPH
         names = dict(found.names) if found and layout != GRAPH else {}

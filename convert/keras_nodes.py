@@ -165,14 +165,13 @@ class Settings:
     def pair(self, name: str, default: Any = None, low: int = 1) -> tuple[int, int]:
         """Height and width."""
         value = self.get(name, default)
-        height, width = (value, value) if isinstance(value, int) else value
+        height, width = _two(name, value)
         return _whole(name, height, low, MAX_WINDOW), _whole(name, width, low, MAX_WINDOW)
 
     def sides(self, name: str, default: int) -> tuple[int, int, int, int]:
         """Sizes at the top, bottom, left and right, of ``n``, ``[height, width]`` or ``[[top, bottom], [left, right]]``."""
         value = self.get(name, default)
-        rows, columns = (value, value) if isinstance(value, int) else value
-        (top, bottom), (left, right) = ((side, side) if isinstance(side, int) else side for side in (rows, columns))
+        (top, bottom), (left, right) = (_two(name, side) for side in _two(name, value))
         return tuple(_whole(name, side, 0, MAX_WINDOW) for side in (top, bottom, left, right))  # type: ignore[return-value]
 
 
@@ -247,7 +246,10 @@ class Maker:
         attributes: Mapping[str, Any],
     ) -> str:
         described = [
-            (name, array if array is None else (array.shape, array.tolist() if array.size <= _HASHED else self.weighted))
+            (
+                name,
+                array if array is None else (array.shape, array.tolist() if array.size <= _HASHED else self.weighted),
+            )
             for name, array in constants.items()
         ]
         what = (kind, [value.structure for value in inputs], described, sorted(attributes.items()), self.weighted)
@@ -300,6 +302,15 @@ def number(value: float) -> NDArray[np.float32]:
 def pads_of_map(top: int, left: int, bottom: int, right: int) -> NDArray[np.int64]:
     """The padding of a map; negative numbers crop it."""
     return np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+
+
+def _two(name: str, value: Any) -> Sequence[Any]:
+    """One thing for both height and width, or two."""
+    if isinstance(value, int):
+        return value, value
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"its {name} is {value!r}, not one number or two")
+    return value
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:

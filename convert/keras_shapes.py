@@ -138,4 +138,3 @@ def up_sampling2d(make: Maker, x: Value) -> Value:
 def identity(make: Maker, x: Value) -> Value:
     """A layer that does nothing at inference."""
     return x
-

@@ -114,9 +114,7 @@ class Weights(ABC):
         with np.errstate(over="ignore"):  # the result is infinite, and is refused
             array: Array = np.asarray(data[()]).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
-            raise UserError(
-                f"Expected finite weights, but {name} in {self.path} holds NaN or Inf; get the file again."
-            )
+            raise UserError(f"Expected finite weights, but {name} in {self.path} holds NaN or Inf; get the file again.")
         return array
 
 

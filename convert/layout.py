@@ -50,9 +50,7 @@ def vgg16() -> list[Layer]:
         for place in range(1, count + 1):
             layers.append(_conv(f"conv{stage}_{place}", source, filters, 3, activation="relu"))
             source = layers[-1].name
-        layers.append(
-            _layer(f"pool{stage}", "MaxPooling2D", source, pool_size=[2, 2], strides=[2, 2], padding="valid")
-        )
+        layers.append(_layer(f"pool{stage}", "MaxPooling2D", source, pool_size=[2, 2], strides=[2, 2], padding="valid"))
         source = layers[-1].name
     return layers
 
