@@ -185,7 +185,7 @@ def thresholded_relu(make: Maker, x: Value) -> Value:
 
 
 def _thresholded(make: Maker, x: Value, threshold: float) -> Value:
-    """x where it is above the threshold, 0 elsewhere; ONNX' comparisons have no gradient."""
+    """X where it is above the threshold, 0 elsewhere; ONNX' comparisons have no gradient."""
     above = make.node("Sub", [x], x.shape, {"threshold": number(threshold)}, "above")
     step = _clip(make, make.scaled(above, _HUGE, "huge"), 0, 1, "step")
     return _product(make, x, step, "thresholded")

@@ -69,10 +69,8 @@ def _pooled(graph: Graph, values: Values, name: str) -> str:
         value = values[layer.name]
         if layer.inputs != (name,) or isinstance(value, UserError):
             continue
-        is_vector = value.rank == 2 or value.shape[1:] == (1, 1)
-        if layer.name in graph.aliases or (
-            layer.kind in _POOLS and is_vector and value.channels == _channels(values[name])
-        ):
+        keeps_channels = (value.rank == 2 or value.shape[1:] == (1, 1)) and value.channels == _channels(values[name])
+        if layer.name in graph.aliases or (layer.kind in _POOLS and keeps_channels):
             name = layer.name
             best = best if layer.name in graph.aliases else name
     return best

@@ -16,7 +16,6 @@ from convert.keras_nodes import Arrays, Nodes, Shape, Value
 from convert.keras_onnx import emit
 from convert.network import Contract
 from facecls.errors import UserError
-from facecls.model.graph import GRAPH
 
 SIZE = 224
 """Height and width of the images that all networks here were trained with."""
@@ -32,6 +31,8 @@ _MOBILENET = {
 }
 
 Layers = list[Layer]
+Trunk = Literal["vggface2_resnet50", "graph"]
+"""Layouts of trunk files."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Known:
 
     name: str
     mean: tuple[float, float, float]
-    trunk: Literal["vggface2_resnet50", "graph"] = GRAPH
+    trunk: Trunk = "graph"
     body: Callable[[], Layers] | None = None
     pool: Callable[[str], Layers] | None = None
     top: Callable[[str], Layers] | None = None
@@ -104,7 +105,7 @@ class Found:
     Attributes:
         known: Which.
         end: Name of the step of its last map; ``None`` if it is known by names.
-        names: By structure: the names of the nodes with weights up to there, as keras-vggface has them.
+        names: The names of the nodes with weights up to there, by their structures, as keras-vggface has them.
     """
 
     known: Known
@@ -129,7 +130,7 @@ def find_known(file: KerasFile, graph: Graph, values: Mapping[str, Value | UserE
     Returns:
         What was found; ``None`` if it is not known.
     """
-    structures = {value.structure: name for name, value in reversed(values.items()) if isinstance(value, Value)}
+    structures = {value.structure: name for name, value in reversed(list(values.items())) if isinstance(value, Value)}
     for known in KNOWN:
         if known.by_name is not None and known.by_name(graph):
             return Found(known, None, {})

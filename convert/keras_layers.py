@@ -89,7 +89,10 @@ def batch_normalization(make: Maker, x: Value) -> Value:
     weights = make.read(**shapes, moving_mean=size, moving_variance=size)
     ones, zeros = np.ones(size, np.float32), np.zeros(size, np.float32)
     weights = {"gamma": ones, "beta": zeros} | weights
-    attributes = {"epsilon": settings.number("epsilon", 1e-3), "momentum": settings.number("momentum", 0.99)}
+    attributes: dict[str, Any] = {
+        "epsilon": settings.number("epsilon", 1e-3),
+        "momentum": settings.number("momentum", 0.99),
+    }
     if x.rank != 3:
         return make.node("BatchNormalization", [x], x.shape, weights, **attributes)
     length, channels = x.shape
@@ -141,7 +144,7 @@ def average_pooling2d(make: Maker, x: Value) -> Value:
     pads, sizes = _window(make, x, kernel, strides, (1, 1))
     shape = (x.channels, *sizes)
     if pads[:2] == pads[2:]:
-        attributes = {"kernel_shape": kernel, "strides": strides, "pads": pads}
+        attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "pads": pads}
         return make.node("AveragePool", [x], shape, count_include_pad=0, **attributes)
     # onnx2torch has no average with different padding at both sides: with zeros, divided by the share of real pixels
     ones = make.node("Clip", [x], x.shape, {"min": number(1), "max": number(1)}, "ones")

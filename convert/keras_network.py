@@ -13,13 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from convert.keras_choice import Classifier, features_step, find_classifier, left_out, upstream
 from convert.keras_graph import INPUT_KIND, Graph, Layer, parse_graph
 from convert.keras_h5 import KerasFile, open_keras
-from convert.keras_known import SIZE, Found, blank, find_known, graph_of_weights
-from convert.keras_nodes import Arrays, Maker, Nodes, Shape, Value
+from convert.keras_known import SIZE, Found, Trunk, blank, find_known, graph_of_weights
+from convert.keras_nodes import Arrays, Maker, Nodes, Shape
 from convert.keras_onnx import emit, steps
 from convert.layout import CLASSIFIER
 from convert.network import INPUT, IR_VERSION, OPSET, Asked, Contract, Network
 from facecls.errors import UserError
-from facecls.model.graph import GRAPH
 
 _CONVENTIONS = (
     "--channels rgb --mean 127.5 --std 127.5 for MobileNet, Inception, Xception and NASNet; --channels rgb --mean 0 "
@@ -60,10 +59,13 @@ def read_keras(path: Path, asked: Asked) -> Network:
         is_known_trunk = (
             found is not None and asked.output is None and contract == replace(found.known.contract, size=contract.size)
         )
-        layout = found.known.trunk if found and is_known_trunk else GRAPH
-        names = dict(found.names) if found and layout != GRAPH else {}
-        if classifier and names:
-            names |= {structure: CLASSIFIER for structure, name in sketch.weighted.items() if name == classifier.dense}
+        layout: Trunk = found.known.trunk if found and is_known_trunk else "graph"
+        names: dict[str, str] = {}
+        if found and layout != "graph":  # whose tensors are found by their names
+            names = {
+                name: found.names[structure] for structure, name in sketch.weighted.items() if structure in found.names
+            }
+            names |= {classifier.dense: CLASSIFIER} if classifier else {}
         ends = [features, *([classifier.end] if classifier else [])]
         nodes = _nodes(file, graph, names, read=True)
         try:
@@ -122,11 +124,13 @@ def _input_shapes(path: Path, graph: Graph, size: int, is_asked: bool) -> dict[s
 
 def _contract(path: Path, found: Found | None, own_size: int | None, asked: Asked) -> Contract:
     known = found.known.contract if found else None
-    told = {name: getattr(asked, name) or getattr(known, name, None) for name in ("channels", "mean", "std")}
-    told["size"] = asked.size or own_size or (known.size if known else None)
-    missing = [f"--{name}" for name, value in told.items() if value is None]
-    if not missing:
-        return Contract(**told)
+    size = asked.size or own_size or (known and known.size)
+    channels = asked.channels or (known and known.channels)
+    mean, std = asked.mean or (known and known.mean), asked.std or (known and known.std)
+    if size and channels and mean and std:
+        return Contract(size, channels, mean, std)
+    told = {"--channels": channels, "--mean": mean, "--std": std, "--size": size}
+    missing = [option for option, value in told.items() if not value]
     if missing == ["--size"]:
         raise UserError(f"{path} does not say how large its images are; give --size as the network was trained.")
     raise UserError(
@@ -162,7 +166,7 @@ def _build(
     if classifier:
         by_name = {layer.name: layer for layer in layers}
         outputs[1] = Maker(nodes, by_name[classifier.end]).reshaped(outputs[1], (outputs[1].channels,))
-        kernel = _with_bias(nodes, cast(Value, values[classifier.dense]), classifier.dense)
+        kernel = _with_bias(nodes, nodes.names.get(classifier.dense, classifier.dense))
     # filled in place, since onnx.helper.make_graph and make_model each copy all weights
     model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="facecls")
     model.opset_import.add(domain="", version=OPSET)
@@ -178,13 +182,12 @@ def _build(
     return model, kernel
 
 
-def _with_bias(nodes: Nodes, value: Value, dense: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The kernel and bias of the classifier's dense layer, which gets zeros if it has none."""
-    names = {name for structure, name in nodes.weighted.items()}
-    node = next(node for node in nodes.nodes if node.name in (dense, CLASSIFIER) and node.name in names)
+def _with_bias(nodes: Nodes, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The kernel and bias of the classifier's node, which gets zeros as its bias if it has none."""
+    (node,) = (node for node in nodes.nodes if node.name == name)
     kernel = nodes.initializers[node.input[1]]
     if len(node.input) == 2:
-        node.input.append(f"{node.name}/bias")
+        node.input.append(f"{name}/bias")
         nodes.initializers[node.input[2]] = np.zeros(len(kernel), np.float32)
     return kernel.reshape(len(kernel), -1), nodes.initializers[node.input[2]]
 

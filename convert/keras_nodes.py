@@ -79,7 +79,7 @@ class Nodes:
         reader: Gives weights.
         layers: Names of all layers, which no other values or nodes get.
         keras_3: Whether it is Keras 3, in which some defaults differ.
-        names: Names of nodes that must differ from those of their layers, by structure.
+        names: Names of nodes that get other names than those of their layers, and these names.
         nodes: What was built.
         initializers: All constants by name.
         weighted: Names of the nodes with weights, by structure.
@@ -107,10 +107,12 @@ class Nodes:
                 return Value(new, value.shape, value.structure)
         return value
 
-    def node_name(self, layer: str, part: str, structure: str) -> str:
+    def node_name(self, layer: str, part: str) -> str:
         """A name for a node that no other has."""
-        taken = self._node_names | self.layers if part else self._node_names
-        name = _unique(self.names.get(structure, f"{layer}/{part}" if part else layer), taken)
+        if part:
+            name = _unique(f"{layer}/{part}", self._node_names | self.layers)
+        else:
+            name = _unique(self.names.get(layer, layer), self._node_names)
         self._node_names.add(name)
         return name
 
@@ -169,7 +171,7 @@ class Settings:
         return _whole(name, height, low, MAX_WINDOW), _whole(name, width, low, MAX_WINDOW)
 
     def sides(self, name: str, default: int) -> tuple[int, int, int, int]:
-        """Sizes at the top, bottom, left and right, of ``n``, ``[height, width]`` or ``[[top, bottom], [left, right]]``."""
+        """Sizes at the top, bottom, left and right: one number, ``[height, width]`` or one pair for each of them."""
         value = self.get(name, default)
         (top, bottom), (left, right) = (_two(name, side) for side in _two(name, value))
         return tuple(_whole(name, side, 0, MAX_WINDOW) for side in (top, bottom, left, right))  # type: ignore[return-value]
@@ -224,7 +226,7 @@ class Maker:
         constants = constants or {}
         check_size(f"the output of layer {self.layer.name}", shape)
         structure = self._structure(kind, inputs, constants, attributes)
-        named = self.nodes.node_name(self.layer.name, part, structure)
+        named = self.nodes.node_name(self.layer.name, part)
         if self.weighted:
             self.nodes.weighted[structure] = named
         values = [value.name for value in inputs]

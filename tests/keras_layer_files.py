@@ -2,8 +2,8 @@
 
 Run as ``python tests/keras_layer_files.py FOLDER``, in a process of its own. For each of ``VERSIONS`` and ``SIZES`` it
 leaves in the folder ``k2_13.h5``, ``k2_13.keras`` and so on, and ``k2_13.npz`` with ``images`` (2, 3, size, size)
-float32 and what Keras gives for each case, channels last, by its name. Each case is a layer of that name behind ``case_``, on a common
-map or vector.
+float32 and what Keras gives for each case, channels last, by its name. Each case is a layer of that name behind ``case_``,
+on a common map or vector.
 """
 
 import os
@@ -22,9 +22,9 @@ WINDOWS = [
     (kernel, strides, padding) for kernel in (1, 2, 3, (2, 5)) for strides in (1, 2, 3) for padding in ("same", "valid")
 ]
 ACTIVATIONS = (
-    "linear relu relu6 sigmoid hard_sigmoid tanh elu selu swish silu gelu mish leaky_relu softmax softplus softsign "
-    "exponential log_softmax hard_silu"
-).split()
+    *("linear", "relu", "relu6", "sigmoid", "hard_sigmoid", "tanh", "elu", "selu", "swish", "silu", "gelu", "mish"),
+    *("leaky_relu", "softmax", "softplus", "softsign", "exponential", "log_softmax", "hard_silu"),
+)
 ONLY_KERAS_3 = ("activation_leaky_relu", "activation_log_softmax", "activation_hard_silu", "activation_silu")
 CAPPED = {"max_value": 0.3}
 

@@ -1,7 +1,7 @@
 """The oracle of whole models: real Keras 2 and Keras 3 save small models of every kind, and predict with them.
 
-Run as ``python tests/keras_model_files.py FOLDER``, in a process of its own. For each version of Keras and each model it
-leaves in the folder ``k2_nested.h5``, ``k2_nested.keras`` and so on, ``k2_nested_weights.h5`` for some, and
+Run as ``python tests/keras_model_files.py FOLDER``, in a process of its own. For each version of Keras and each model
+it leaves in the folder ``k2_nested.h5``, ``k2_nested.keras`` and so on; files without a description, in four formats;
 ``oracle.npz`` with ``images`` (2, 3, 32, 32) float32 and what Keras gives for them: the features, as
 ``k2_nested/features``, and, where there is a classifier, ``k2_nested/probabilities``; channels last.
 """

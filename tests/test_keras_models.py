@@ -1,4 +1,4 @@
-"""Whole models of every kind against Keras 2 and Keras 3 themselves: nested, sequential, with heads, in every format."""
+"""Whole models of every kind against Keras 2 and 3 themselves: nested, sequential, with heads, in every format."""
 
 import json
 import re
@@ -151,16 +151,14 @@ def test_name_that_is_not_there_is_refused(folder: Path) -> None:
 
 
 def test_lambda_is_refused_by_name(folder: Path) -> None:
-    with pytest.raises(UserError, match="doubled in .* is a Lambda.*--output embedding"):
+    with pytest.raises(UserError, match=r"doubled in .* is a Lambda.*--output embedding"):
         read_keras(folder / "k2_lambda_after.h5", Asked(**CONTRACT))
 
 
 def test_size_and_contract_that_are_not_known_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="how large its images are; give --size"):
         read_keras(folder / "k2_any_size.h5", Asked(**CONTRACT))
-    with pytest.raises(
-        UserError, match="give --mean, --std as .*--channels rgb --mean 127.5 --std 127.5 for MobileNet"
-    ):
+    with pytest.raises(UserError, match=r"give --mean, --std as .*--channels rgb --mean 127\.5 --std"):
         read_keras(folder / "k2_plain.h5", Asked(channels="rgb"))
 
 
@@ -426,7 +424,7 @@ def test_two_images_are_refused(folder: Path, tmp_path: Path) -> None:
         config["config"]["input_layers"].append(["other", 0, 0])
         layer(config, "conv")["inbound_nodes"][0][0][0] = "sum"
 
-    with pytest.raises(UserError, match="features of one image, but .* needs the inputs image, other"):
+    with pytest.raises(UserError, match=r"features of one image, but .* needs the inputs image, other"):
         read_keras(edited(folder, tmp_path, configured(change)), Asked(**CONTRACT))
 
 
@@ -452,7 +450,7 @@ def test_damaged_zip_is_refused(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "short.keras"
     for damaged in (content[:1_000], content[:-200], content.replace(b"config.json", b"others.json")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged|config.json"):
+        with pytest.raises(UserError, match=r"damaged|config\.json"):
             read_keras(path, Asked(**CONTRACT))
 
 
@@ -463,7 +461,8 @@ def test_file_that_is_written_to_is_locked_not_damaged(folder: Path, tmp_path: P
     path = tmp_path / "open.h5"
     shutil.copy(folder / "k2_plain.h5", path)
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout and holder.stdin
+        assert holder.stdout
+        assert holder.stdin
         holder.stdout.readline()
         with pytest.raises(UserError, match="locked, since another program has it open for writing"):
             read_keras(path, Asked(**CONTRACT))
