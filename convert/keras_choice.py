@@ -64,16 +64,13 @@ def features_step(
 
 def _pooled(graph: Graph, values: Values, name: str) -> str:
     """The last of the steps that only average and reshape a map."""
-    best = name
     for layer in graph.layers:
         value = values[layer.name]
-        if layer.inputs != (name,) or isinstance(value, UserError):
+        if layer.inputs != (name,) or layer.kind not in _POOLS or isinstance(value, UserError):
             continue
-        keeps_channels = (value.rank == 2 or value.shape[1:] == (1, 1)) and value.channels == _channels(values[name])
-        if layer.name in graph.aliases or (layer.kind in _POOLS and keeps_channels):
+        if (value.rank == 2 or value.shape[1:] == (1, 1)) and value.channels == _channels(values[name]):
             name = layer.name
-            best = best if layer.name in graph.aliases else name
-    return best
+    return name
 
 
 def _channels(value: Value | UserError) -> int:

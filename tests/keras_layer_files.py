@@ -2,8 +2,8 @@
 
 Run as ``python tests/keras_layer_files.py FOLDER``, in a process of its own. For each of ``VERSIONS`` and ``SIZES`` it
 leaves in the folder ``k2_13.h5``, ``k2_13.keras`` and so on, and ``k2_13.npz`` with ``images`` (2, 3, size, size)
-float32 and what Keras gives for each case, channels last, by its name. Each case is a layer of that name behind ``case_``,
-on a common map or vector.
+float32 and what Keras gives for each case, channels last, by its name. Each case is a layer of that name behind
+``case_``, on a common map or vector.
 """
 
 import os
