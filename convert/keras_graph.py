@@ -89,6 +89,8 @@ def parse_graph(path: Path, model: Any) -> Graph:
         parser = _Parser(model)
         inputs = parser.add_inputs(model)
         outputs = parser.add_model(model, (), inputs)
+        if not outputs:
+            raise ValueError("it has no outputs")
         shapes = {name: _input_shape(model, name) for name in inputs}
         name = model["config"].get("name") if isinstance(model["config"], dict) else None
         return Graph(str(name or _SEQUENTIAL.lower()), tuple(parser.layers), tuple(dict.fromkeys(outputs)), shapes)

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -31,6 +32,8 @@ _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MAX_CONFIG = 2**26
 """Bytes of the JSON; Keras' NASNetLarge has 500,000."""
+_MAX_TEXTS = 2**17
+"""In an attribute; a damaged file can declare any number, and HDF5 would take memory for them."""
 _MAX_MEMBER = 2**30
 """Bytes of weights in a zip, which are read into memory; Keras' largest network, VGG16, has 580 million."""
 _MAX_EXPANSION = 32
@@ -187,7 +190,11 @@ def _texts(attributes: Any, name: str) -> list[str]:
     parts = [name]
     if name not in attributes:
         parts = list(takewhile(attributes.__contains__, (f"{name}{part}" for part in count())))
-    values = [value for part in parts for value in np.atleast_1d(attributes[part]).tolist()]
+    values = []
+    for part in parts:
+        if math.prod(attributes.get_id(part).shape) > _MAX_TEXTS:
+            raise ValueError(f"{part} has the shape {attributes.get_id(part).shape}")
+        values += np.atleast_1d(attributes[part]).tolist()
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 

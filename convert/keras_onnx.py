@@ -89,9 +89,10 @@ def steps(layers: Sequence[Layer]) -> list[Step]:
 def _role(layer: Layer) -> Role:
     if layer.kind == INPUT_KIND:
         return "input"
-    role: Role = _KINDS[layer.kind].role if layer.kind in _KINDS else "other"
-    activation = "" if layer.kind not in _KINDS else activation_name(layer.config.get("activation"))
-    if activation in (SOFTMAX, SIGMOID):
+    if layer.kind not in _KINDS or not layer.inputs:
+        return "other"
+    role = _KINDS[layer.kind].role
+    if activation_name(layer.config.get("activation")) in (SOFTMAX, SIGMOID):
         return "classifier" if role == "weighted" else "probability"
     return role
 
