@@ -1,87 +1,318 @@
-"""Reads ``model_config``, the JSON that Keras 2 saves with a whole model, as a list of layers in order."""
+"""Reads the description of a Keras model as a list of layer calls, each after those whose outputs it takes.
 
-import json
+Functional and Sequential models nest to any depth; nested models are flattened. A layer that is called several times
+gives a step for each call. Formats: Keras 2 (``inbound_nodes`` of ``[name, node, tensor, arguments]``) and Keras 3
+(``keras_history`` in tensors).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.layout import KINDS, Layer
 from facecls.errors import UserError
 
+INPUT_KIND = "InputLayer"
+_FUNCTIONAL = ("Functional", "Model")
+_SEQUENTIAL = "Sequential"
+MODEL_OUTPUT = "output of a nested model"
+"""The kind of the step that stands for a nested model's output, so that it can be named."""
+_MAX_STEPS = 5_000
+"""Keras' NASNetLarge has 1,041 layers."""
+_MAX_DEPTH = 50
 
-def parse_graph(path: Path, model_config: str) -> tuple[list[Layer], str]:
-    """Reads the graph of a functional Keras 2 model.
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of a layer.
+
+    Attributes:
+        name: Its name, which may contain slashes, and is unique.
+        kind: Its Keras class; with a package in front if it is not Keras' own.
+        config: Its Keras configuration.
+        inputs: Names of the steps that it takes, in order.
+        path: Where its weights are: its own name, after those of the models in which it is nested.
+        training: Whether it was called with ``training=True``, so that it acts as in training.
+    """
+
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    path: tuple[str, ...]
+    training: bool = False
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The layers of a model.
+
+    Attributes:
+        name: The model's name.
+        layers: The steps, each after those that it takes.
+        outputs: Names of the steps whose outputs are the model's.
+        input_shapes: By input: (H, W, C) as the model says, with ``None`` for what is free; empty if it says nothing.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    outputs: tuple[str, ...]
+    input_shapes: Mapping[str, tuple[int | None, ...]]
+
+    @property
+    def aliases(self) -> frozenset[str]:
+        """Names of steps that only stand for the output of a nested model."""
+        return frozenset(layer.name for layer in self.layers if layer.kind == MODEL_OUTPUT)
+
+
+Ref = tuple[str, int, int]
+"""A layer's name, the number of its call, and the number of the output."""
+
+
+def parse_graph(path: Path, model: Any) -> Graph:
+    """Reads the description of a model.
 
     Args:
         path: The file it comes from, for messages.
-        model_config: The JSON.
+        model: The description, as JSON gives it.
 
     Returns:
-        The layers, each after its inputs, and the name of the layer whose output is the model's output.
+        The graph.
 
     Raises:
-        UserError: If a layer is of an unknown class, or the graph is not that of a functional Keras 2 model with one
-            output and every layer used once.
+        UserError: If it is not the description of a functional or sequential model.
     """
     try:
-        model = json.loads(model_config)
-        if model["class_name"] not in ("Functional", "Model"):
-            raise _not_functional(path, f"the model's class is {model['class_name']}")
-        layers = [_layer(path, entry) for entry in model["config"]["layers"]]
-        outputs = _names(path, model["config"]["output_layers"])
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise _not_functional(path, f"it can't be understood ({error!r})") from None
-    if len(outputs) != 1:
-        raise _not_functional(path, f"it has the {len(outputs)} outputs {', '.join(outputs)}")
-    _check_order(path, layers, outputs[0])
-    return layers, outputs[0]
-
-
-def _not_functional(path: Path, what: str) -> UserError:
-    return UserError(
-        f"Expected the graph of a functional Keras 2 model with one output in {path}, but {what}; "
-        "save keras-vggface's model with Keras 2 (tf_keras)."
-    )
-
-
-def _layer(path: Path, entry: dict[str, Any]) -> Layer:
-    kind, config, name = entry["class_name"], entry["config"], entry.get("name") or entry["config"]["name"]
-    if kind not in KINDS:
+        if not _is_model(model):
+            raise ValueError(f"the model's class is {_kind(model)}, not Functional or Sequential")
+        parser = _Parser(model)
+        inputs = parser.add_inputs(model)
+        outputs = parser.add_model(model, (), inputs)
+        if not outputs:
+            raise ValueError("it has no outputs")
+        shapes = {name: _input_shape(model, name) for name in inputs}
+        name = model["config"].get("name") if isinstance(model["config"], dict) else None
+        return Graph(str(name or _SEQUENTIAL.lower()), tuple(parser.layers), tuple(dict.fromkeys(outputs)), shapes)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        reason = error if type(error) is ValueError else repr(error)
         raise UserError(
-            f"Expected layers of the classes {', '.join(KINDS)}, but {name} in {path} is a {kind}; "
-            "only keras-vggface's VGGFace2 ResNet-50 can be converted."
-        )
-    dtype = config.get("dtype", "float32")
-    if isinstance(dtype, dict):  # a policy, as newer versions write it
-        dtype = dtype["config"]["name"]
-    if dtype != "float32":
-        raise _not_functional(path, f"layer {name} computes in {dtype}, not float32")
-    return Layer(name, kind, config, tuple(_names(path, entry["inbound_nodes"])))
+            f"Expected the description of a functional or sequential Keras model in {path}, but it can't be "
+            f"understood: {reason}; save the model whole with the Keras that made it."
+        ) from None
 
 
-def _names(path: Path, nodes: Any) -> list[str]:
-    """The layer names in references such as ``[[["conv1", 0, 0, {}]]]``, however deeply nested."""
-    if not isinstance(nodes, list):
-        raise _not_functional(path, f"{nodes!r} is not how Keras 2 refers to layers")
-    if nodes and isinstance(nodes[0], str):
-        name, node, tensor = nodes[:3]
-        if (node, tensor) != (0, 0):
-            raise _not_functional(path, f"layer {name} is used more than once")
-        return [name]
-    return [name for inner in nodes for name in _names(path, inner)]
+class _Parser:
+    """Collects steps.
+
+    Args:
+        model: The whole model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.layers: list[Layer] = []
+        self.names: set[str] = set()
+        self.top = {path[0] for path in _paths(model, ()) if len(path) == 1}
+        self.counts = Counter(path[-1] for path in _paths(model, ()))
+
+    def add_inputs(self, model: Any) -> list[str]:
+        """Adds the model's own inputs."""
+        if _kind(model) == _SEQUENTIAL:
+            first = _layers(model)[0]
+            name = first["config"]["name"] if _kind(first) == INPUT_KIND else "input"
+            return [self._add(INPUT_KIND, {}, (), (_text(name),))]
+        return [
+            self._add(INPUT_KIND, {}, (), (_text(name),)) for name, _, _ in _references(model["config"]["input_layers"])
+        ]
+
+    def add_model(self, model: Any, path: tuple[str, ...], inputs: list[str]) -> list[str]:
+        """Adds the layers of a model that is called on some steps, and returns the steps of its outputs."""
+        if len(path) > _MAX_DEPTH:
+            raise ValueError(f"models are nested {_MAX_DEPTH} deep")
+        if _kind(model) == _SEQUENTIAL:
+            return self._add_sequential(model, path, inputs)
+        return self._add_functional(model, path, inputs)
+
+    def _add_sequential(self, model: Any, path: tuple[str, ...], inputs: list[str]) -> list[str]:
+        for entry in _layers(model):
+            if _kind(entry) != INPUT_KIND:
+                inputs = self._call(entry, path, inputs, training=False)
+        return inputs
+
+    def _add_functional(self, model: Any, path: tuple[str, ...], inputs: list[str]) -> list[str]:
+        entries = {_own_name(entry): entry for entry in _layers(model)}
+        if len(entries) < len(_layers(model)):
+            raise ValueError("two layers have the same name")
+        own = [name for name, _, _ in _references(model["config"]["input_layers"])]
+        values: dict[tuple[str, int], list[str]] = {}
+        for name, step in zip(own, inputs, strict=True):
+            values[name, 0] = [step]
+        calls = {
+            (name, index): node
+            for name, entry in entries.items()
+            if name not in own
+            for index, node in enumerate(entry["inbound_nodes"])
+        }
+        outputs = list(_references(model["config"]["output_layers"]))
+        sources = {call: list(_references(node)) for call, node in calls.items()}
+        shift = _first_calls([ref for refs in (*sources.values(), outputs) for ref in refs], entries)
+        for call in _ordered({call: [(n, i - shift[n]) for n, i, _ in refs] for call, refs in sources.items()}, values):
+            name, _ = call
+            steps = [values[n, i - shift[n]][tensor] for n, i, tensor in sources[call]]
+            values[call] = self._call(entries[name], path, steps, _is_training(calls[call]))
+        return [values[name, index - shift[name]][tensor] for name, index, tensor in outputs]
+
+    def _call(self, entry: Any, path: tuple[str, ...], steps: list[str], training: bool) -> list[str]:
+        """Adds a call of a layer or a nested model."""
+        here = (*path, _own_name(entry))
+        if not _is_model(entry):
+            config = entry["config"] if isinstance(entry["config"], dict) else {}
+            return [self._add(_kind(entry), config, tuple(steps), here, training)]
+        outputs = self.add_model(entry, here, steps)
+        if len(outputs) == 1:
+            self._add(MODEL_OUTPUT, {}, tuple(outputs), here)
+        return outputs
+
+    def _add(
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: tuple[str, ...],
+        path: tuple[str, ...],
+        training: bool = False,
+    ) -> str:
+        if len(self.layers) >= _MAX_STEPS:
+            raise ValueError(f"it has more than {_MAX_STEPS:,} layers")
+        own = path[-1]
+        plain = len(path) == 1 or (own not in self.top and self.counts[own] == 1)
+        name = first = own if plain else "/".join(path)
+        call = 1
+        while name in self.names:
+            call += 1
+            name = f"{first}/{call}"
+        self.names.add(name)
+        self.layers.append(Layer(name, kind, config, inputs, path, training))
+        return name
 
 
-def _check_order(path: Path, layers: list[Layer], output: str) -> None:
-    seen: set[str] = set()
-    for layer in layers:
-        expected = {"InputLayer": 0, "Add": 2}.get(layer.kind, 1)
-        if len(layer.inputs) != expected:
-            raise _not_functional(path, f"layer {layer.name} has {len(layer.inputs)} inputs, not {expected}")
-        if late := [name for name in layer.inputs if name not in seen]:
-            raise _not_functional(
-                path, f"layer {layer.name} takes its input from {late[0]}, which does not come before it"
-            )
-        if layer.name in seen:
-            raise _not_functional(path, f"layer {layer.name} is there twice")
-        seen.add(layer.name)
-    if output not in seen:
-        raise _not_functional(path, f"its output {output} is no layer")
+def _is_model(entry: Any) -> bool:
+    return isinstance(entry, dict) and _kind(entry) in (*_FUNCTIONAL, _SEQUENTIAL) and "config" in entry
+
+
+def _kind(entry: Any) -> str:
+    """The class of a layer; the module and the registered name tell others' classes and functions from Keras' own."""
+    kind, module, registered = (_text(entry.get(key) or "") for key in ("class_name", "module", "registered_name"))
+    if ".ops" in module:
+        return f"{module}.{kind}"
+    return registered if ">" in registered else kind
+
+
+def _layers(model: Any) -> list[Any]:
+    config = model["config"]
+    layers = config if isinstance(config, list) else config["layers"]  # a list in Keras before 2.2.3
+    if not isinstance(layers, list) or not layers:
+        raise ValueError("a model has no layers")
+    return layers
+
+
+def _own_name(entry: Any) -> str:
+    return _text(entry.get("name") or entry["config"]["name"])
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 1_000:
+        raise ValueError(f"{str(value)[:50]!r} is no name")
+    return value
+
+
+def _paths(model: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The names of all layers and nested models, each after those in which it is nested."""
+    if len(path) > _MAX_DEPTH:
+        raise ValueError(f"models are nested {_MAX_DEPTH} deep")
+    for entry in _layers(model):
+        here = (*path, _own_name(entry))
+        yield here
+        if _is_model(entry):
+            yield from _paths(entry, here)
+
+
+def _references(node: Any) -> Iterator[Ref]:
+    """The tensors that a call takes, however they are nested in its arguments."""
+    if isinstance(node, dict):
+        if "keras_history" in node:
+            yield _reference(node["keras_history"])
+        else:
+            for value in node.values():
+                yield from _references(value)
+    elif isinstance(node, list):
+        if _is_reference(node):
+            yield _reference(node)
+            node = node[3:]  # other arguments
+        for value in node:
+            yield from _references(value)
+
+
+def _is_reference(node: list[Any]) -> bool:
+    return len(node) >= 3 and isinstance(node[0], str) and isinstance(node[1], int) and node[1] >= 0
+
+
+def _reference(node: Any) -> Ref:
+    name, index, tensor = node[:3]
+    if not isinstance(index, int) or not isinstance(tensor, int) or min(index, tensor) < 0:
+        raise ValueError(f"{node!r} does not name a tensor")
+    return _text(name), index, tensor
+
+
+def _is_training(node: Any) -> bool:
+    """Whether a call has the argument ``training=True``, which Keras 3, unlike Keras 2, overrides at inference."""
+    if isinstance(node, dict):
+        return node.get("training") is True
+    return isinstance(node, list) and any(map(_is_training, node))
+
+
+def _first_calls(refs: list[Ref], entries: Mapping[str, Any]) -> dict[str, int]:
+    """The number of the first call of each layer: a nested model was called once when it was made."""
+    first = dict.fromkeys(entries, 0)
+    for name in {name for name, _, _ in refs}:
+        if _is_model(entries[name]):
+            first[name] = min(1, *(index for other, index, _ in refs if other == name))
+    return first
+
+
+def _ordered(
+    sources: Mapping[tuple[str, int], list[tuple[str, int]]], known: Mapping[tuple[str, int], Any]
+) -> Iterator[tuple[str, int]]:
+    """Calls in the order of the file, but each after those whose outputs it takes."""
+    done, entered = set(known), set[tuple[str, int]]()
+    for start in sources:
+        stack = [start]
+        while stack:
+            call = stack[-1]
+            if call in done:
+                stack.pop()
+            elif call in entered:
+                if any(source not in done for source in sources[call]):
+                    raise ValueError(f"layer {call[0]} takes its own output")
+                done.add(stack.pop())
+                yield call
+            else:
+                entered.add(call)
+                stack += [source for source in reversed(sources[call]) if source not in done]
+
+
+def _input_shape(model: Any, name: str) -> tuple[int | None, ...]:
+    """(H, W, C) of an input as the model says; empty if it does not."""
+    entries = _layers(model)
+    if _kind(model) != _SEQUENTIAL:
+        entries = [entry for entry in entries if _own_name(entry) == name]
+    first = entries[0]
+    shape = first["config"].get("batch_input_shape") or first["config"].get("batch_shape")
+    if shape is None and _is_model(first):
+        return _input_shape(first, _own_name(_layers(first)[0]))
+    if shape is None and isinstance(model["config"], dict):
+        shape = model["config"].get("build_input_shape") or (model.get("build_config") or {}).get("input_shape")
+    if shape is None:
+        return ()
+    if not all(size is None or (isinstance(size, int) and size > 0) for size in shape):
+        raise ValueError(f"{shape!r} is no shape of images")
+    return tuple(shape[1:])

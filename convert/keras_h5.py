@@ -1,12 +1,20 @@
-"""Reads layers and weights from a Keras 2 .h5 file, whole model or weights only, with h5py and without TensorFlow.
+"""Opens the files that Keras saves, with h5py and without TensorFlow: what they describe, and where their weights are.
 
-The format is that of ``save_model_to_hdf5`` and ``save_weights_to_hdf5_group`` in Keras 2 (tf_keras,
-``saving/legacy/hdf5_format.py``) in all variants since 2018: attributes are bytes or str, scalar or array, in one piece
-or split into ``name0``, ``name1``, ...
+Formats: ``save_model_to_hdf5`` and ``save_weights_to_hdf5_group`` of Keras 2 and 3 (tf_keras
+``saving/legacy/hdf5_format.py``, keras ``legacy/saving/legacy_h5_format.py``) in all variants since 2018, where
+attributes are bytes or str, scalar or array, in one piece or split into ``name0``, ``name1``, ...; and the ``.keras``
+zip (``saving/saving_lib.py``).
 """
 
+import errno
 import hashlib
-from collections.abc import Iterator, Mapping
+import io
+import json
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -15,100 +23,74 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
-from convert.keras_graph import parse_graph
-from convert.layout import CLASSIFIER, Layer, known_layers, known_shapes
+from convert.keras_weights import GroupedWeights, NumberedWeights, Weights, child
 from facecls.errors import UserError
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_WEIGHTED = {"Conv2D", "BatchNormalization", "Dense"}
-"""Keras classes whose layers have weights in this network."""
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+_MAX_CONFIG = 2**26
+"""Bytes of the JSON; Keras' NASNetLarge has 500,000."""
+_MAX_TEXTS = 2**17
+"""In an attribute; a damaged file can declare any number, and HDF5 would take memory for them."""
+_MAX_MEMBER = 2**30
+"""Bytes of weights in a zip, which are read into memory; Keras' largest network, VGG16, has 580 million."""
+_MAX_EXPANSION = 32
+"""How much larger contents may be than the file that they are compressed in."""
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 """What h5py raises for a file that is damaged inside."""
-
-Datasets = Mapping[str, Any]
-"""The h5py dataset by weight name, such as ``conv1/7x7_s2/bn/gamma``."""
+_ZIP_DAMAGE = (*DAMAGE, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class KerasFile:
-    """An open file that holds every weight of the network, in float32 and the right shape.
+    """An open file.
 
     Attributes:
         path: The file.
         sha256: SHA-256 of its bytes, in hexadecimal.
-        kind: ``whole model`` or ``weights only``.
-        keras_version: The version of Keras that wrote it, according to the file.
-        layers: The graph, each layer after its inputs.
-        features: Name of the layer whose output is the features.
-        output: Name of the last layer: of the classifier, or else the one of the features.
-        parameters: Number of parameters.
-        datasets: The weights, not yet read.
+        version: The version of Keras that wrote it, according to the file.
+        config: The description of the model; ``None`` in a file of weights only.
+        weights: The weights, not yet read.
     """
 
     path: Path
     sha256: str
-    kind: str
-    keras_version: str
-    layers: list[Layer]
-    features: str
-    output: str
-    parameters: int
-    datasets: Datasets
-
-    @property
-    def classifier(self) -> bool:
-        """Whether there is a classifier on top of the features."""
-        return self.features != self.output
-
-    def read(self, weight: str) -> NDArray[np.float32]:
-        """Reads one weight in Keras' layout: kernels are (H, W, in, out).
-
-        Raises:
-            UserError: If it can't be read or holds NaN or Inf.
-        """
-        try:
-            array: NDArray[np.float32] = self.datasets[weight][()]
-        except _DAMAGE as error:
-            raise _damaged(self.path, error) from None
-        if not np.isfinite(array).all():
-            raise UserError(
-                f"Expected finite weights, but {weight} in {self.path} holds NaN or Inf; get the file again."
-            )
-        return array
+    version: str
+    config: dict[str, Any] | None
+    weights: Weights
 
 
 @contextmanager
 def open_keras(path: Path) -> Iterator[KerasFile]:
-    """Opens keras-vggface's VGGFace2 ResNet-50 as saved by Keras 2, and checks everything except the values of weights.
+    """Opens a file that Keras saved.
 
     Args:
-        path: The .h5 file.
+        path: A whole model as ``.h5`` or ``.keras``, or weights only as ``.h5``.
 
     Yields:
         The open file; weights are read one at a time, to save memory.
 
     Raises:
-        UserError: If it is any other file, or a weight is missing, unknown, of another shape or not float32.
+        UserError: If it is no such file, or is damaged, or another program writes to it.
     """
-    sha256 = _digest(path)
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise _damaged(path, error) from None
-    with file:
-        yield _read(path, file, sha256)
-
-
-def _digest(path: Path) -> str:
-    """The SHA-256 of a file, after a look at its first bytes."""
-    if not path.is_file():
+    sha256, head = _digest(path)
+    if head.startswith(_ZIP):
+        with _open_zip(path, sha256) as file:
+            yield file
+        return
+    if not head.startswith(_HDF5):
         raise UserError(
-            f"Expected a Keras file at {path}, but there is none; get one with `python -m facecls.download weights`."
+            f"Expected an HDF5 file, but {path} begins with {head[:16]!r}; get the .h5 or .keras file again."
         )
+    with _open_hdf5(path) as hdf5:
+        yield _read_hdf5(path, hdf5, sha256)
+
+
+def _digest(path: Path) -> tuple[str, bytes]:
+    """The SHA-256 of a file and its first bytes."""
+    _check_is_file(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(64)
@@ -122,51 +104,85 @@ def _digest(path: Path) -> str:
         raise UserError(
             f"Expected a Keras file, but {path} is only a Git LFS pointer to it; run `git lfs pull` in its repository."
         )
-    if head.startswith(_ZIP):
+    return sha256, head
+
+
+def _check_is_file(path: Path) -> None:
+    whole = "load it with the Keras that wrote it and save the model whole, model.save('model.h5')"
+    if path.is_dir():
+        what = "a SavedModel folder" if (path / "saved_model.pb").exists() else "a folder"
         raise UserError(
-            f"Expected a Keras 2 .h5 file, but {path} is a zip, as Keras 3 .keras files are; "
-            "save the model as .h5 with Keras 2 (tf_keras)."
+            f"Expected a Keras file, but {path} is {what}; {whole}, or make an ONNX file of it with tf2onnx."
         )
-    if not head.startswith(_HDF5):
-        raise UserError(f"Expected an HDF5 file, but {path} begins with {head[:16]!r}; get the .h5 file again.")
-    return sha256
+    index = path.with_name(f"{path.name}.index")
+    if path.suffix == ".index" or re.search(r"\.data-\d+-of-\d+$", path.name) or (not path.exists() and index.exists()):
+        raise UserError(
+            f"Expected a Keras file, but {path} is a TensorFlow checkpoint, which does not describe its network; "
+            f"{whole}."
+        )
+    if not path.is_file():
+        raise UserError(
+            f"Expected a Keras file at {path}, but there is none; get one with `python -m facecls.download weights`."
+        )
+
+
+def _open_hdf5(path: Path) -> Any:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        reason = str(error)
+        if "unable to lock file" not in reason and "already open" not in reason:
+            raise _damaged(path, error) from None
+        if error.errno in (errno.EAGAIN, errno.EACCES) or "already open" in reason:
+            raise UserError(
+                f"Can't read {path}: it is locked, since another program has it open for writing; wait until that has "
+                "finished or end it, then try again."
+            ) from None
+    try:
+        return h5py.File(path, "r", locking=False)  # a file system without locks, such as some network drives
+    except OSError as error:
+        raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"Expected a whole HDF5 file, but {path} is cut short or damaged ({error}); get it again.")
+    return UserError(f"Expected a whole file, but {path} is cut short or damaged ({error}); get it again.")
 
 
-def _read(path: Path, file: Any, sha256: str) -> KerasFile:
+def _read_hdf5(path: Path, file: Any, sha256: str) -> KerasFile:
     try:
         group = file.get("model_weights", file)
-        datasets = _datasets(path, group)
-        classifier = any(name.startswith(f"{CLASSIFIER}/") for name in datasets)
-        _check_shapes(path, datasets, known_shapes(classifier))
-        version = "".join(_texts(group.attrs, "keras_version")) or "unknown"
+        names = _texts(group.attrs, "layer_names")
+        version = "".join(_texts(group.attrs, "keras_version") or _texts(file.attrs, "keras_version"))
         config = "".join(_texts(file.attrs, "model_config"))
-    except _DAMAGE as error:
+        if not names:
+            raise _no_names(path, file)
+        weights = GroupedWeights(path, path.stat().st_size, _entries(path, group, names))
+    except DAMAGE as error:
         raise _damaged(path, error) from None
-    if config:
-        graph, output = parse_graph(path, config)
-    else:
-        graph = known_layers(classifier)
-        output = graph[-1].name
-    _check_weighted(path, graph, datasets)
-    if graph[-1].kind == "AveragePooling2D":  # a whole model without its top ends on (N, 1, 1, 2048)
-        graph.append(Layer("flatten", "Flatten", {}, (output,)))
-        output = "flatten"
-    by_name = {layer.name: layer for layer in graph}
-    return KerasFile(
-        path=path,
-        sha256=sha256,
-        kind="whole model" if config else "weights only",
-        keras_version=version,
-        layers=graph,
-        features=by_name[CLASSIFIER].inputs[0] if classifier else output,
-        output=output,
-        parameters=sum(data.size for data in datasets.values()),
-        datasets=datasets,
+    return KerasFile(path, sha256, version or "of unknown version", _parse(path, config) if config else None, weights)
+
+
+def _no_names(path: Path, file: Any) -> UserError:
+    if "layers" in file or "_layer_checkpoint_dependencies" in file:
+        return UserError(
+            f"Expected a whole model, but {path} holds weights only (.weights.h5), which do not describe their "
+            "network; save the model whole, model.save('model.keras')."
+        )
+    return UserError(
+        f"Expected a file that Keras saved, but {path} names no layers (no layer_names); save the model whole, "
+        "model.save('model.h5')."
     )
+
+
+def _entries(path: Path, group: Any, names: list[str]) -> dict[str, list[tuple[str, Any]]]:
+    """For each layer, the names of its weights, such as ``conv1/7x7_s2/bn/gamma:0``, and their datasets."""
+    entries: dict[str, list[tuple[str, Any]]] = {}
+    for layer in names:
+        holder = child(path, group, layer)
+        for weight in _texts(holder.attrs, "weight_names"):
+            entries.setdefault(layer, []).append((weight, child(path, holder, weight)))
+        entries.setdefault(layer, [])
+    return entries
 
 
 def _texts(attributes: Any, name: str) -> list[str]:
@@ -174,52 +190,56 @@ def _texts(attributes: Any, name: str) -> list[str]:
     parts = [name]
     if name not in attributes:
         parts = list(takewhile(attributes.__contains__, (f"{name}{part}" for part in count())))
-    values = [value for part in parts for value in np.atleast_1d(attributes[part]).tolist()]
+    values = []
+    for part in parts:
+        if math.prod(attributes.get_id(part).shape) > _MAX_TEXTS:
+            raise ValueError(f"{part} has the shape {attributes.get_id(part).shape}")
+        values += np.atleast_1d(attributes[part]).tolist()
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _datasets(path: Path, group: Any) -> Datasets:
-    names = _texts(group.attrs, "layer_names")
-    if not names:
+def _parse(path: Path, config: str | bytes) -> dict[str, Any]:
+    try:
+        if len(config) > _MAX_CONFIG:
+            raise ValueError(f"{len(config):,} characters")
+        parsed = json.loads(config)
+        if not isinstance(parsed, dict):
+            raise ValueError(f"it is {config[:20]!r}")
+        return parsed
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"Expected a file that Keras 2 saved, but {path} names no layers (no layer_names); "
-            "Keras 3 files and other HDF5 files can't be converted."
-        )
-    datasets = {}
-    for layer in names:
-        for weight in _texts(group[layer].attrs, "weight_names"):
-            # only the last part says which weight it is: Keras may have added _1 to the layer's name before it
-            name = f"{layer}/{weight.rpartition('/')[2].partition(':')[0]}"
-            if weight not in group[layer]:
-                raise UserError(f"Weight {name} is named in {path}, but is not in it; get the file again.")
-            datasets[name] = group[layer][weight]
-    return datasets
+            f"Expected a description of the model in {path}, but it can't be understood ({error}); get the file again."
+        ) from None
 
 
-def _check_shapes(path: Path, datasets: Datasets, known: Mapping[str, tuple[int, ...]]) -> None:
-    missing = [name for name in known if name not in datasets]
-    extra = [name for name in datasets if name not in known]
-    if missing or extra:
-        wrong = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
-        wrong += [f"{len(extra)} unknown, such as {extra[0]}"] if extra else []
-        raise UserError(
-            f"Expected the {len(known)} weights of keras-vggface's VGGFace2 ResNet-50, but of those in {path} "
-            f"{' and '.join(wrong)}; no other architecture (VGG16, SENet-50, another depth) can be converted."
-        )
-    for name, data in datasets.items():
-        if tuple(data.shape) != known[name] or data.dtype != np.float32:
-            raise UserError(
-                f"Expected weight {name} to be float32 of shape {known[name]}, but in {path} it is {data.dtype} of "
-                f"shape {tuple(data.shape)}; use the file of keras-vggface's VGGFace2 ResNet-50."
-            )
+@contextmanager
+def _open_zip(path: Path, sha256: str) -> Iterator[KerasFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not {"config.json", "model.weights.h5"} <= set(archive.namelist()):
+                raise UserError(
+                    f"Expected config.json and model.weights.h5, as in a .keras file, but {path} is a zip without "
+                    "them; save the model whole, model.save('model.keras')."
+                )
+            config = _parse(path, _member(path, archive, "config.json"))
+            metadata = _parse(path, _member(path, archive, "metadata.json")) if _has_metadata(archive) else {}
+            content = io.BytesIO(_member(path, archive, "model.weights.h5"))
+        version = metadata.get("keras_version")
+        file = h5py.File(content, "r")
+    except _ZIP_DAMAGE as error:
+        raise _damaged(path, error) from None
+    with file:
+        weights = NumberedWeights(path, path.stat().st_size, file, config)
+        yield KerasFile(path, sha256, str(version or "of unknown version"), config, weights)
 
 
-def _check_weighted(path: Path, graph: list[Layer], datasets: Datasets) -> None:
-    in_graph = {layer.name for layer in graph if layer.kind in _WEIGHTED}
-    in_file = {name.rpartition("/")[0] for name in datasets}
-    if in_graph != in_file:
-        odd = min(in_graph ^ in_file)
-        where = "has no weights there" if odd in in_graph else "is not in its graph"
-        raise UserError(
-            f"Expected graph and weights in {path} to have the same layers, but {odd} {where}; get the file again."
-        )
+def _has_metadata(archive: zipfile.ZipFile) -> bool:
+    return "metadata.json" in archive.namelist()
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > min(_MAX_MEMBER, _MAX_EXPANSION * path.stat().st_size):
+        raise UserError(f"Expected contents that fit the file, but {name} in {path} unpacks to {size:,} bytes.")
+    with archive.open(name) as stream:
+        return stream.read(size)

@@ -1,176 +1,135 @@
-"""The layers of keras-vggface's VGGFace2 ResNet-50, which a weights-only file does not describe.
+"""The networks of keras-vggface, which files of weights only do not describe.
 
-Source: ``RESNET50`` in github.com/rcmalli/keras-vggface, ``keras_vggface/models.py``. Names and settings are those that
-Keras writes into ``model_config``, so that this description and a saved model are converted by the same code.
+Source: ``RESNET50``, ``SENET50`` and ``VGG16`` in github.com/rcmalli/keras-vggface, ``keras_vggface/models.py``. Names
+and settings are those that Keras writes, so that these descriptions and a saved model are converted by the same code.
+Layers without weights have names of our own where Keras numbers them in the order of their creation.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-SIZE = 224
-"""Height and width of the input in pixels."""
-CLASSES = 8631
-"""Identities in the training set of VGGFace2."""
+from convert.keras_graph import INPUT_KIND, Layer
+
 CLASSIFIER = "classifier"
 STAGES = ((2, 3, 64), (3, 4, 128), (4, 6, 256), (5, 3, 512))
 """By stage: its number in layer names, how many blocks it has, and the channels of its 3x3 convolutions."""
 EXPANSION = 4
 """A block's output has this many times the channels of its 3x3 convolution."""
-FEATURES = EXPANSION * STAGES[-1][-1]
 
-KINDS = (
-    "InputLayer",
-    "Conv2D",
-    "BatchNormalization",
-    "Activation",
-    "ReLU",
-    "Add",
-    "MaxPooling2D",
-    "AveragePooling2D",
-    "GlobalAveragePooling2D",
-    "Flatten",
-    "Dense",
-)
-"""Keras classes of layers that can be converted."""
+_SQUEEZE = 16
+"""An SE block has one of this many channels (``compress_rate``)."""
+_VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+"""By stage: how many convolutions it has, and their channels."""
+_INPUT = "input_1"
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One layer of a Keras graph.
-
-    Attributes:
-        name: Its name, which may contain slashes.
-        kind: Its Keras class.
-        config: Its Keras configuration.
-        inputs: Names of its input layers, in order.
-    """
-
-    name: str
-    kind: str
-    config: Mapping[str, Any]
-    inputs: tuple[str, ...]
+def resnet50() -> list[Layer]:
+    """The layers of VGGFace2's ResNet-50 up to its last map."""
+    return list(_resnet(epsilon=1e-3, squeeze=False))
 
 
-@dataclass(frozen=True)
-class _Conv:
-    """A convolution with its BatchNorm: name, kernel size, stride, input and output channels, and input layer."""
-
-    name: str
-    size: int
-    stride: int
-    channels: int
-    filters: int
-    source: str
+def senet50() -> list[Layer]:
+    """The layers of VGGFace2's SENet-50 up to its last map."""
+    return list(_resnet(epsilon=1e-4, squeeze=True))
 
 
-_STEM = _Conv("conv1/7x7_s2", 7, 2, 3, STAGES[0][-1], "input_1")
+def resnet_pool(source: str) -> list[Layer]:
+    """The layer after the last map ``source``, which gives the 2048 features of images of any size."""
+    return [_layer("avg_pool", "GlobalAveragePooling2D", source)]
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A residual block: its name, its convolutions, and its input layer."""
-
-    name: str
-    reduce: _Conv
-    middle: _Conv
-    increase: _Conv
-    projection: _Conv | None
-    source: str
+def resnet_classifier(source: str, classes: int) -> list[Layer]:
+    """The classifier on the features ``source``."""
+    return [_layer(CLASSIFIER, "Dense", source, units=classes, activation="softmax")]
 
 
-def _blocks() -> Iterator[_Block]:
-    channels, source = STAGES[0][-1], "max_pooling2d_1"
+def vgg16() -> list[Layer]:
+    """The layers of VGGFace's VGG16 up to its last map."""
+    layers, source = [_layer(_INPUT, INPUT_KIND)], _INPUT
+    for stage, (count, filters) in enumerate(_VGG16, start=1):
+        for place in range(1, count + 1):
+            layers.append(_conv(f"conv{stage}_{place}", source, filters, 3, activation="relu"))
+            source = layers[-1].name
+        layers.append(_layer(f"pool{stage}", "MaxPooling2D", source, pool_size=[2, 2], strides=[2, 2], padding="valid"))
+        source = layers[-1].name
+    return layers
+
+
+def vgg16_top(source: str) -> list[Layer]:
+    """The two dense layers of 4096 features after the last map ``source``."""
+    return [
+        _layer("flatten", "Flatten", source),
+        _layer("fc6", "Dense", "flatten", units=4096),
+        _layer("fc6/relu", "Activation", "fc6", activation="relu"),
+        _layer("fc7", "Dense", "fc6/relu", units=4096),
+        _layer("fc7/relu", "Activation", "fc7", activation="relu"),
+    ]
+
+
+def vgg16_classifier(source: str, classes: int) -> list[Layer]:
+    """The classifier on the features ``source``."""
+    return [
+        _layer("fc8", "Dense", source, units=classes),
+        _layer("fc8/softmax", "Activation", "fc8", activation="softmax"),
+    ]
+
+
+def _resnet(epsilon: float, squeeze: bool) -> Iterator[Layer]:
+    yield _layer(_INPUT, INPUT_KIND)
+    stem = "conv1/7x7_s2"
+    yield from _conv_bn(stem, _INPUT, STAGES[0][-1], 7, epsilon, strides=2)
+    yield _relu(f"{stem}/relu", f"{stem}/bn")
+    source = "max_pooling2d_1"
+    yield _layer(source, "MaxPooling2D", f"{stem}/relu", pool_size=[3, 3], strides=[2, 2], padding="valid")
     for stage, blocks, width in STAGES:
         for place in range(1, blocks + 1):
-            name, wide = f"conv{stage}_{place}", EXPANSION * width
-            stride = 2 if place == 1 and stage > STAGES[0][0] else 1
-            yield _Block(
-                name,
-                reduce=_Conv(f"{name}_1x1_reduce", 1, stride, channels, width, source),
-                middle=_Conv(f"{name}_3x3", 3, 1, width, width, f"{name}_1x1_reduce/relu"),
-                increase=_Conv(f"{name}_1x1_increase", 1, 1, width, wide, f"{name}_3x3/relu"),
-                projection=_Conv(f"{name}_1x1_proj", 1, stride, channels, wide, source) if place == 1 else None,
-                source=source,
-            )
-            channels, source = wide, f"{name}/relu"
+            strides = 2 if place == 1 and stage > STAGES[0][0] else 1
+            name = f"conv{stage}_{place}"
+            yield from _residual(name, source, width, epsilon, strides)
+            if squeeze:
+                yield from _squeezed(name, f"{name}_1x1_increase/bn", EXPANSION * width)
+            shortcut = source
+            if place == 1:
+                yield from _conv_bn(f"{name}_1x1_proj", source, EXPANSION * width, 1, epsilon, strides)
+                shortcut = f"{name}_1x1_proj/bn"
+            yield _layer(f"{name}/add", "Add", f"{name}/scaled" if squeeze else f"{name}_1x1_increase/bn", shortcut)
+            yield _relu(f"{name}/relu", f"{name}/add")
+            source = f"{name}/relu"
 
 
-def _convolutions() -> Iterator[_Conv]:
-    yield _STEM
-    for block in _blocks():
-        yield from (block.reduce, block.middle, block.increase)
-        if block.projection:
-            yield block.projection
+def _residual(name: str, source: str, width: int, epsilon: float, strides: int) -> Iterator[Layer]:
+    for part, filters, size in (("1x1_reduce", width, 1), ("3x3", width, 3), ("1x1_increase", EXPANSION * width, 1)):
+        here = f"{name}_{part}"
+        yield from _conv_bn(here, source, filters, size, epsilon, strides if part == "1x1_reduce" else 1)
+        if part != "1x1_increase":
+            yield _relu(f"{here}/relu", f"{here}/bn")
+            source = f"{here}/relu"
 
 
-def known_shapes(classifier: bool) -> dict[str, tuple[int, ...]]:
-    """The shapes of all weights of the network.
-
-    Args:
-        classifier: Whether the file has the classifier.
-
-    Returns:
-        Shapes in Keras' layout, kernels (H, W, in, out), by weight name, such as ``conv1/7x7_s2/bn/gamma``.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for conv in _convolutions():
-        shapes[f"{conv.name}/kernel"] = (conv.size, conv.size, conv.channels, conv.filters)
-        for name in ("gamma", "beta", "moving_mean", "moving_variance"):
-            shapes[f"{conv.name}/bn/{name}"] = (conv.filters,)
-    if classifier:
-        shapes[f"{CLASSIFIER}/kernel"] = (FEATURES, CLASSES)
-        shapes[f"{CLASSIFIER}/bias"] = (CLASSES,)
-    return shapes
+def _squeezed(name: str, source: str, channels: int) -> Iterator[Layer]:
+    down, up = f"{name}_1x1_down", f"{name}_1x1_up"
+    yield _layer(f"{name}/pool", "GlobalAveragePooling2D", source)
+    yield _layer(f"{name}/reshape", "Reshape", f"{name}/pool", target_shape=[1, 1, channels])
+    yield _conv(down, f"{name}/reshape", channels // _SQUEEZE, 1)
+    yield _relu(f"{down}/relu", down)
+    yield _conv(up, f"{down}/relu", channels, 1)
+    yield _layer(f"{up}/sigmoid", "Activation", up, activation="sigmoid")
+    yield _layer(f"{name}/scaled", "Multiply", source, f"{up}/sigmoid")
 
 
-def known_layers(classifier: bool) -> list[Layer]:
-    """The layers of the network.
-
-    Args:
-        classifier: Whether the file has the classifier.
-
-    Returns:
-        The layers, each after its inputs. Layers without weights have names of our own, since Keras numbers them in the
-        order of their creation.
-    """
-    graph = [
-        Layer("input_1", "InputLayer", {"batch_input_shape": [None, SIZE, SIZE, 3]}, ()),
-        *_conv_bn_relu(_STEM),
-        Layer(
-            "max_pooling2d_1",
-            "MaxPooling2D",
-            {"pool_size": 3, "strides": 2, "padding": "valid"},
-            (f"{_STEM.name}/relu",),
-        ),
-    ]
-    for block in _blocks():
-        graph += [*_conv_bn_relu(block.reduce), *_conv_bn_relu(block.middle), *_conv_bn(block.increase)]
-        shortcut = block.source
-        if block.projection:
-            graph += _conv_bn(block.projection)
-            shortcut = f"{block.projection.name}/bn"
-        graph.append(Layer(f"{block.name}/add", "Add", {}, (f"{block.increase.name}/bn", shortcut)))
-        graph.append(_relu(f"{block.name}/relu", f"{block.name}/add"))
-    pool = {"pool_size": 7, "strides": 7, "padding": "valid"}
-    graph.append(Layer("avg_pool", "AveragePooling2D", pool, (graph[-1].name,)))
-    graph.append(Layer("flatten_1", "Flatten", {}, ("avg_pool",)))
-    if classifier:
-        graph.append(Layer(CLASSIFIER, "Dense", {"activation": "softmax"}, ("flatten_1",)))
-    return graph
+def _conv_bn(name: str, source: str, filters: int, size: int, epsilon: float, strides: int = 1) -> Iterator[Layer]:
+    yield _conv(name, source, filters, size, strides=strides, use_bias=False)
+    yield _layer(f"{name}/bn", "BatchNormalization", name, axis=3, epsilon=epsilon, momentum=0.99)
 
 
-def _conv_bn(conv: _Conv) -> list[Layer]:
-    # for 1x1 kernels "same" and "valid" are alike; epsilon and momentum are Keras' defaults
-    return [
-        Layer(conv.name, "Conv2D", {"strides": conv.stride, "padding": "same", "activation": "linear"}, (conv.source,)),
-        Layer(f"{conv.name}/bn", "BatchNormalization", {"axis": 3, "epsilon": 1e-3, "momentum": 0.99}, (conv.name,)),
-    ]
-
-
-def _conv_bn_relu(conv: _Conv) -> list[Layer]:
-    return [*_conv_bn(conv), _relu(f"{conv.name}/relu", f"{conv.name}/bn")]
+def _conv(name: str, source: str, filters: int, size: int, **settings: Any) -> Layer:
+    # for 1x1 kernels "same" and "valid" are alike
+    return _layer(name, "Conv2D", source, filters=filters, kernel_size=[size, size], padding="same", **settings)
 
 
 def _relu(name: str, source: str) -> Layer:
-    return Layer(name, "Activation", {"activation": "relu"}, (source,))
+    return _layer(name, "Activation", source, activation="relu")
+
+
+def _layer(name: str, kind: str, *sources: str, **settings: Any) -> Layer:
+    return Layer(name, kind, settings, sources, (name,))

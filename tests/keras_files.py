@@ -28,24 +28,27 @@ IMAGES = 3
 SEED = 20_260
 
 
-def _conv_bn(x: Any, name: str, filters: int, size: int, strides: int = 1, padding: str = "valid") -> Any:
+def _conv_bn(
+    x: Any, name: str, filters: int, size: int, strides: int = 1, padding: str = "valid", epsilon: float = 1e-3
+) -> Any:
     layers = keras.layers
     x = layers.Conv2D(filters, size, strides=strides, padding=padding, use_bias=False, name=name)(x)
-    return layers.BatchNormalization(axis=3, name=f"{name}/bn")(x)
+    return layers.BatchNormalization(axis=3, epsilon=epsilon, name=f"{name}/bn")(x)
 
 
 def _block(x: Any, stage: int, block: int, width: int, strides: int, squeeze: bool) -> Any:
     layers = keras.layers
     name = f"conv{stage}_{block}"
-    y = layers.Activation("relu")(_conv_bn(x, f"{name}_1x1_reduce", width, 1, strides))
-    y = layers.Activation("relu")(_conv_bn(y, f"{name}_3x3", width, 3, padding="same"))
-    y = _conv_bn(y, f"{name}_1x1_increase", 4 * width, 1)
+    epsilon = 1e-4 if squeeze else 1e-3
+    y = layers.Activation("relu")(_conv_bn(x, f"{name}_1x1_reduce", width, 1, strides, epsilon=epsilon))
+    y = layers.Activation("relu")(_conv_bn(y, f"{name}_3x3", width, 3, padding="same", epsilon=epsilon))
+    y = _conv_bn(y, f"{name}_1x1_increase", 4 * width, 1, epsilon=epsilon)
     if squeeze:
         weights = layers.Reshape((1, 1, 4 * width))(layers.GlobalAveragePooling2D()(y))
         weights = layers.Activation("relu")(layers.Conv2D(width // 4, 1, name=f"{name}_1x1_down")(weights))
         weights = layers.Activation("sigmoid")(layers.Conv2D(4 * width, 1, name=f"{name}_1x1_up")(weights))
         y = layers.multiply([y, weights])
-    shortcut = _conv_bn(x, f"{name}_1x1_proj", 4 * width, 1, strides) if block == 1 else x
+    shortcut = _conv_bn(x, f"{name}_1x1_proj", 4 * width, 1, strides, epsilon=epsilon) if block == 1 else x
     return layers.Activation("relu")(layers.add([y, shortcut]))
 
 
@@ -55,7 +58,7 @@ def resnet(
     """Builds a ResNet of keras-vggface; as it is called here without arguments, the VGGFace2 ResNet-50."""
     layers = keras.layers
     image = layers.Input((224, 224, 3))
-    x = layers.Activation("relu")(_conv_bn(image, "conv1/7x7_s2", width, 7, 2, "same"))
+    x = layers.Activation("relu")(_conv_bn(image, "conv1/7x7_s2", width, 7, 2, "same", 1e-4 if squeeze else 1e-3))
     x = layers.MaxPooling2D((3, 3), strides=(2, 2))(x)
     for place, count in enumerate(blocks):
         for block in range(1, count + 1):

@@ -1,0 +1,111 @@
+"""The oracle of keras-vggface's networks at their full size, and of the ways in which people keep its ResNet-50.
+
+Run as ``python tests/keras_vggface_files.py FOLDER``, in a process of its own. It leaves in the folder
+
+- ``senet50.h5``, ``senet50_weights.h5``, ``senet50_notop.h5``, ``vgg16_notop.h5``, ``vgg16_notop_weights.h5``;
+- of one ResNet-50 with ten classes: ``resnet50.h5``, ``resnet50.keras``, ``keras3.h5``, ``nested.h5``, ``heads.h5``,
+  ``free.h5`` without a size, and weights only: ``nested_weights.h5``, ``heads_weights.h5``, ``dim_proj_weights.h5``;
+- ``oracle.npz``: ``images`` (N, 3, 224, 224) uint8 RGB and what Keras gives for them: ``senet50``, ``vgg16`` (the last
+  map averaged) and ``resnet50`` features, and the classifiers' ``senet50/probabilities``, ``resnet50/probabilities``.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras as keras_3
+import keras_files
+import numpy as np
+import tf_keras as keras
+
+IMAGES = 2
+VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+
+
+def _vgg16(size: int | None) -> Any:
+    layers = keras.layers
+    x = image = layers.Input((size, size, 3))
+    for stage, (count, filters) in enumerate(VGG16, start=1):
+        for place in range(1, count + 1):
+            x = layers.Conv2D(filters, 3, activation="relu", padding="same", name=f"conv{stage}_{place}")(x)
+        x = layers.MaxPooling2D(2, strides=2, name=f"pool{stage}")(x)
+    return keras.Model(image, x, name="vggface_vgg16")
+
+
+def _in_keras_3(weights: list[Any]) -> Any:
+    """The ResNet-50 as Keras 3 builds it, where names have no slashes."""
+    layers = keras_3.layers
+
+    def conv_bn(x: Any, name: str, filters: int, size: int, strides: int = 1) -> Any:
+        x = layers.Conv2D(filters, size, strides=strides, padding="same", use_bias=False, name=name)(x)
+        return layers.BatchNormalization(name=f"{name}_bn")(x)
+
+    image = layers.Input((224, 224, 3))
+    x = layers.ReLU()(conv_bn(image, "conv1_7x7_s2", 64, 7, 2))
+    x = layers.MaxPooling2D(3, strides=2)(x)
+    for stage, blocks in enumerate((3, 4, 6, 3), start=2):
+        for block in range(1, blocks + 1):
+            name, width, strides = f"conv{stage}_{block}", 16 << stage, 2 if block == 1 and stage > 2 else 1
+            y = layers.ReLU()(conv_bn(x, f"{name}_1x1_reduce", width, 1, strides))
+            y = layers.ReLU()(conv_bn(y, f"{name}_3x3", width, 3))
+            y = conv_bn(y, f"{name}_1x1_increase", 4 * width, 1)
+            shortcut = conv_bn(x, f"{name}_1x1_proj", 4 * width, 1, strides) if block == 1 else x
+            x = layers.ReLU()(layers.Add()([y, shortcut]))
+    model = keras_3.Model(image, layers.GlobalAveragePooling2D()(x))
+    model.set_weights(weights)
+    return model
+
+
+def _predict(model: Any, images: np.ndarray, mean: tuple[float, ...], name: str) -> dict[str, Any]:
+    bgr = images[:, ::-1].transpose(0, 2, 3, 1) - np.array(mean, np.float32)
+    features, probabilities = keras.Model(model.input, [model.layers[-2].output, model.output]).predict(bgr, verbose=0)
+    return {name: features, f"{name}/probabilities": probabilities}
+
+
+def main(folder: Path) -> None:
+    """Writes all files to ``folder``."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (IMAGES, 3, 224, 224), np.uint8)
+    layers = keras.layers
+
+    senet = keras_files.resnet(classes=10, squeeze=True)
+    keras_files.randomise(senet, rng)
+    senet.save(folder / "senet50.h5")
+    senet.save_weights(folder / "senet50_weights.h5")
+    keras.Model(senet.input, senet.get_layer("avg_pool").output).save_weights(folder / "senet50_notop.h5")
+    oracle = {"images": images} | _predict(senet, images, keras_files.BGR_MEAN, "senet50")
+
+    vgg16 = _vgg16(None)
+    keras_files.randomise(vgg16, rng)
+    vgg16.save(folder / "vgg16_notop.h5")
+    vgg16.save_weights(folder / "vgg16_notop_weights.h5")
+    bgr = images[:, ::-1, :64, :64].transpose(0, 2, 3, 1) - np.array((93.5940, 104.7624, 129.1863), np.float32)
+    oracle["vgg16"] = vgg16.predict(bgr, verbose=0).mean((1, 2))
+
+    resnet = keras_files.resnet(classes=10)
+    keras_files.randomise(resnet, rng)
+    resnet.save(folder / "resnet50.h5")
+    resnet.save(folder / "resnet50.keras")
+    oracle |= _predict(resnet, images, keras_files.BGR_MEAN, "resnet50")
+    flat = keras.Model(resnet.input, resnet.layers[-2].output, name="vggface_resnet50")
+    _in_keras_3(flat.get_weights()).save(folder / "keras3.h5")
+    nested = keras.Sequential([flat, layers.Dense(2, activation="softmax", name="own")])
+    nested.build((None, 224, 224, 3))
+    nested.save(folder / "nested.h5")
+    nested.save_weights(folder / "nested_weights.h5")
+    hidden = layers.Dense(8, activation="relu", name="fc1")(flat.output)
+    ends = [layers.Dense(1, activation="sigmoid", name="gender")(hidden), layers.Dense(1, name="age")(hidden)]
+    heads = keras.Model(flat.input, ends)
+    heads.save(folder / "heads.h5")
+    heads.save_weights(folder / "heads_weights.h5")
+    hidden = layers.Dense(512, activation="relu", name="dim_proj")(flat.output)
+    classes = layers.Dense(10, use_bias=False, activation="softmax", name="classifier")(hidden)
+    keras.Model(flat.input, classes).save_weights(folder / "dim_proj_weights.h5")
+    last = keras.Model(flat.input, flat.layers[-3].output)
+    free = layers.Input((None, None, 3))
+    keras.Model(free, layers.GlobalAveragePooling2D()(last(free))).save(folder / "free.h5")
+    np.savez(folder / "oracle.npz", **oracle)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
