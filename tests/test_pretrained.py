@@ -65,13 +65,13 @@ def hub(weights: dict[str, torch.Tensor]) -> Iterator[ThreadingHTTPServer]:
             if with_body:
                 self.wfile.write(body)
 
-        def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server looks for
+        def do_HEAD(self) -> None:
             self._answer(with_body=False)
 
-        def do_GET(self) -> None:  # noqa: N802 - as above
+        def do_GET(self) -> None:
             self._answer(with_body=True)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as in the base class
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
