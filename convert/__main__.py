@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch import Tensor
 
-    from convert.network import Asked, Network
+    from convert.plain.network import Asked, Network
 
 _DESCRIPTION = """Converts a face network to a trunk file, and verifies it before writing anything: a model saved by
 Keras, any ONNX file, or the image tower of a CLIP checkpoint such as FaRL's."""
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with command("convert"):
         _check_options(options)
-        from convert.network import Asked  # imports onnx
+        from convert.plain.network import Asked  # imports onnx
 
         told = ("size", "channels", "mean", "std", "output", "keep_classifier")
         convert(options.source, options.dest, options.onnx, Asked(**{name: getattr(options, name) for name in told}))
@@ -120,10 +120,10 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") ->
 
 def _read(source: Path, asked: "Asked") -> "Network":
     if source.suffix.lower() in _ONNX:
-        from convert.onnx_network import read_onnx
+        from convert.onnx.network import read_onnx
 
         return read_onnx(source, asked)
-    from convert.keras_network import read_keras
+    from convert.keras.network import read_keras
 
     return read_keras(source, asked)
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from onnx import defs, helper, numpy_helper
 from torch import Tensor, nn
 
-from convert.finish import FEATURES, Map, Shapes, upstream
-from convert.network import INPUT, OPSET, Contract
+from convert.finish import FEATURES, Map
+from convert.plain.network import INPUT, OPSET, Contract
+from convert.plain.shapes import Shapes, upstream
 from facecls.errors import UserError
 from facecls.model.graph import GraphNet
 from facecls.model.graph_operators import is_known

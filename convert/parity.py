@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from convert.finish import FEATURES, PROBABILITIES
-from convert.network import INPUT
+from convert.plain.network import INPUT
 from facecls.errors import UserError
 from facecls.model.trunk import Trunk
 

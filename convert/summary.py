@@ -8,7 +8,7 @@ from rich.table import Table
 from torch import nn
 
 from convert.finish import Map
-from convert.network import Contract, Network
+from convert.plain.network import Contract, Network
 from facecls.model.graph_operators import ScaleAndShift
 from facecls.model.schedule import layer_of
 from facecls.model.trunk import Trunk

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, fx, nn
 
-from convert.layout import STAGES
+from convert.keras.layout import STAGES
 from facecls.errors import UserError
 from facecls.model.trunk import CLASSIFIER, VGGFACE2, Trunk
 

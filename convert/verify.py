@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convert import parity
-from convert.network import Network
+from convert.plain.network import Network
 from convert.trunk_weights import to_module, to_trunk, trunk_state
 from facecls.model.trunk import CLASSIFIER, Trunk, load_graph
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convert.finish import finish, last_map
 from convert.graph_trunk import describe
-from convert.network import INPUT, IR_VERSION, OPSET, Contract, Network
+from convert.plain.network import INPUT, IR_VERSION, OPSET, Contract, Network
 from facecls.model.graph import GRAPH
 from facecls.model.trunk import save_trunk
 

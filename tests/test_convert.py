@@ -24,13 +24,13 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from convert.onnx_graph import to_onnx
 from numpy.typing import NDArray
 
 import facecls.model.trunk
 from convert import parity, trunk_weights
 from convert.__main__ import main
-from convert.keras_h5 import open_keras
-from convert.onnx_graph import to_onnx
+from convert.keras.h5 import open_keras
 from facecls._version import __version__
 from facecls.errors import UserError
 from facecls.model.trunk import create_trunk, read_trunk

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from plain_networks import Node, build, network_of, small_network, write_small_trunk
 
-from convert.finish import FEATURES, finish, last_map, value_shapes
+from convert.finish import FEATURES, finish, last_map
 from convert.graph_trunk import describe
-from convert.network import INPUT, PLAIN_OPERATORS
+from convert.plain.network import INPUT, PLAIN_OPERATORS
+from convert.plain.shapes import value_shapes
 from facecls.errors import UserError
 from facecls.model.graph import GraphNet, create_graph, cut_points
 from facecls.model.trunk import create_trunk, load_graph

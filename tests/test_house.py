@@ -49,7 +49,7 @@ def _room(module: str) -> str:
     """The room of a module as the picture names it, such as ``data/``, ``files`` or ``convert/``."""
     package, *rest = module.split(".")
     if package == "convert":
-        return "convert/"
+        return f"{rest[0]}/" if rest and (ROOT / package / rest[0]).is_dir() else "convert/"
     name = rest[0] if rest else "__init__"
     if (ROOT / package / name).is_dir():
         return f"{name}/"

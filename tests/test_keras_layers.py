@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from convert.finish import FEATURES, finish, last_map
 from convert.graph_trunk import describe
-from convert.keras_network import read_keras
-from convert.network import PLAIN_OPERATORS, Asked, Network
+from convert.keras.network import read_keras
+from convert.plain.network import PLAIN_OPERATORS, Asked, Network
 from facecls.model.graph import create_graph
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from convert.keras_network import read_keras
-from convert.network import Asked, Network
+from convert.keras.network import read_keras
+from convert.plain.network import Asked, Network
 from facecls.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from convert.finish import finish
-from convert.keras_network import read_keras
-from convert.network import Asked, Contract, Network
+from convert.keras.network import read_keras
+from convert.plain.network import Asked, Contract, Network
 from convert.trunk_weights import conv_table, norm_table
 from facecls.errors import UserError
 

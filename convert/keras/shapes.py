@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convert.keras_nodes import Maker, Value, pads_of_map
+from convert.keras.nodes import Maker, Value, pads_of_map
 
 
 def flatten(make: Maker, x: Value) -> Value:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.keras_activations import activated
-from convert.keras_nodes import Maker, Value, number, pads_of_map
+from convert.keras.activations import activated
+from convert.keras.nodes import Maker, Value, number, pads_of_map
 
 
 def conv2d(make: Maker, x: Value) -> Value:

@@ -8,7 +8,7 @@ Layers without weights have names of our own where Keras numbers them in the ord
 from collections.abc import Iterator
 from typing import Any
 
-from convert.keras_graph import INPUT_KIND, Layer
+from convert.keras.graph import INPUT_KIND, Layer
 
 CLASSIFIER = "classifier"
 STAGES = ((2, 3, 64), (3, 4, 128), (4, 6, 256), (5, 3, 512))

@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from convert.onnx_file import Runner
-from convert.onnx_plain import Editor, set_nodes
+from convert.onnx.file import Runner
+from convert.onnx.rewrite import Editor, set_nodes
 from facecls.errors import UserError
 
 _BATCHES = (2, 3)

@@ -24,7 +24,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from convert.keras_weights import GroupedWeights, NumberedWeights, Weights, child
+from convert.keras.weights import GroupedWeights, NumberedWeights, Weights, child
 from facecls.errors import UserError
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"

@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from convert.keras_graph import Layer
-from convert.network import INPUT, check_size
+from convert.keras.graph import Layer
+from convert.plain.network import INPUT, check_size
 
 Shape = tuple[int, ...]
 Arrays = dict[str, NDArray[np.float32]]

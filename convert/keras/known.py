@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from convert import layout
-from convert.keras_graph import Graph, Layer
-from convert.keras_h5 import KerasFile
-from convert.keras_nodes import Arrays, Nodes, Shape, Value
-from convert.keras_onnx import emit
-from convert.network import Contract
+from convert.keras import layout
+from convert.keras.emit import emit
+from convert.keras.graph import Graph, Layer
+from convert.keras.h5 import KerasFile
+from convert.keras.nodes import Arrays, Nodes, Shape, Value
+from convert.plain.network import Contract
 from facecls.errors import UserError
 
 SIZE = 224

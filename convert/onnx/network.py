@@ -9,12 +9,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
-from convert.features import Role, Step, choose_features, downstream
-from convert.finish import upstream, value_shapes
-from convert.network import INPUT, IR_VERSION, OPSET, PLAIN_OPERATORS, Asked, Contract, Network
-from convert.onnx_file import Runner, damaged, load, runner, widen
-from convert.onnx_fold import fold, fold_constants, free_batch, remove_identities
-from convert.onnx_plain import DOWN, PLAIN, rewrite, set_nodes
+from convert.onnx.file import Runner, damaged, load, runner, widen
+from convert.onnx.fold import fold, fold_constants, free_batch, remove_identities
+from convert.onnx.rewrite import DOWN, PLAIN, rewrite, set_nodes
+from convert.plain.features import Role, Step, choose_features, downstream
+from convert.plain.network import INPUT, IR_VERSION, OPSET, PLAIN_OPERATORS, Asked, Contract, Network
+from convert.plain.shapes import upstream, value_shapes
 from facecls.errors import UserError
 
 _CONVENTIONS = (

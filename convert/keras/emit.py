@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from convert import keras_activations, keras_layers, keras_shapes
-from convert.features import Role, Step
-from convert.keras_activations import SIGMOID, SOFTMAX, activation_name
-from convert.keras_graph import INPUT_KIND, MODEL_OUTPUT, Layer
-from convert.keras_nodes import Maker, Nodes, Shape, Value
-from convert.network import INPUT
+from convert.keras import activations, layers, shapes
+from convert.keras.activations import SIGMOID, SOFTMAX, activation_name
+from convert.keras.graph import INPUT_KIND, MODEL_OUTPUT, Layer
+from convert.keras.nodes import Maker, Nodes, Shape, Value
+from convert.plain.features import Role, Step
+from convert.plain.network import INPUT
 from facecls.errors import UserError
 
 
@@ -29,40 +29,40 @@ class _Kind:
     merges: bool = False
 
 
-_IDENTITY = _Kind(keras_shapes.identity, "identity")
+_IDENTITY = _Kind(shapes.identity, "identity")
 _KINDS: dict[str, _Kind] = {
-    "Conv2D": _Kind(keras_layers.conv2d, "weighted"),
-    "DepthwiseConv2D": _Kind(keras_layers.depthwise_conv2d, "weighted"),
-    "SeparableConv2D": _Kind(keras_layers.separable_conv2d, "weighted"),
-    "Dense": _Kind(keras_layers.dense, "weighted"),
-    "BatchNormalization": _Kind(keras_layers.batch_normalization),
-    "SyncBatchNormalization": _Kind(keras_layers.batch_normalization),
-    "Normalization": _Kind(keras_layers.normalization),
-    "Rescaling": _Kind(keras_layers.rescaling),
-    "Activation": _Kind(keras_activations.activation),
-    "ReLU": _Kind(keras_activations.relu),
-    "LeakyReLU": _Kind(keras_activations.leaky_relu),
-    "ThresholdedReLU": _Kind(keras_activations.thresholded_relu),
-    "PReLU": _Kind(keras_activations.prelu),
-    "ELU": _Kind(keras_activations.elu),
-    "Softmax": _Kind(keras_activations.softmax, "probability"),
-    "MaxPooling2D": _Kind(keras_layers.max_pooling2d),
-    "AveragePooling2D": _Kind(keras_layers.average_pooling2d),
-    "GlobalAveragePooling2D": _Kind(keras_shapes.global_pooling("ReduceMean")),
-    "GlobalMaxPooling2D": _Kind(keras_shapes.global_pooling("ReduceMax")),
-    "Flatten": _Kind(keras_shapes.flatten, "reshape"),
-    "Reshape": _Kind(keras_shapes.reshape, "reshape"),
-    "Permute": _Kind(keras_shapes.permute),
-    "ZeroPadding2D": _Kind(keras_shapes.zero_padding2d),
-    "Cropping2D": _Kind(keras_shapes.cropping2d),
-    "UpSampling2D": _Kind(keras_shapes.up_sampling2d),
-    "Concatenate": _Kind(keras_shapes.concatenate, merges=True),
-    "Add": _Kind(keras_shapes.merged("Add"), merges=True),
-    "Multiply": _Kind(keras_shapes.merged("Mul"), merges=True),
-    "Subtract": _Kind(keras_shapes.subtract, merges=True),
-    "Average": _Kind(keras_shapes.average, merges=True),
-    "Maximum": _Kind(keras_shapes.merged("Max"), merges=True),
-    "Minimum": _Kind(keras_shapes.merged("Min"), merges=True),
+    "Conv2D": _Kind(layers.conv2d, "weighted"),
+    "DepthwiseConv2D": _Kind(layers.depthwise_conv2d, "weighted"),
+    "SeparableConv2D": _Kind(layers.separable_conv2d, "weighted"),
+    "Dense": _Kind(layers.dense, "weighted"),
+    "BatchNormalization": _Kind(layers.batch_normalization),
+    "SyncBatchNormalization": _Kind(layers.batch_normalization),
+    "Normalization": _Kind(layers.normalization),
+    "Rescaling": _Kind(layers.rescaling),
+    "Activation": _Kind(activations.activation),
+    "ReLU": _Kind(activations.relu),
+    "LeakyReLU": _Kind(activations.leaky_relu),
+    "ThresholdedReLU": _Kind(activations.thresholded_relu),
+    "PReLU": _Kind(activations.prelu),
+    "ELU": _Kind(activations.elu),
+    "Softmax": _Kind(activations.softmax, "probability"),
+    "MaxPooling2D": _Kind(layers.max_pooling2d),
+    "AveragePooling2D": _Kind(layers.average_pooling2d),
+    "GlobalAveragePooling2D": _Kind(shapes.global_pooling("ReduceMean")),
+    "GlobalMaxPooling2D": _Kind(shapes.global_pooling("ReduceMax")),
+    "Flatten": _Kind(shapes.flatten, "reshape"),
+    "Reshape": _Kind(shapes.reshape, "reshape"),
+    "Permute": _Kind(shapes.permute),
+    "ZeroPadding2D": _Kind(shapes.zero_padding2d),
+    "Cropping2D": _Kind(shapes.cropping2d),
+    "UpSampling2D": _Kind(shapes.up_sampling2d),
+    "Concatenate": _Kind(shapes.concatenate, merges=True),
+    "Add": _Kind(shapes.merged("Add"), merges=True),
+    "Multiply": _Kind(shapes.merged("Mul"), merges=True),
+    "Subtract": _Kind(shapes.subtract, merges=True),
+    "Average": _Kind(shapes.average, merges=True),
+    "Maximum": _Kind(shapes.merged("Max"), merges=True),
+    "Minimum": _Kind(shapes.merged("Min"), merges=True),
     MODEL_OUTPUT: _IDENTITY,
     "Dropout": _IDENTITY,
     "SpatialDropout1D": _IDENTITY,

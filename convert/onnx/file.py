@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from convert.network import MAX_WEIGHTS
+from convert.plain.network import MAX_WEIGHTS
 from facecls.errors import UserError
 
 _MAX_NODES = 20_000

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.network import MAX_WEIGHTS, check_size
+from convert.plain.network import MAX_WEIGHTS, check_size
 from facecls.errors import UserError
 
 Array = NDArray[np.float32]

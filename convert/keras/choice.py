@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.features import Step, choose_features, downstream
-from convert.keras_activations import SOFTMAX, activation_name
-from convert.keras_graph import INPUT_KIND, Graph, Layer
-from convert.keras_known import Found
-from convert.keras_nodes import Value
-from convert.network import INPUT
+from convert.keras.activations import SOFTMAX, activation_name
+from convert.keras.graph import INPUT_KIND, Graph, Layer
+from convert.keras.known import Found
+from convert.keras.nodes import Value
+from convert.plain.features import Step, choose_features, downstream
+from convert.plain.network import INPUT
 from facecls.errors import UserError
 
 Values = Mapping[str, Value | UserError]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.keras_nodes import Maker, Value, number
+from convert.keras.nodes import Maker, Value, number
 
 Activation = Callable[[Maker, Value], Value]
 SOFTMAX, SIGMOID, LINEAR = "softmax", "sigmoid", "linear"

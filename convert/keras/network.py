@@ -10,14 +10,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from convert.keras_choice import Classifier, features_step, find_classifier, left_out, upstream
-from convert.keras_graph import INPUT_KIND, Graph, Layer, parse_graph
-from convert.keras_h5 import KerasFile, open_keras
-from convert.keras_known import SIZE, Found, Trunk, blank, find_known, graph_of_weights
-from convert.keras_nodes import Arrays, Maker, Nodes, Shape
-from convert.keras_onnx import emit, steps
-from convert.layout import CLASSIFIER
-from convert.network import INPUT, IR_VERSION, OPSET, Asked, Contract, Network
+from convert.keras.choice import Classifier, features_step, find_classifier, left_out, upstream
+from convert.keras.emit import emit, steps
+from convert.keras.graph import INPUT_KIND, Graph, Layer, parse_graph
+from convert.keras.h5 import KerasFile, open_keras
+from convert.keras.known import SIZE, Found, Trunk, blank, find_known, graph_of_weights
+from convert.keras.layout import CLASSIFIER
+from convert.keras.nodes import Arrays, Maker, Nodes, Shape
+from convert.plain.network import INPUT, IR_VERSION, OPSET, Asked, Contract, Network
 from facecls.errors import UserError
 
 _CONVENTIONS = (

@@ -1,0 +1,1 @@
+"""Plain ONNX models, the form to which every source is brought."""
