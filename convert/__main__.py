@@ -169,7 +169,7 @@ def _save(
         "source_sha256": network.sha256,
         "input": {
             "size": contract.size,
-            "channels": "rgb" if network.layout == VGGFACE2 else contract.channels,
+            "channels": "RGB" if network.layout == VGGFACE2 else contract.channels.upper(),
             "range": [0, 255],
             "mean": list(contract.mean[::order]),
             "std": list(contract.std[::order]),
