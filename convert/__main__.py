@@ -98,6 +98,9 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") ->
     paths = [path.resolve() for path in (source, dest, onnx_dest) if path]
     if len(set(paths)) < len(paths):
         raise UserError("Expected different files to read and to write, but one is named twice; name another.")
+    if source.suffix.lower() in _TORCH:
+        _convert_clip(source, dest, onnx_dest, asked)
+        return
     # heavy libraries are imported late, so that neither --help nor a wrong file waits for them
     network = _read(source, asked)
     from convert.finish import finish, last_map
@@ -116,6 +119,28 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") ->
         _save(dest, network, state, graph and graph[0], measured)
         written = {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {})
         print_summary(network, trunk, found_map, measured, written)
+
+
+def _convert_clip(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value not in (None, False)]
+    given += ["--onnx"] if onnx_dest else []
+    if given:
+        raise UserError(f"Expected no {', '.join(given)} with a CLIP checkpoint, whose network is known; leave it out.")
+    from convert.clip import read_clip
+    from convert.summary import print_sections
+    from facecls.model.trunk import save_trunk
+
+    state, metadata = read_clip(source)
+    save_trunk(dest, state, metadata)
+    size = metadata["input"]["size"]
+    print_sections(
+        {
+            "read": {"file": str(source), "kind": "CLIP's image tower, PyTorch", "SHA-256": metadata["source_sha256"]},
+            "trunk": {"model.trunk": metadata["architecture"], "input": f"{size} x {size}, RGB, as CLIP's"},
+            "verified": {"timm's features": f"{metadata['parity']['reference']:.1e} of the largest"},
+            "written": {f"{len(state)} tensors": str(dest)},
+        }
+    )
 
 
 def _read(source: Path, asked: "Asked") -> "Network":

@@ -36,6 +36,7 @@ def print_summary(
     sections = {
         "read": {"file": str(network.source), **network.summary, "SHA-256": network.sha256},
         "trunk": {
+            "model.trunk": trunk.name,
             "input": _describe_input(network.contract, trunk),
             "features": f"{trunk.features:,} numbers, output of {network.features}",
             "map": f"{found_map.name}, {' x '.join(map(str, found_map.shape))}" if found_map else "none",
@@ -46,6 +47,11 @@ def print_summary(
         "verified": {name: f"{difference:.1e} of the largest" for name, difference in measured.items()},
         "written": {what: str(path) for path, what in written.items()},
     }
+    print_sections(sections)
+
+
+def print_sections(sections: Mapping[str, Mapping[str, str]]) -> None:
+    """Prints a table of labels and texts, in sections with a title each."""
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column()

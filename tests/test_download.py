@@ -15,7 +15,7 @@ import pytest
 
 from facecls import download
 from facecls.data.synthetic import write_faces
-from facecls.download import LABELS, SPLIT, UTKFACE, WEIGHTS, fetch, main
+from facecls.download import FARL, LABELS, MOBILENET, SPLIT, UTKFACE, WEIGHTS, fetch, main
 from facecls.errors import UserError
 
 SIZE = 3_000_000
@@ -178,7 +178,9 @@ def test_silent_server_is_given_up(server, source, tmp_path, monkeypatch):
         fetch(source, tmp_path)
 
 
-@pytest.mark.parametrize("wanted", [*WEIGHTS.values(), LABELS, UTKFACE, SPLIT], ids=lambda source: source.name)
+@pytest.mark.parametrize(
+    "wanted", [*WEIGHTS.values(), MOBILENET, FARL, LABELS, UTKFACE, SPLIT], ids=lambda source: source.name
+)
 def test_page_in_place_of_a_file_is_never_accepted(server, tmp_path, wanted):
     server.body = PAGE
     with pytest.raises(UserError, match=f"sent something that is not {wanted.kind}; download it by hand"):
@@ -285,6 +287,8 @@ def test_failed_command_ends_with_status_2_and_one_line(server, source, tmp_path
         (["weights"], "resnet50face.h5"),
         (["weights", "--file", "rcmalli_vggface_tf_resnet50.h5"], "rcmalli_vggface_tf_resnet50.h5"),
         (["weights", "--file", "rcmalli_vggface_tf_notop_resnet50.h5"], "rcmalli_vggface_tf_notop_resnet50.h5"),
+        (["vgg2_mobilenet"], "vgg2_mobilenet.h5"),
+        (["farl"], "FaRL-Base-Patch16-LAIONFace20M-ep64.pth"),
         (["labels"], "rcmalli_vggface_labels_v2.npy"),
         (["utkface"], "UTKFace.tar.gz"),
         (["split"], "utkface_split.csv"),

@@ -17,7 +17,7 @@ def create_timm(name: str, pretrained: bool, image_size: int | None) -> nn.Modul
     """Creates a timm model without its classifier.
 
     Convolutional networks take images of any size. Transformers that can interpolate their position embeddings do so;
-    others, such as Swin, are built for one size, which is their attribute ``fixed_size``.
+    others, such as CaiT, are built for one size, which is their attribute ``fixed_size``.
 
     Args:
         name: Its name, with or without a tag that says which weights (``resnet10t.c3_in1k``).
