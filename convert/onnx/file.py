@@ -100,23 +100,6 @@ def widen(model: onnx.ModelProto) -> list[str]:
     return sorted(found)
 
 
-def runner(model: onnx.ModelProto, output: str) -> "Runner":
-    """What runs a model up to a value; the model is not changed.
-
-    Args:
-        model: The model.
-        output: The value.
-
-    Raises:
-        UserError: If ONNX Runtime can't load it.
-    """
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
-    del twin.graph.output[:]
-    twin.graph.output.append(helper.make_empty_tensor_value_info(output))
-    return Runner(twin)
-
-
 class Runner:
     """A model in ONNX Runtime, on one thread and without any optimisation.
 

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
-from convert.onnx.file import Runner, damaged, load, runner, widen
+from convert.onnx.file import Runner, damaged, load, widen
 from convert.onnx.fold import fold, fold_constants, free_batch, remove_identities
 from convert.onnx.rewrite import DOWN, PLAIN, rewrite, set_nodes
 from convert.plain.features import Role, Step, choose_features, downstream
@@ -63,8 +63,10 @@ def read_onnx(path: Path, asked: Asked) -> Network:
     shape, batch, size = _image_shape(path, image, asked.size)
     contract = _contract(path, size, asked)
     is_last = shape[0] != 3
-    original = runner(model, features)
     left_out = tuple(name for name in downstream(steps, features) if name not in constants)
+    _keep_upstream(model, features)
+    _refuse(path, model)
+    original = Runner(model)
     plain = _plain(path, model, features, image.name, shape, batch, opset)
     return Network(
         model=plain,
@@ -190,8 +192,6 @@ def _plain(
 ) -> onnx.ModelProto:
     """The part of a model that computes the features, in the form of a plain model."""
     try:
-        _keep_upstream(model, features)
-        _refuse(path, model)
         if opset < OPSET:
             model = version_converter.convert_version(model, OPSET)
         else:
@@ -232,7 +232,7 @@ def _keep_upstream(model: onnx.ModelProto, value: str) -> None:
         del field[:]
         field.extend(copied)
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
+    graph.output.append(helper.make_empty_tensor_value_info(value))
 
 
 def _typed(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto:
@@ -245,8 +245,9 @@ def _typed(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto:
 
 def _refuse(path: Path, model: onnx.ModelProto) -> None:
     """Refuses what is no plain arithmetic, before any library runs it."""
+    graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)  # of loops and conditions
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or any(each.g.node or each.graphs for each in node.attribute):
+        if node.domain not in ("", "ai.onnx") or any(each.type in graphs for each in node.attribute):
             raise _not_plain(path, node)
 
 

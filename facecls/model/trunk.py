@@ -85,7 +85,8 @@ class Trunk(nn.Module):
         net: The model.
         name: Its timm name, or ``graph``.
         features: Length D of the feature vectors.
-        fixed_size: The only side of images in pixels that it takes; ``None`` if it takes any.
+        fixed_size: The only side of images in pixels that it takes; ``None`` if it takes any from ``least_size`` on.
+        least_size: 64, or less if it was trained at less.
         mean: (1, 3, 1, 1) float, in units of 0..255.
         std: (1, 3, 1, 1) float, in units of 0..255.
     """
@@ -100,6 +101,7 @@ class Trunk(nn.Module):
         self.features: int = net.head_hidden_size  # type: ignore[assignment]
         self.fixed_size: int | None = getattr(net, "fixed_size", None)
         config: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]
+        self.least_size: int = min(MIN_SIZE, config.get("input_size", (3, MIN_SIZE))[-1])
         for key in ("mean", "std"):
             values = [255 * value for value in config[key]]
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
@@ -108,7 +110,7 @@ class Trunk(nn.Module):
         """Computes features.
 
         Args:
-            images: (N, 3, H, W) RGB, 0..255, uint8 or float, H and W at least 64, or both ``fixed_size``.
+            images: (N, 3, H, W) RGB, 0..255, uint8 or float, H and W at least ``least_size``, or ``fixed_size``.
 
         Returns:
             (N, D) float features after global pooling.
@@ -116,17 +118,17 @@ class Trunk(nn.Module):
         Raises:
             ValueError: If shape or range are wrong.
         """
-        _check(images, self.fixed_size)
+        _check(images, self.fixed_size, self.least_size)
         x = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W); before any zero padding
         features: Tensor = self.net(x)
         return features  # (N, D)
 
 
-def _check(images: Tensor, fixed_size: int | None) -> None:
+def _check(images: Tensor, fixed_size: int | None, least_size: int) -> None:
     sizes = tuple(images.shape[2:])
-    fits = sizes == (fixed_size, fixed_size) if fixed_size else min(sizes, default=0) >= MIN_SIZE
+    fits = sizes == (fixed_size, fixed_size) if fixed_size else min(sizes, default=0) >= least_size
     if images.ndim != 4 or images.shape[1] != 3 or not fits:
-        wanted = f"H and W {fixed_size}" if fixed_size else f"H and W at least {MIN_SIZE}"
+        wanted = f"H and W {fixed_size}" if fixed_size else f"H and W at least {least_size}"
         raise ValueError(f"Expected images of shape (N, 3, H, W) with {wanted}, but got {tuple(images.shape)}.")
     # batches come as uint8, whose range needs no check; reading values back would make a GPU wait
     if images.is_floating_point() and not torch.compiler.is_compiling():
