@@ -7,7 +7,7 @@ from typing import cast
 
 from convert.keras import activations, layers, shapes
 from convert.keras.activations import SIGMOID, SOFTMAX, activation_name
-from convert.keras.graph import INPUT_KIND, MODEL_OUTPUT, Layer
+from convert.keras.graph import INPUT_KIND, MODEL_OUTPUT, Layer, brief
 from convert.keras.nodes import Maker, Nodes, Shape, Value
 from convert.plain.features import Role, Step
 from convert.plain.network import INPUT
@@ -143,6 +143,8 @@ def _emit_layer(path: Path, layer: Layer, values: Mapping[str, Value | UserError
             raise ValueError(f"it has {len(layer.inputs)} inputs")
         value = kind.make(Maker(nodes, layer), *(cast(Value, values[name]) for name in layer.inputs))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-        reason = error if type(error) is ValueError else f"its settings can't be understood ({error!r})"
+        reason = brief(error)
+        if type(error) is not ValueError:
+            reason = f"its settings can't be understood ({type(error).__name__}: {reason})"
         raise UserError(f"Can't convert layer {layer.name} ({layer.kind}) in {path}: {reason}{advice}") from None
     return nodes.finish_layer(layer.name, value, first_node)

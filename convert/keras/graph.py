@@ -8,6 +8,7 @@ gives a step for each call. Formats: Keras 2 (``inbound_nodes`` of ``[name, node
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ MODEL_OUTPUT = "output of a nested model"
 _MAX_STEPS = 5_000
 """Keras' NASNetLarge has 1,041 layers."""
 _MAX_DEPTH = 50
+_MAX_TEXT = 300
+"""Characters of an error that are shown."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,23 @@ def parse_graph(path: Path, model: Any) -> Graph:
         name = model["config"].get("name") if isinstance(model["config"], dict) else None
         return Graph(str(name or _SEQUENTIAL.lower()), tuple(parser.layers), tuple(dict.fromkeys(outputs)), shapes)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
-        reason = error if type(error) is ValueError else repr(error)
+        reason = brief(error) if type(error) is ValueError else brief(error, type(error).__name__)
         raise UserError(
             f"Expected the description of a functional or sequential Keras model in {path}, but it can't be "
             f"understood: {reason}; save the model whole with the Keras that made it."
         ) from None
+
+
+def brief(error: Exception, kind: str = "") -> str:
+    """What an error says, as a part of a line; a file decides how long it is.
+
+    Args:
+        error: The error.
+        kind: Its kind, if that says more than the text.
+    """
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
+    return f"{kind}: {text}" if kind else text
 
 
 class _Parser:
@@ -112,8 +127,11 @@ class _Parser:
     def __init__(self, model: Any) -> None:
         self.layers: list[Layer] = []
         self.names: set[str] = set()
-        self.top = {path[0] for path in _paths(model, ()) if len(path) == 1}
-        self.counts = Counter(path[-1] for path in _paths(model, ()))
+        self.models = 0
+        paths = list(islice(_paths(model, ()), _MAX_STEPS + 1))
+        _check_count(len(paths))
+        self.top = {path[0] for path in paths if len(path) == 1}
+        self.counts = Counter(path[-1] for path in paths)
 
     def add_inputs(self, model: Any) -> list[str]:
         """Adds the model's own inputs."""
@@ -129,6 +147,8 @@ class _Parser:
         """Adds the layers of a model that is called on some steps, and returns the steps of its outputs."""
         if len(path) > _MAX_DEPTH:
             raise ValueError(f"models are nested {_MAX_DEPTH} deep")
+        self.models += 1
+        _check_count(self.models)  # calls of models multiply with each level
         if _kind(model) == _SEQUENTIAL:
             return self._add_sequential(model, path, inputs)
         return self._add_functional(model, path, inputs)
@@ -181,8 +201,7 @@ class _Parser:
         path: tuple[str, ...],
         training: bool = False,
     ) -> str:
-        if len(self.layers) >= _MAX_STEPS:
-            raise ValueError(f"it has more than {_MAX_STEPS:,} layers")
+        _check_count(len(self.layers) + 1)
         own = path[-1]
         plain = len(path) == 1 or (own not in self.top and self.counts[own] == 1)
         name = first = own if plain else "/".join(path)
@@ -193,6 +212,11 @@ class _Parser:
         self.names.add(name)
         self.layers.append(Layer(name, kind, config, inputs, path, training))
         return name
+
+
+def _check_count(layers: int) -> None:
+    if layers > _MAX_STEPS:
+        raise ValueError(f"it has more than {_MAX_STEPS:,} layers")
 
 
 def _is_model(entry: Any) -> bool:
@@ -237,19 +261,20 @@ def _paths(model: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _references(node: Any) -> Iterator[Ref]:
-    """The tensors that a call takes, however they are nested in its arguments."""
-    if isinstance(node, dict):
-        if "keras_history" in node:
-            yield _reference(node["keras_history"])
-        else:
-            for value in node.values():
-                yield from _references(value)
-    elif isinstance(node, list):
-        if _is_reference(node):
-            yield _reference(node)
-            node = node[3:]  # other arguments
-        for value in node:
-            yield from _references(value)
+    """The tensors that a call takes, in their order, however they are nested in its arguments."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if "keras_history" in node:
+                yield _reference(node["keras_history"])
+            else:
+                stack += reversed(node.values())
+        elif isinstance(node, list):
+            if _is_reference(node):
+                yield _reference(node)
+                node = node[3:]  # other arguments
+            stack += reversed(node)
 
 
 def _is_reference(node: list[Any]) -> bool:
@@ -272,10 +297,11 @@ def _is_training(node: Any) -> bool:
 
 def _first_calls(refs: list[Ref], entries: Mapping[str, Any]) -> dict[str, int]:
     """The number of the first call of each layer: a nested model was called once when it was made."""
-    first = dict.fromkeys(entries, 0)
-    for name in {name for name, _, _ in refs}:
-        if _is_model(entries[name]):
-            first[name] = min(1, *(index for other, index, _ in refs if other == name))
+    models = {name for name, entry in entries.items() if _is_model(entry)}
+    first = {name: int(name in models) for name in entries}
+    for name, index, _ in refs:
+        if name in models:
+            first[name] = min(first[name], index)
     return first
 
 

@@ -24,16 +24,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+from convert.keras.graph import brief
 from convert.keras.weights import GroupedWeights, NumberedWeights, Weights, child
 from facecls.errors import UserError
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MAX_CONFIG = 2**26
+_MAX_CONFIG = 2**25
 """Bytes of the JSON; Keras' NASNetLarge has 500,000."""
 _MAX_TEXTS = 2**17
-"""In an attribute; a damaged file can declare any number, and HDF5 would take memory for them."""
+"""In an attribute, and weights of a file; one can declare any number, and HDF5 would take memory for them."""
 _MAX_MEMBER = 2**30
 """Bytes of weights in a zip, which are read into memory; Keras' largest network, VGG16, has 580 million."""
 _MAX_EXPANSION = 32
@@ -110,7 +111,11 @@ def _digest(path: Path) -> tuple[str, bytes]:
 def _check_is_file(path: Path) -> None:
     whole = "load it with the Keras that wrote it and save the model whole, model.save('model.h5')"
     if path.is_dir():
-        what = "a SavedModel folder" if (path / "saved_model.pb").exists() else "a folder"
+        what = "a folder"
+        if (path / "saved_model.pb").exists():
+            what = "a SavedModel folder"
+        elif any(path.glob("*.index")):
+            what = "a folder with a TensorFlow checkpoint, which does not describe its network"
         raise UserError(
             f"Expected a Keras file, but {path} is {what}; {whole}, or make an ONNX file of it with tf2onnx."
         )
@@ -145,7 +150,7 @@ def _open_hdf5(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"Expected a whole file, but {path} is cut short or damaged ({error}); get it again.")
+    return UserError(f"Expected a whole file, but {path} is cut short or damaged ({brief(error)}); get it again.")
 
 
 def _read_hdf5(path: Path, file: Any, sha256: str) -> KerasFile:
@@ -177,11 +182,14 @@ def _no_names(path: Path, file: Any) -> UserError:
 def _entries(path: Path, group: Any, names: list[str]) -> dict[str, list[tuple[str, Any]]]:
     """For each layer, the names of its weights, such as ``conv1/7x7_s2/bn/gamma:0``, and their datasets."""
     entries: dict[str, list[tuple[str, Any]]] = {}
+    total = 0
     for layer in names:
         holder = child(path, group, layer)
-        for weight in _texts(holder.attrs, "weight_names"):
-            entries.setdefault(layer, []).append((weight, child(path, holder, weight)))
-        entries.setdefault(layer, [])
+        weights = _texts(holder.attrs, "weight_names")
+        total += 1 + len(weights)
+        if total > _MAX_TEXTS:
+            raise ValueError(f"more than {_MAX_TEXTS:,} weights")
+        entries[layer] = [(weight, child(path, holder, weight)) for weight in weights]
     return entries
 
 
@@ -192,8 +200,10 @@ def _texts(attributes: Any, name: str) -> list[str]:
         parts = list(takewhile(attributes.__contains__, (f"{name}{part}" for part in count())))
     values = []
     for part in parts:
-        if math.prod(attributes.get_id(part).shape) > _MAX_TEXTS:
-            raise ValueError(f"{part} has the shape {attributes.get_id(part).shape}")
+        stored = attributes.get_id(part)
+        texts = math.prod(stored.shape)
+        if texts > _MAX_TEXTS or texts * stored.dtype.itemsize > _MAX_CONFIG:
+            raise ValueError(f"{part} has the shape {stored.shape}")
         values += np.atleast_1d(attributes[part]).tolist()
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
@@ -208,7 +218,8 @@ def _parse(path: Path, config: str | bytes) -> dict[str, Any]:
         return parsed
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"Expected a description of the model in {path}, but it can't be understood ({error}); get the file again."
+            f"Expected a description of the model in {path}, but it can't be understood ({brief(error)}); get the file "
+            "again."
         ) from None
 
 

@@ -110,7 +110,7 @@ class Nodes:
     def node_name(self, layer: str, part: str) -> str:
         """A name for a node that no other has."""
         if part:
-            name = _unique(f"{layer}/{part}", self._node_names | self.layers)
+            name = _unique(f"{layer}/{part}", self._node_names, self.layers)
         else:
             name = _unique(self.names.get(layer, layer), self._node_names)
         self._node_names.add(name)
@@ -118,7 +118,7 @@ class Nodes:
 
     def value_name(self, name: str) -> str:
         """A name for a value within a layer that no other has."""
-        name = _unique(name, self._taken | self.layers)
+        name = _unique(name, self._taken, self.layers)
         self._taken.add(name)
         return name
 
@@ -321,7 +321,7 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-def _unique(name: str, taken: Container[str]) -> str:
-    while name in taken:
+def _unique(name: str, *taken: Container[str]) -> str:
+    while any(name in names for names in taken):
         name += "_"
     return name

@@ -5,6 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.keras.graph import brief
 from convert.plain.network import MAX_WEIGHTS, check_size
 from facecls.errors import UserError
 
 Array = NDArray[np.float32]
+Scopes = dict[str, dict[str, Any]]
+"""By the name of a layer, with what Keras puts before it: datasets by name."""
 _OLD_NAMES = {"depthwise_kernel": "kernel", "moving_mean": "running_mean", "moving_variance": "running_std"}
 """Other names of weights: in Keras 3, and in Keras 1, whose ``running_std`` holds the variance."""
 _COUNT = "count"
 """How many images the statistics of ``Normalization`` come from, an integer that inference does not need."""
+_MAX_PARTS = 8
+"""Parts, between slashes, of a layer's name."""
 _MAX_EXPANSION, _ALLOWANCE = 32, 2**26
 """HDF5 files can declare weights that they don't store. Trained weights, compressed, are far from 32 times smaller."""
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
@@ -92,7 +98,7 @@ class Weights(ABC):
             }
         except _DAMAGE as error:
             raise UserError(
-                f"Expected a whole file, but layer {name} in {self.path} is damaged ({error}); get it again."
+                f"Expected a whole file, but layer {name} in {self.path} is damaged ({brief(error)}); get it again."
             ) from None
 
     def _read(self, name: str, data: Any, shape: tuple[int, ...]) -> Array:
@@ -140,7 +146,8 @@ class GroupedWeights(Weights):
 
     def __init__(self, path: Path, file_size: int, groups: Mapping[str, list[tuple[str, Any]]]) -> None:
         super().__init__(path, file_size)
-        self.groups: dict[str, dict[str, dict[str, Any]]] = {}
+        self.groups: dict[str, Scopes] = {}
+        self.indices: dict[str | None, dict[tuple[str, bool], list[str]]] = {}
         for layer, weights in groups.items():
             scopes = self.groups.setdefault(layer, {})
             for weight, data in weights:
@@ -154,17 +161,37 @@ class GroupedWeights(Weights):
             # only the last part says which weight it is: Keras may have added _1 to the layer's name before it
             return {name: data for scope in scopes.values() for name, data in scope.items()}
         if scopes is None:
-            scopes = {scope: datas for group in self.groups.values() for scope, datas in group.items()}
-        name = re.escape(layer[-1])
-        for pattern in (name, rf"(?:.*/)?{name}", rf"(?:.*/)?{name}_\d+"):
-            if matches := [scope for scope in scopes if re.fullmatch(pattern, scope)]:
-                if len(matches) > 1:
-                    raise UserError(
-                        f"Expected one layer {layer[-1]} in {self.path}, but there are {' and '.join(matches[:2])}; "
-                        "give its layers different names."
-                    )
+            scopes = self._all_scopes
+        name = layer[-1]
+        index = self._index(layer[0], scopes)
+        for matches in ([name] if name in scopes else [], index.get((name, False), []), index.get((name, True), [])):
+            if len(matches) > 1:
+                raise UserError(
+                    f"Expected one layer {name} in {self.path}, but there are {' and '.join(matches[:2])}; give its "
+                    "layers different names."
+                )
+            if matches:
                 return scopes[matches[0]]
         return {}
+
+    @cached_property
+    def _all_scopes(self) -> Scopes:
+        return {scope: datas for group in self.groups.values() for scope, datas in group.items()}
+
+    def _index(self, group: str, scopes: Scopes) -> Mapping[tuple[str, bool], list[str]]:
+        """Scopes by the names that their layers may have, and whether a number behind the name is left out."""
+        key = group if group in self.groups else None
+        if key not in self.indices:
+            index = self.indices.setdefault(key, {})
+            for scope in scopes:
+                parts = scope.split("/")[-_MAX_PARTS:]
+                for start in range(len(parts)):
+                    name = "/".join(parts[start:])
+                    index.setdefault((name, False), []).append(scope)
+                    plain, _, number = name.rpartition("_")
+                    if number.isdigit():
+                        index.setdefault((plain, True), []).append(scope)
+        return self.indices[key]
 
     def all(self) -> Iterator[tuple[str, Any]]:
         """As in ``Weights``."""
