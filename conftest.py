@@ -8,7 +8,7 @@ import torch
 
 from facecls.data.synthetic import write_faces
 
-collect_ignore = ["tests/keras_files.py"]  # no tests; to look for examples would import TensorFlow, beside torch
+collect_ignore_glob = ["tests/keras_*.py"]  # no tests; to look for examples would import TensorFlow, beside torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
