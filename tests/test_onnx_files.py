@@ -204,6 +204,12 @@ def _classifier(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = "probabilities"
 
 
+def _classifier_of_constant_nodes(model: onnx.ModelProto) -> None:
+    """As Paddle writes it."""
+    _classifier(model)
+    _constants_as_nodes(model)
+
+
 EDITS = [
     _weights_among_inputs,
     _constants_as_nodes,
@@ -211,6 +217,7 @@ EDITS = [
     _named_like_the_input,
     _automatic_padding,
     _classifier,
+    _classifier_of_constant_nodes,
 ]
 
 
@@ -218,7 +225,7 @@ EDITS = [
 def test_every_way_of_writing_gives_the_same(edit: Callable[[onnx.ModelProto], None], tmp_path: Path) -> None:
     network = read_onnx(_small(edit, tmp_path), ASKED)
     _check(network, _expected(_images(32)), _images(32))
-    if edit is _classifier:
+    if edit in (_classifier, _classifier_of_constant_nodes):
         assert network.features == "flat"
         assert network.left_out == ("dropped", "product", "logits", "probabilities")
 

@@ -56,6 +56,7 @@ def read_onnx(path: Path, asked: Asked) -> Network:
     if widened := widen(model):
         summary["precision"] = f"{', '.join(widened)}, computed in float32 here"
     constants = {tensor.name for tensor in model.graph.initializer}
+    constants.update(node.output[0] for node in model.graph.node if node.op_type == "Constant" and node.output)
     steps = _steps(path, model, constants)
     ends = [output.name for output in model.graph.output]
     features = choose_features(path, steps, ends, _value_of(model, asked.output))
@@ -105,7 +106,7 @@ def _steps(path: Path, model: onnx.ModelProto, constants: set[str]) -> list[Step
         if node.op_type == "Add" and len(inputs) == 1 and known[inputs[0]].role == "weighted":
             role, inputs = "weighted", list(known[inputs[0]].inputs)
         for output in node.output:
-            if output:
+            if output and output not in constants:
                 if output in known:
                     raise damaged(path, f"{output} is computed twice")
                 known[output] = Step(output, tuple(inputs), role)
