@@ -56,6 +56,11 @@ class Models:
         model = self.base("map_only")
         return model, model.output, None
 
+    def depthwise(self) -> Any:
+        image = self.layers.Input((SIZE, SIZE, 3))
+        features = self.layers.DepthwiseConv2D(3, name="depthwise")(image)
+        return self.keras.Model(image, features), features, None
+
     def conv_classifier(self) -> Any:
         """As in MobileNet."""
         layers = self.layers

@@ -3,10 +3,12 @@
 Run as ``python tests/keras_vggface_files.py FOLDER``, in a process of its own. It leaves in the folder
 
 - ``senet50.h5``, ``senet50_weights.h5``, ``senet50_notop.h5``, ``vgg16_notop.h5``, ``vgg16_notop_weights.h5``;
+- ``vgg16.h5`` and ``vgg16_weights.h5`` with classifier, of the widths above, and ``mobilenet.h5``, HSE_FaceRec_tf's;
 - of one ResNet-50 with ten classes: ``resnet50.h5``, ``resnet50.keras``, ``keras3.h5``, ``nested.h5``, ``heads.h5``,
   ``free.h5`` without a size, and weights only: ``nested_weights.h5``, ``heads_weights.h5``, ``dim_proj_weights.h5``;
-- ``oracle.npz``: ``images`` (N, 3, 224, 224) uint8 RGB and what Keras gives for them: ``senet50``, ``vgg16`` (the last
-  map averaged) and ``resnet50`` features, and the classifiers' ``senet50/probabilities``, ``resnet50/probabilities``.
+- ``oracle.npz``: ``images`` (N, 3, 224, 224) uint8 RGB and what Keras gives for them: ``senet50`` and ``resnet50``
+  features; for their first 64 pixels ``vgg16_notop`` (the last map averaged), ``vgg16`` and ``mobilenet`` features; and
+  the classifiers' ``senet50/probabilities``, ``resnet50/probabilities``, ``vgg16/probabilities``.
 """
 
 import sys
@@ -20,16 +22,29 @@ import tf_keras as keras
 
 IMAGES = 2
 VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+NARROW_VGG16, NARROW_DENSE = ((2, 3), (2, 4), (3, 5), (3, 6), (3, 7)), 16
+VERSION_1, CAFFE = (93.5940, 104.7624, 129.1863), (103.939, 116.779, 123.68)
 
 
-def _vgg16(size: int | None) -> Any:
+def _vgg16(size: int | None, stages: Any = VGG16, dense: int = 0) -> Any:
     layers = keras.layers
     x = image = layers.Input((size, size, 3))
-    for stage, (count, filters) in enumerate(VGG16, start=1):
+    for stage, (count, filters) in enumerate(stages, start=1):
         for place in range(1, count + 1):
             x = layers.Conv2D(filters, 3, activation="relu", padding="same", name=f"conv{stage}_{place}")(x)
         x = layers.MaxPooling2D(2, strides=2, name=f"pool{stage}")(x)
+    if dense:
+        x = layers.Flatten(name="flatten")(x)
+        for name in ("fc6", "fc7"):
+            x = layers.Activation("relu", name=f"{name}/relu")(layers.Dense(dense, name=name)(x))
+        x = layers.Activation("softmax", name="fc8/softmax")(layers.Dense(10, name="fc8")(x))
     return keras.Model(image, x, name="vggface_vgg16")
+
+
+def _mobilenet() -> Any:
+    """As HSE_FaceRec_tf's, but a tenth as wide."""
+    net = keras.applications.MobileNet((64, 64, 3), alpha=0.1, include_top=False, weights=None)
+    return keras.Model(net.input, keras.layers.GlobalAveragePooling2D(name="global_pooling")(net.output), name="any")
 
 
 def _in_keras_3(weights: list[Any]) -> Any:
@@ -56,9 +71,12 @@ def _in_keras_3(weights: list[Any]) -> Any:
     return model
 
 
-def _predict(model: Any, images: np.ndarray, mean: tuple[float, ...], name: str) -> dict[str, Any]:
-    bgr = images[:, ::-1].transpose(0, 2, 3, 1) - np.array(mean, np.float32)
-    features, probabilities = keras.Model(model.input, [model.layers[-2].output, model.output]).predict(bgr, verbose=0)
+def _prepare(images: np.ndarray, mean: tuple[float, ...], size: int = 224) -> np.ndarray:
+    return images[:, ::-1, :size, :size].transpose(0, 2, 3, 1) - np.array(mean, np.float32)
+
+
+def _predict(model: Any, features: Any, inputs: np.ndarray, name: str) -> dict[str, Any]:
+    features, probabilities = keras.Model(model.input, [features, model.output]).predict(inputs, verbose=0)
     return {name: features, f"{name}/probabilities": probabilities}
 
 
@@ -73,20 +91,34 @@ def main(folder: Path) -> None:
     senet.save(folder / "senet50.h5")
     senet.save_weights(folder / "senet50_weights.h5")
     keras.Model(senet.input, senet.get_layer("avg_pool").output).save_weights(folder / "senet50_notop.h5")
-    oracle = {"images": images} | _predict(senet, images, keras_files.BGR_MEAN, "senet50")
+    inputs = _prepare(images, keras_files.BGR_MEAN)
+    oracle = {"images": images} | _predict(senet, senet.layers[-2].output, inputs, "senet50")
 
     vgg16 = _vgg16(None)
     keras_files.randomise(vgg16, rng)
     vgg16.save(folder / "vgg16_notop.h5")
     vgg16.save_weights(folder / "vgg16_notop_weights.h5")
-    bgr = images[:, ::-1, :64, :64].transpose(0, 2, 3, 1) - np.array((93.5940, 104.7624, 129.1863), np.float32)
-    oracle["vgg16"] = vgg16.predict(bgr, verbose=0).mean((1, 2))
+    oracle["vgg16_notop"] = vgg16.predict(_prepare(images, VERSION_1, 64), verbose=0).mean((1, 2))
+    narrow = _vgg16(64, NARROW_VGG16, NARROW_DENSE)
+    keras_files.randomise(narrow, rng)
+    narrow.save(folder / "vgg16.h5")
+    narrow.save_weights(folder / "vgg16_weights.h5")
+    oracle |= _predict(narrow, narrow.get_layer("fc7/relu").output, _prepare(images, VERSION_1, 64), "vgg16")
+
+    mobilenet = _mobilenet()
+    for layer in mobilenet.layers:  # randomise takes only BatchNorms with their names and convolutions
+        if isinstance(layer, layers.BatchNormalization):
+            (size,) = layer.gamma.shape
+            values = rng.uniform(0.6, 1.4, size), *rng.normal(0, 0.2, (2, size)), rng.uniform(0.5, 1.5, size)
+            layer.set_weights(values)
+    mobilenet.save(folder / "mobilenet.h5")
+    oracle["mobilenet"] = mobilenet.predict(_prepare(images, CAFFE, 64), verbose=0)
 
     resnet = keras_files.resnet(classes=10)
     keras_files.randomise(resnet, rng)
     resnet.save(folder / "resnet50.h5")
     resnet.save(folder / "resnet50.keras")
-    oracle |= _predict(resnet, images, keras_files.BGR_MEAN, "resnet50")
+    oracle |= _predict(resnet, resnet.layers[-2].output, inputs, "resnet50")
     flat = keras.Model(resnet.input, resnet.layers[-2].output, name="vggface_resnet50")
     _in_keras_3(flat.get_weights()).save(folder / "keras3.h5")
     nested = keras.Sequential([flat, layers.Dense(2, activation="softmax", name="own")])

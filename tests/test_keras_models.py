@@ -27,6 +27,7 @@ FEATURES = {
     "plain": "pool",
     "no_classifier": "pool",
     "map_only": "base_relu",
+    "depthwise": "depthwise",
     "conv_classifier": "pool",
     "heads": "common",
     "nested": "pool",
@@ -298,6 +299,16 @@ def test_relu6_of_old_mobilenets_is_known(spelling: Any, folder: Path, tmp_path:
     assert "Clip" in [node.op_type for node in read_keras(path, Asked(**CONTRACT)).model.graph.node]
 
 
+def test_depthwise_convolution_of_old_mobilenets_is_known(
+    folder: Path, tmp_path: Path, oracle: dict[str, NDArray[Any]]
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        layer(config, "depthwise").update(registered_name="Custom>DepthwiseConv2D", module="keras.applications")
+
+    network = read_keras(edited(folder, tmp_path, configured(change), "k2_depthwise.h5"), Asked(**CONTRACT))
+    assert relative(run(network, oracle["images"])[0], oracle["k2_depthwise/features"]) < TOLERANCE
+
+
 def kind(name: str, kind: str) -> Edit:
     return configured(lambda config: layer(config, name).update(class_name=kind))
 
@@ -356,6 +367,39 @@ def many(config: dict[str, Any]) -> None:
     layers.append(dict(nested, name="model5", inbound_nodes=[[["image", 0, 0, {}]]]))
 
 
+def multiplied(config: dict[str, Any]) -> None:
+    """Models that only give their two inputs back, ten calls of each within the next."""
+    images = [{"class_name": "InputLayer", "config": {"name": name}, "inbound_nodes": []} for name in ("in", "too")]
+    ends = {"input_layers": [["in", 0, 0], ["too", 0, 0]]}
+    nested = {"class_name": "Functional", "config": {"name": "part", "layers": images, **ends}}
+    nested["config"]["output_layers"] = ends["input_layers"]  # type: ignore[index]
+    for _ in range(30):
+        calls = [[["in", 0, 0, {}], ["too", 0, 0, {}]]]
+        calls += [[["part", call, output, {}] for output in (0, 1)] for call in range(1, 10)]
+        inner = {"name": "part", **nested, "inbound_nodes": calls}
+        outputs = [["part", 10, 0], ["part", 10, 1]]
+        config_ = {"name": "part", "layers": [*images, inner], **ends, "output_layers": outputs}
+        nested = {"class_name": "Functional", "config": config_}
+    calls = [[["image", 0, 0, {}], ["image", 0, 0, {}]]]
+    config["config"]["layers"].append({"name": "part", **nested, "inbound_nodes": calls})
+
+
+def crowded(config: dict[str, Any]) -> None:
+    """A model of 10,000 models."""
+    image = {"class_name": "InputLayer", "config": {"name": "in"}}
+    for place in range(5_001):
+        model = {"class_name": "Sequential", "config": {"name": f"model{place}", "layers": [image]}}
+        config["config"]["layers"].append({**model, "inbound_nodes": []})
+
+
+def slow(config: dict[str, Any]) -> None:
+    for name, kind, settings in (
+        ("conv", "UpSampling2D", {"size": 8}),
+        ("norm", "MaxPooling2D", {"pool_size": 4_096, "strides": 1, "padding": "same"}),
+    ):
+        layer(config, name).update(class_name=kind, config={"name": name, **settings})
+
+
 REFUSED: dict[str, tuple[Edit, str]] = {
     "unknown class": (kind("conv", "Attention"), "conv in .* is a Attention, whose code"),
     "custom class": (kind("norm", "Custom>BatchNormalization"), "is a Custom>BatchNorm.*--output conv"),
@@ -382,6 +426,9 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "two inputs": (source("norm", "conv", "conv"), "norm .* has 2 inputs"),
     "deep": (configured(deep), "nested 50 deep"),
     "many": (configured(many), "more than 5,000 layers"),
+    "multiplied": (configured(multiplied), "more than 5,000 layers"),
+    "crowded": (configured(crowded), "more than 5,000 layers"),
+    "slow": (configured(slow), "multiplies more than"),
     "grey": (setting("image", batch_input_shape=[None, 32, 32, 1]), r"of three channels, .* shape \(32, 32, 1\)"),
     "not square": (setting("image", batch_input_shape=[None, 32, 48, 3]), r"square images .* \(32, 48, 3\)"),
     "not a model": (configured(lambda config: config.update(class_name="Mine")), "class is Mine"),
@@ -434,7 +481,7 @@ def test_two_images_are_refused(folder: Path, tmp_path: Path) -> None:
         ("weights.h5", "holds weights only, .* none of those that are known .*model.save"),
         ("plain.weights.h5", "holds weights only .*model.save"),
         ("saved_model", "a SavedModel folder; load it .*tf2onnx"),
-        ("checkpoint", "is a folder"),
+        ("checkpoint", "a folder with a TensorFlow checkpoint"),
         ("checkpoint/weights", "TensorFlow checkpoint"),
         ("checkpoint/weights.index", "TensorFlow checkpoint"),
         ("gone.h5", "there is none; get one with"),
@@ -448,10 +495,12 @@ def test_files_without_a_model_are_refused_with_a_way_out(name: str, message: st
 def test_damaged_zip_is_refused(folder: Path, tmp_path: Path) -> None:
     content = (folder / "k3_plain.keras").read_bytes()
     path = tmp_path / "short.keras"
-    for damaged in (content[:1_000], content[:-200], content.replace(b"config.json", b"others.json")):
+    half = content.replace(b"config.json", b"others.json", 1)
+    for damaged in (content[:1_000], content[:-200], half, half.replace(b"config.json", b"others.json")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"damaged|config\.json"):
+        with pytest.raises(UserError, match=r"damaged|config\.json") as refusal:
             read_keras(path, Asked(**CONTRACT))
+        assert len(str(refusal.value)) < 1_000  # zipfile's own message has all of config.json
 
 
 HOLD = "import h5py, sys\nwith h5py.File(sys.argv[1], 'r+'): print(flush=True); sys.stdin.read()"

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from convert import keras_known
 from convert.finish import finish
 from convert.keras.network import read_keras
 from convert.plain.network import Asked, Contract, Network
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5
 VERSION_1, VERSION_2 = (93.5940, 104.7624, 129.1863), (91.4953, 103.8827, 131.0912)
+CAFFE = (103.939, 116.779, 123.68)
 LEFT_OUT: dict[str, tuple[str, ...]] = {
     "resnet50.h5": ("classifier",),
     "resnet50.keras": ("classifier",),
@@ -111,7 +113,47 @@ def test_vgg16_without_its_top(name: str, folder: Path, oracle: dict[str, NDArra
     network = read_keras(folder / f"{name}.h5", Asked(size=64))
     assert network.contract == Contract(64, "bgr", VERSION_1, (1.0,) * 3)
     assert (network.layout, network.features) == ("graph", "pool5")
-    assert relative(run(network, oracle["images"][..., :64, :64])[0], oracle["vgg16"]) < TOLERANCE
+    assert relative(run(network, oracle["images"][..., :64, :64])[0], oracle["vgg16_notop"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg16_weights"])
+def test_vgg16_with_its_top(
+    name: str, folder: Path, oracle: dict[str, NDArray[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Narrower than the real one, which has 580 MB."""
+    monkeypatch.setattr("convert.layout._VGG16", ((2, 3), (2, 4), (3, 5), (3, 6), (3, 7)))
+    monkeypatch.setattr("convert.layout._VGG16_DENSE", 16)
+    # what networks look like is computed once
+    monkeypatch.setattr(keras_known, "_reference", keras_known._reference.__wrapped__)
+    network = read_keras(folder / f"{name}.h5", Asked(size=64, keep_classifier=True))
+    assert network.contract == Contract(64, "bgr", VERSION_1, (1.0,) * 3)
+    assert (network.layout, network.features, network.left_out) == ("graph", "fc7/relu", ())
+    features, probabilities = run(network, oracle["images"][..., :64, :64])
+    assert relative(features, oracle["vgg16"]) < TOLERANCE
+    assert relative(probabilities, oracle["vgg16/probabilities"]) < TOLERANCE
+    assert network.classifier is not None
+    assert network.classifier[0].shape == (10, 16)
+
+
+def test_mobilenet_is_known_by_its_names(folder: Path, tmp_path: Path, oracle: dict[str, NDArray[Any]]) -> None:
+    network = read_keras(folder / "mobilenet.h5", Asked())
+    assert network.contract == Contract(64, "bgr", CAFFE, (1.0,) * 3)
+    assert (network.layout, network.features) == ("graph", "global_pooling")
+    assert relative(run(network, oracle["images"][..., :64, :64])[0], oracle["mobilenet"]) < TOLERANCE
+
+    path = tmp_path / "edited.h5"
+    shutil.copy(folder / "mobilenet.h5", path)
+    with h5py.File(path, "r+") as file:
+        config = file.attrs["model_config"].replace("global_pooling", "pooling")
+        file.attrs["model_config"] = config
+        file["model_weights"].move("global_pooling", "pooling")
+        names = file["model_weights"].attrs
+        names["layer_names"] = ["pooling" if name == "global_pooling" else name for name in names["layer_names"]]
+    with pytest.raises(UserError, match="does not say how its images are prepared"):
+        read_keras(path, Asked())
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = config.replace('"name": "any"', '"name": "vgg2_mobilenet"')
+    assert read_keras(path, Asked()).contract == network.contract
 
 
 @pytest.mark.parametrize("file", LEFT_OUT)

@@ -19,6 +19,8 @@ _FUNCTIONAL = ("Functional", "Model")
 _SEQUENTIAL = "Sequential"
 MODEL_OUTPUT = "output of a nested model"
 """The kind of the step that stands for a nested model's output, so that it can be named."""
+_OWN_BEFORE_KERAS = ("DepthwiseConv2D",)
+"""Classes that MobileNets brought along before Keras had them."""
 _MAX_STEPS = 5_000
 """Keras' NASNetLarge has 1,041 layers."""
 _MAX_DEPTH = 50
@@ -228,7 +230,7 @@ def _kind(entry: Any) -> str:
     kind, module, registered = (_text(entry.get(key) or "") for key in ("class_name", "module", "registered_name"))
     if ".ops" in module:
         return f"{module}.{kind}"
-    return registered if ">" in registered else kind
+    return registered if ">" in registered and kind not in _OWN_BEFORE_KERAS else kind
 
 
 def _layers(model: Any) -> list[Any]:

@@ -20,6 +20,8 @@ _SQUEEZE = 16
 """An SE block has one of this many channels (``compress_rate``)."""
 _VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 """By stage: how many convolutions it has, and their channels."""
+_VGG16_DENSE = 4096
+"""Features of its dense layers."""
 _INPUT = "input_1"
 
 
@@ -56,12 +58,12 @@ def vgg16() -> list[Layer]:
 
 
 def vgg16_top(source: str) -> list[Layer]:
-    """The two dense layers of 4096 features after the last map ``source``."""
+    """The two dense layers after the last map ``source``."""
     return [
         _layer("flatten", "Flatten", source),
-        _layer("fc6", "Dense", "flatten", units=4096),
+        _layer("fc6", "Dense", "flatten", units=_VGG16_DENSE),
         _layer("fc6/relu", "Activation", "fc6", activation="relu"),
-        _layer("fc7", "Dense", "fc6/relu", units=4096),
+        _layer("fc7", "Dense", "fc6/relu", units=_VGG16_DENSE),
         _layer("fc7/relu", "Activation", "fc7", activation="relu"),
     ]
 

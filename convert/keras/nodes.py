@@ -23,6 +23,8 @@ Reader = Callable[[Layer, Mapping[str, Shape]], Arrays]
 """Gives a layer's weights; what it needs is named with shapes in Keras' layout and order."""
 MAX_WINDOW = 4_096
 """Of kernels, strides, padding and the like, in pixels."""
+_MAX_WORK = 2**39
+"""Multiplications for one image; VGG16 at 1,024 pixels takes 320 thousand million."""
 _RESERVED = (INPUT, "features", "probabilities", "features/pool", "features/flatten")
 """Names of values that the model gets beside those of layers (convert/finish.py)."""
 _HASHED = 16
@@ -83,6 +85,7 @@ class Nodes:
         nodes: What was built.
         initializers: All constants by name.
         weighted: Names of the nodes with weights, by structure.
+        work: Multiplications for one image.
     """
 
     reader: Reader
@@ -92,6 +95,7 @@ class Nodes:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, NDArray[Any]] = field(default_factory=dict)
     weighted: dict[str, str] = field(default_factory=dict)
+    work: int = 0
     _taken: set[str] = field(default_factory=lambda: set(_RESERVED))
     _node_names: set[str] = field(default_factory=set)
 
@@ -106,6 +110,12 @@ class Nodes:
                         names[:] = [new if each == old else each for each in names]
                 return Value(new, value.shape, value.structure)
         return value
+
+    def add_work(self, multiplications: int) -> None:
+        """Refuses a network that would compute for hours."""
+        self.work += multiplications
+        if self.work > _MAX_WORK:
+            raise ValueError(f"the network multiplies more than {_MAX_WORK:,} times for an image")
 
     def node_name(self, layer: str, part: str) -> str:
         """A name for a node that no other has."""
@@ -225,6 +235,7 @@ class Maker:
         shape = tuple(int(size) for size in shape)
         constants = constants or {}
         check_size(f"the output of layer {self.layer.name}", shape)
+        self.nodes.add_work(math.prod(shape) * _multiplications(constants, attributes))
         structure = self._structure(kind, inputs, constants, attributes)
         named = self.nodes.node_name(self.layer.name, part)
         if self.weighted:
@@ -294,6 +305,14 @@ class Maker:
         value = self.node("Reshape", [value], target, {"shape": np.array([0, *target])}, "reshape")
         height, width, channels = target
         return self.node("Transpose", [value], (channels, height, width), part="channels_first", perm=[0, 3, 1, 2])
+
+
+def _multiplications(constants: Mapping[str, NDArray[Any] | None], attributes: Mapping[str, Any]) -> int:
+    """How many each number of an operator's output takes."""
+    for array in constants.values():
+        if array is not None and array.ndim > 1:
+            return array.size // len(array)  # (out, in, H, W)
+    return math.prod(attributes.get("kernel_shape", ()))
 
 
 def number(value: float) -> NDArray[np.float32]:

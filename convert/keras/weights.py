@@ -214,20 +214,28 @@ class NumberedWeights(Weights):
     def __init__(self, path: Path, file_size: int, file: Any, config: Any) -> None:
         super().__init__(path, file_size)
         self.file = file
-        self.config = config
+        self.places: dict[tuple[str, ...], str] = {(): ""}
+        self.entries: dict[tuple[str, ...], Any] = {(): config}
 
     def find(self, layer: tuple[str, ...]) -> dict[str, Any]:
         """As in ``Weights``."""
-        place, entry = "", self.config
-        for name in layer:
-            layers = entry["config"]["layers"]
-            index = [each["config"]["name"] for each in layers].index(name)
-            kinds = [_snake_case(each["class_name"]) for each in layers[: index + 1]]
-            number = kinds.count(kinds[-1]) - 1
-            place += f"layers/{kinds[-1]}_{number}/" if number else f"layers/{kinds[-1]}/"
-            entry = layers[index]
-        variables = child(self.path, self.file, f"{place}vars")
+        variables = child(self.path, self.file, f"{self._place(layer)}vars")
         return {name: child(self.path, variables, name) for name in variables}
+
+    def _place(self, layer: tuple[str, ...]) -> str:
+        """The group of a layer or a model."""
+        if layer and layer not in self.places:
+            model = layer[:-1]
+            before = self._place(model)
+            counts: Counter[str] = Counter()
+            for entry in self.entries[model]["config"]["layers"]:
+                path, kind = (*model, entry["config"]["name"]), _snake_case(entry["class_name"])
+                self.places[path] = (
+                    f"{before}layers/{kind}_{counts[kind]}/" if counts[kind] else f"{before}layers/{kind}/"
+                )
+                self.entries[path] = entry
+                counts[kind] += 1
+        return self.places[layer]
 
     def all(self) -> Iterator[tuple[str, Any]]:
         """As in ``Weights``."""
