@@ -46,7 +46,7 @@ def test_the_trunk_gives_what_open_clip_gives(
 ) -> None:
     dest = tmp_path / "farl.safetensors"
     main([str(checkpoint), str(dest)])
-    assert "farl.pth" in capsys.readouterr().out
+    assert "CLIP's image tower, PyTorch" in capsys.readouterr().out
     trunk = create_trunk(ARCHITECTURE, dest).eval()
     images = _images()
     model.visual.proj = None  # the features before the projection

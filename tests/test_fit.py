@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from plain_networks import write_small_trunk
 from run_folders import Page
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -61,6 +62,7 @@ def trunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for name in ("vggface2_resnet50", "tf_efficientnet_lite0"):
         save_trunk(folder / f"{name}.safetensors", create_trunk(name).net.state_dict(), {"architecture": name})
+    write_small_trunk(folder / "vggface2_mobilenet.safetensors")
     return folder
 
 

@@ -121,8 +121,8 @@ def test_vgg16_with_its_top(
     name: str, folder: Path, oracle: dict[str, NDArray[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Narrower than the real one, which has 580 MB."""
-    monkeypatch.setattr("convert.layout._VGG16", ((2, 3), (2, 4), (3, 5), (3, 6), (3, 7)))
-    monkeypatch.setattr("convert.layout._VGG16_DENSE", 16)
+    monkeypatch.setattr("convert.keras.layout._VGG16", ((2, 3), (2, 4), (3, 5), (3, 6), (3, 7)))
+    monkeypatch.setattr("convert.keras.layout._VGG16_DENSE", 16)
     # what networks look like is computed once
     monkeypatch.setattr(keras_known, "_reference", keras_known._reference.__wrapped__)
     network = read_keras(folder / f"{name}.h5", Asked(size=64, keep_classifier=True))

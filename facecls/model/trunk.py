@@ -256,7 +256,7 @@ def read_trunk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise UserError(
             f"Expected a trunk file at {path}, but there is none; get one with `python -m facecls.download weights` "
-            f"and `python -m convert weights/resnet50face.h5 {path}`, or for ImageNet with "
+            f"(or vgg2_mobilenet, farl) and `python -m convert weights/resnet50face.h5 {path}`, or for ImageNet with "
             "`python -m facecls.download imagenet`; or train without by --model.weights null."
         )
     try:
