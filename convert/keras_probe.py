@@ -2,7 +2,7 @@
 
 HDF5's C code can crash, hang or take gigabytes where a file is damaged. Then it is this process that ends, and
 ``keras_h5`` says what is wrong. Run as a script by its path, so it imports nothing of this package:
-``python -I keras_probe.py FILE BYTES``, where BYTES are the most that a tensor may have. Ends with status 0 if all of it
+``python -I keras_probe.py FILE BYTES``, where BYTES are the most that a tensor may have. Ends with status 0 if all
 can be read, with 1 and a line on standard output if not.
 """
 
