@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from convert.keras import h5
 from convert.keras.network import read_keras
 from convert.plain.network import Asked, Network
 from facecls.errors import UserError
@@ -420,6 +422,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "huge number": (setting("conv", kernel_size=10**30), "kernel_size is 1000"),
     "large kernel": (setting("conv", kernel_size=[33, 33]), "the output of layer conv has the shape"),
     "wrong type": (setting("conv", strides={"a": 1}), "conv .* its strides is .'a': 1., not one number or two"),
+    "input": (kind("norm", "InputLayer"), "norm is an input that takes the output of a layer"),
     "cycle": (source("conv", "norm"), "layer conv takes its own output"),
     "gone": (source("conv", "nowhere"), "can't be understood"),
     "no inputs": (source("norm"), "norm .* has 0 inputs"),
@@ -501,6 +504,41 @@ def test_damaged_zip_is_refused(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"damaged|config\.json") as refusal:
             read_keras(path, Asked(**CONTRACT))
         assert len(str(refusal.value)) < 1_000  # zipfile's own message has all of config.json
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "HDF5 crashes over it"),
+        ("import time; time.sleep(60)", "not done with it in 0 seconds"),
+        ("print('lost'); raise SystemExit(1)", r"damaged \(lost\)"),
+    ],
+)
+def test_crash_of_hdf5_is_told(
+    code: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 does crash and hang over damaged files, but on others in each version."""
+    (tmp_path / "probe.py").write_text(code)
+    monkeypatch.setattr(h5, "__file__", str(tmp_path / "h5.py"))
+    monkeypatch.setattr(h5, "_SECONDS", 0.4)
+    h5._probe.cache_clear()
+    with pytest.raises(UserError, match=message):
+        read_keras(folder / "k2_plain.h5", Asked(**CONTRACT))
+
+
+def test_memory_of_texts_is_bounded(folder: Path, tmp_path: Path) -> None:
+    """A text whose declared length is 4 GB."""
+    path = tmp_path / "edited.h5"
+    shutil.copy(folder / "k2_plain.h5", path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = "x" * 12_345
+    content = path.read_bytes()
+    assert content.count((12_345).to_bytes(4, "little")) >= 1
+    path.write_bytes(content.replace((12_345).to_bytes(4, "little"), (2**32 - 1).to_bytes(4, "little")))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="damaged"):
+        read_keras(path, Asked(**CONTRACT))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
 
 HOLD = "import h5py, sys\nwith h5py.File(sys.argv[1], 'r+'): print(flush=True); sys.stdin.read()"

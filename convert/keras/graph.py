@@ -187,6 +187,8 @@ class _Parser:
     def _call(self, entry: Any, path: tuple[str, ...], steps: list[str], training: bool) -> list[str]:
         """Adds a call of a layer or a nested model."""
         here = (*path, _own_name(entry))
+        if _kind(entry) == INPUT_KIND:
+            raise ValueError(f"{here[-1]} is an input that takes the output of a layer")
         if not _is_model(entry):
             config = entry["config"] if isinstance(entry["config"], dict) else {}
             return [self._add(_kind(entry), config, tuple(steps), here, training)]

@@ -11,12 +11,16 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ import h5py
 import numpy as np
 
 from convert.keras.graph import brief
-from convert.keras.weights import GroupedWeights, NumberedWeights, Weights, child
+from convert.keras.weights import DAMAGE, GroupedWeights, NumberedWeights, Weights, child, damaged, largest
 from facecls.errors import UserError
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
@@ -37,10 +41,8 @@ _MAX_TEXTS = 2**17
 """In an attribute, and weights of a file; one can declare any number, and HDF5 would take memory for them."""
 _MAX_MEMBER = 2**30
 """Bytes of weights in a zip, which are read into memory; Keras' largest network, VGG16, has 580 million."""
-_MAX_EXPANSION = 32
-"""How much larger contents may be than the file that they are compressed in."""
-DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
-"""What h5py raises for a file that is damaged inside."""
+_SECONDS, _BYTES_A_SECOND = 15, 2**24
+"""How long a file may take to be read, at least ten times what it takes."""
 _ZIP_DAMAGE = (*DAMAGE, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
@@ -77,6 +79,8 @@ def open_keras(path: Path) -> Iterator[KerasFile]:
         UserError: If it is no such file, or is damaged, or another program writes to it.
     """
     sha256, head = _digest(path)
+    if head.startswith((_ZIP, _HDF5)):
+        _probe(path, sha256)
     if head.startswith(_ZIP):
         with _open_zip(path, sha256) as file:
             yield file
@@ -131,13 +135,32 @@ def _check_is_file(path: Path) -> None:
         )
 
 
+@cache
+def _probe(path: Path, sha256: str) -> None:
+    """Lets another process read a file first (probe.py), once for each content."""
+    size = path.stat().st_size
+    command = [sys.executable, "-I", str(Path(__file__).with_name("probe.py")), str(path), str(largest(size))]
+    seconds = _SECONDS + size / _BYTES_A_SECOND
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # its threads reserve memory
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=seconds, check=False, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        raise damaged(path, OSError(f"HDF5 is not done with it in {seconds:.0f} seconds")) from None
+    if done.returncode == 1:
+        raise damaged(path, OSError(done.stdout or done.stderr))
+    if done.returncode:
+        raise damaged(path, OSError("HDF5 crashes over it"))
+
+
 def _open_hdf5(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
         reason = str(error)
         if "unable to lock file" not in reason and "already open" not in reason:
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
         if error.errno in (errno.EAGAIN, errno.EACCES) or "already open" in reason:
             raise UserError(
                 f"Can't read {path}: it is locked, since another program has it open for writing; wait until that has "
@@ -146,11 +169,7 @@ def _open_hdf5(path: Path) -> Any:
     try:
         return h5py.File(path, "r", locking=False)  # a file system without locks, such as some network drives
     except OSError as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"Expected a whole file, but {path} is cut short or damaged ({brief(error)}); get it again.")
+        raise damaged(path, error) from None
 
 
 def _read_hdf5(path: Path, file: Any, sha256: str) -> KerasFile:
@@ -163,7 +182,7 @@ def _read_hdf5(path: Path, file: Any, sha256: str) -> KerasFile:
             raise _no_names(path, file)
         weights = GroupedWeights(path, path.stat().st_size, _entries(path, group, names))
     except DAMAGE as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     return KerasFile(path, sha256, version or "of unknown version", _parse(path, config) if config else None, weights)
 
 
@@ -198,13 +217,15 @@ def _texts(attributes: Any, name: str) -> list[str]:
     parts = [name]
     if name not in attributes:
         parts = list(takewhile(attributes.__contains__, (f"{name}{part}" for part in count())))
-    values = []
+    values: list[Any] = []
     for part in parts:
         stored = attributes.get_id(part)
-        texts = math.prod(stored.shape)
-        if texts > _MAX_TEXTS or texts * stored.dtype.itemsize > _MAX_CONFIG:
+        size, texts = stored.get_type().get_size(), math.prod(stored.shape)
+        if texts > _MAX_TEXTS or texts * size > _MAX_CONFIG:
             raise ValueError(f"{part} has the shape {stored.shape}")
-        values += np.atleast_1d(attributes[part]).tolist()
+        if texts and not isinstance(stored.get_type(), h5py.h5t.TypeStringID):  # h5py crashes reading some others
+            raise ValueError(f"{part} is no text")
+        values += np.atleast_1d(attributes[part]).tolist() if texts else []
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
@@ -238,7 +259,7 @@ def _open_zip(path: Path, sha256: str) -> Iterator[KerasFile]:
         version = metadata.get("keras_version")
         file = h5py.File(content, "r")
     except _ZIP_DAMAGE as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     with file:
         weights = NumberedWeights(path, path.stat().st_size, file, config)
         yield KerasFile(path, sha256, str(version or "of unknown version"), config, weights)
@@ -250,7 +271,7 @@ def _has_metadata(archive: zipfile.ZipFile) -> bool:
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     size = archive.getinfo(name).file_size
-    if size > min(_MAX_MEMBER, _MAX_EXPANSION * path.stat().st_size):
+    if size > min(_MAX_MEMBER, largest(path.stat().st_size)):
         raise UserError(f"Expected contents that fit the file, but {name} in {path} unpacks to {size:,} bytes.")
     with archive.open(name) as stream:
         return stream.read(size)

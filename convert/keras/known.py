@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -172,7 +172,7 @@ def graph_of_weights(file: KerasFile, size: int) -> tuple[Graph, tuple[str, ...]
         if problem is None:
             layers = _with_top(file, known, layers, size)
             known_names = {layer.name for layer in layers}
-            left = tuple(dict.fromkeys(name for name, _ in file.weights.all() if name not in known_names))
+            left = tuple(name for name in file.weights.layers if name not in known_names)
             if not (strange := [name for name in left if re.match(r"conv\d", name)]):
                 inputs = {layers[0].name: (None, None, 3)}
                 return Graph(known.name, tuple(layers), (layers[-1].name,), inputs), left
@@ -194,8 +194,8 @@ def _with_top(file: KerasFile, known: Known, layers: Layers, size: int) -> Layer
         layers = more
     if known.classifier:
         dense = known.classifier(layers[-1].name, 1)[0].name
-        kernel = file.weights.find((dense,)).get("kernel")
-        classes = int(kernel.shape[-1]) if kernel is not None and len(kernel.shape) == 2 else 0
+        kernel = file.weights.shapes(dense).get("kernel", ())
+        classes = kernel[-1] if len(kernel) == 2 else 0
         more = layers + known.classifier(layers[-1].name, classes)
         if classes and _first_problem(file, more, size) is None:
             return more
@@ -215,12 +215,12 @@ def _first_problem(file: KerasFile, layers: Layers, size: int) -> str | None:
             return str(value)
     missing, wrong = [], []
     for name, shapes in needed.items():
-        found: Mapping[str, Any] = file.weights.find((name,))
+        found = file.weights.shapes(name)
         for weight, shape in shapes.items():
             if weight not in found:
                 missing.append(f"{name}/{weight}")
-            elif tuple(found[weight].shape) != shape:
-                wrong.append(f"{name}/{weight} has the shape {tuple(found[weight].shape)}, not {shape}")
+            elif found[weight] != shape:
+                wrong.append(f"{name}/{weight} has the shape {found[weight]}, not {shape}")
     count = sum(map(len, needed.values()))
     if missing:
         return f"{len(missing)} of its {count} weights missing, such as {missing[0]}"

@@ -28,7 +28,8 @@ _MAX_PARTS = 8
 """Parts, between slashes, of a layer's name."""
 _MAX_EXPANSION, _ALLOWANCE = 32, 2**26
 """HDF5 files can declare weights that they don't store. Trained weights, compressed, are far from 32 times smaller."""
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
+"""What h5py raises for a file that is damaged inside."""
 
 
 class Weights(ABC):
@@ -41,7 +42,7 @@ class Weights(ABC):
 
     def __init__(self, path: Path, file_size: int) -> None:
         self.path = path
-        self.limit = min(MAX_WEIGHTS, _MAX_EXPANSION * file_size + _ALLOWANCE)
+        self.limit = largest(file_size)
         self.taken = 0
 
     @abstractmethod
@@ -56,19 +57,40 @@ class Weights(ABC):
         """
 
     @abstractmethod
-    def all(self) -> Iterator[tuple[str, Any]]:
+    def _all(self) -> Iterator[tuple[str, Any]]:
         """All datasets, each with the name of its layer."""
+
+    @cached_property
+    def _found(self) -> list[tuple[str, int, str]]:
+        """Of each weight the name of its layer, how many numbers it has, and their type."""
+        try:
+            return [(layer, math.prod(data.shape), str(data.dtype)) for layer, data in self._all()]
+        except DAMAGE as error:
+            raise damaged(self.path, error) from None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of all layers that have weights."""
+        return tuple(dict.fromkeys(layer for layer, _, _ in self._found))
 
     @property
     def parameters(self) -> int:
         """How many numbers the file holds as weights."""
-        return sum(math.prod(data.shape) for _, data in self.all())
+        return sum(size for _, size, _ in self._found)
 
     @property
     def types(self) -> str:
         """The most frequent type of the weights, such as ``float32``."""
-        types = Counter(str(data.dtype) for _, data in self.all())
+        types = Counter(kind for _, _, kind in self._found)
         return types.most_common(1)[0][0] if types else "none"
+
+    def shapes(self, layer: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of a layer's weights by name."""
+        try:
+            found = self.find((layer,))
+            return {name: tuple(data.shape) for name, data in found.items() if isinstance(data, h5py.Dataset)}
+        except DAMAGE as error:
+            raise damaged(self.path, error) from None
 
     def read(self, layer: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
         """Reads the weights of a layer.
@@ -96,10 +118,8 @@ class Weights(ABC):
                 for weight, shape in shapes.items()
                 if weight != _COUNT
             }
-        except _DAMAGE as error:
-            raise UserError(
-                f"Expected a whole file, but layer {name} in {self.path} is damaged ({brief(error)}); get it again."
-            ) from None
+        except DAMAGE as error:
+            raise damaged(self.path, error) from None
 
     def _read(self, name: str, data: Any, shape: tuple[int, ...]) -> Array:
         check_size(f"weight {name}", shape)
@@ -193,7 +213,7 @@ class GroupedWeights(Weights):
                         index.setdefault((plain, True), []).append(scope)
         return self.indices[key]
 
-    def all(self) -> Iterator[tuple[str, Any]]:
+    def _all(self) -> Iterator[tuple[str, Any]]:
         """As in ``Weights``."""
         for layer, scopes in self.groups.items():
             for scope, datas in scopes.items():
@@ -237,13 +257,32 @@ class NumberedWeights(Weights):
                 counts[kind] += 1
         return self.places[layer]
 
-    def all(self) -> Iterator[tuple[str, Any]]:
+    def _all(self) -> Iterator[tuple[str, Any]]:
         """As in ``Weights``."""
         found: list[tuple[str, Any]] = []
         self.file.visititems(lambda name, data: found.append((name, data)))
         for name, data in found:
             if isinstance(data, h5py.Dataset) and name.startswith("layers/"):
                 yield name, data
+
+
+def largest(file_size: int) -> int:
+    """The most bytes of weights that are expected in a file.
+
+    Args:
+        file_size: Its bytes.
+    """
+    return min(MAX_WEIGHTS, _MAX_EXPANSION * file_size + _ALLOWANCE)
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """Says that a file is damaged.
+
+    Args:
+        path: The file.
+        error: What a library says about it.
+    """
+    return UserError(f"Expected a whole file, but {path} is cut short or damaged ({brief(error)}); get it again.")
 
 
 def child(path: Path, group: Any, name: str) -> Any:
