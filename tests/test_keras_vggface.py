@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from convert import keras_known
 from convert.finish import finish
+from convert.keras import known
 from convert.keras.network import read_keras
 from convert.plain.network import Asked, Contract, Network
 from convert.trunk_weights import conv_table, norm_table
@@ -124,7 +124,7 @@ def test_vgg16_with_its_top(
     monkeypatch.setattr("convert.keras.layout._VGG16", ((2, 3), (2, 4), (3, 5), (3, 6), (3, 7)))
     monkeypatch.setattr("convert.keras.layout._VGG16_DENSE", 16)
     # what networks look like is computed once
-    monkeypatch.setattr(keras_known, "_reference", keras_known._reference.__wrapped__)
+    monkeypatch.setattr(known, "_reference", known._reference.__wrapped__)
     network = read_keras(folder / f"{name}.h5", Asked(size=64, keep_classifier=True))
     assert network.contract == Contract(64, "bgr", VERSION_1, (1.0,) * 3)
     assert (network.layout, network.features, network.left_out) == ("graph", "fc7/relu", ())
