@@ -103,7 +103,7 @@ def stopped(folder: Path) -> Path:
         time.sleep(0.05)
     first = Path(shutil.copy(last, last.with_name("first.ckpt")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
-    out, err = process.communicate(timeout=60)  # until the last of them has closed its output
+    out, err = process.communicate(timeout=240)  # until the last of them has closed its output
     assert process.returncode == 130, out + err
     assert "--ckpt_path runs/two/version_0/checkpoints/last.ckpt" in out
     assert out.count("random weights") == 1  # only the first process speaks
