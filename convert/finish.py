@@ -86,10 +86,14 @@ def last_map(model: onnx.ModelProto, shapes: Shapes) -> Map | None:
         (node.output[0], [name for name in node.input if name and name not in constants])
         for node in upstream(model.graph, FEATURES)
     ]
+    # a map in Keras' order of axes, as before a Flatten, has its channels last
+    turned = {
+        node.output[0] for node in model.graph.node if node.op_type == "Transpose" and len(shapes[node.output[0]]) == 3
+    }
     for step in reversed(cut_points(steps)):
         name = steps[step][0]
         shape = shapes[name]
-        if 0 in shape:
+        if 0 in shape or name in turned:
             continue
         if len(shape) == 3 and math.prod(shape[1:]) > 1:
             return Map(name, shape, 0)

@@ -92,10 +92,21 @@ def _skip_identity(steps: Mapping[str, Step], name: str) -> str:
 
 def _last_common(steps: Sequence[Step], outputs: Sequence[str]) -> str | None:
     """The last step through which every path from an input to any output leads (their common dominator)."""
-    dominators: dict[str, list[str]] = {}  # of each step, in their order, itself last
+    above: dict[str, str | None] = {}  # the last other step through which every path to a step leads
+    depth: dict[str | None, int] = {None: 0}
+
+    def common(names: Sequence[str]) -> str | None:
+        found: str | None = names[0]
+        for name in names[1:]:
+            other: str | None = name
+            while found != other:  # climb from the deeper one
+                if found is not None and depth[found] >= depth[other]:
+                    found = above[found]
+                elif other is not None:
+                    other = above[other]
+        return found
+
     for step in steps:
-        of_inputs = [dominators[name] for name in step.inputs]
-        shared = [name for name in of_inputs[0] if all(name in other for other in of_inputs[1:])] if of_inputs else []
-        dominators[step.name] = [*shared, step.name]
-    shared = [name for name in dominators[outputs[0]] if all(name in dominators[other] for other in outputs[1:])]
-    return shared[-1] if shared else None
+        above[step.name] = common(step.inputs) if step.inputs else None
+        depth[step.name] = depth[above[step.name]] + 1
+    return common(outputs)
