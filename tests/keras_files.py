@@ -6,8 +6,7 @@ leaves in the folder
 - ``whole.h5``, ``weights.h5``, ``notop.h5``: the whole saved model, its weights, and those without the classifier;
 - ``oracle.npz``: ``images`` (N, 3, 224, 224) uint8 RGB, and what Keras predicts for them: ``features`` (N, 2048) and
   ``probabilities`` (N, 8631), both float32;
-- ``vgg16.h5``, ``senet50.h5``, ``resnet101.h5``, ``dense.h5``: whole models of other architectures, few channels wide;
-- ``keras3.keras`` and ``keras3.h5``: what Keras 3 writes.
+- ``keras3.keras``: a dense layer, as Keras 3 writes it.
 
 Written from the layer calls that github.com/rcmalli/keras-vggface (models.py) makes, so it shares nothing with convert.
 """
@@ -52,35 +51,19 @@ def _block(x: Any, stage: int, block: int, width: int, strides: int, squeeze: bo
     return layers.Activation("relu")(layers.add([y, shortcut]))
 
 
-def resnet(
-    blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 8631, squeeze: bool = False
-) -> keras.Model:
-    """Builds a ResNet of keras-vggface; as it is called here without arguments, the VGGFace2 ResNet-50."""
+def resnet(classes: int = 8631, squeeze: bool = False) -> keras.Model:
+    """Builds keras-vggface's ResNet-50, or its SENet-50."""
     layers = keras.layers
     image = layers.Input((224, 224, 3))
-    x = layers.Activation("relu")(_conv_bn(image, "conv1/7x7_s2", width, 7, 2, "same", 1e-4 if squeeze else 1e-3))
+    x = layers.Activation("relu")(_conv_bn(image, "conv1/7x7_s2", 64, 7, 2, "same", 1e-4 if squeeze else 1e-3))
     x = layers.MaxPooling2D((3, 3), strides=(2, 2))(x)
-    for place, count in enumerate(blocks):
+    for place, count in enumerate((3, 4, 6, 3)):
         for block in range(1, count + 1):
             strides = 2 if place > 0 and block == 1 else 1
-            x = _block(x, place + 2, block, width << place, strides, squeeze)
+            x = _block(x, place + 2, block, 64 << place, strides, squeeze)
     x = layers.AveragePooling2D((7, 7), name="avg_pool")(x)
     x = layers.Dense(classes, activation="softmax", name="classifier")(layers.Flatten()(x))
     return keras.Model(image, x, name="vggface_resnet50")
-
-
-def vgg16() -> keras.Model:
-    """Builds keras-vggface's VGG16, four channels wide."""
-    layers = keras.layers
-    x = image = layers.Input((224, 224, 3))
-    for stage, count in enumerate((2, 2, 3, 3, 3), start=1):
-        for place in range(1, count + 1):
-            x = layers.Conv2D(4, 3, activation="relu", padding="same", name=f"conv{stage}_{place}")(x)
-        x = layers.MaxPooling2D(2, strides=2, name=f"pool{stage}")(x)
-    x = layers.Flatten(name="flatten")(x)
-    x = layers.Activation("relu", name="fc6/relu")(layers.Dense(8, name="fc6")(x))
-    x = layers.Activation("softmax", name="fc8/softmax")(layers.Dense(10, name="fc8")(x))
-    return keras.Model(image, x, name="vggface_vgg16")
 
 
 def randomise(model: keras.Model, rng: np.random.Generator) -> None:
@@ -123,13 +106,7 @@ def main(folder: Path) -> None:
     features, probabilities = both.predict(bgr, verbose=0)
     np.savez(folder / "oracle.npz", images=images, features=features, probabilities=probabilities)
 
-    vgg16().save(folder / "vgg16.h5")
-    resnet(width=4, classes=10, squeeze=True).save(folder / "senet50.h5")
-    resnet((3, 4, 23, 3), width=4, classes=10).save(folder / "resnet101.h5")
-    keras.Sequential([keras.layers.Dense(3, input_shape=(4,))]).save(folder / "dense.h5")
-    modern = keras3.Sequential([keras3.layers.Input((4,)), keras3.layers.Dense(3)])
-    modern.save(folder / "keras3.keras")
-    modern.save(folder / "keras3.h5")
+    keras3.Sequential([keras3.layers.Input((4,)), keras3.layers.Dense(3)]).save(folder / "keras3.keras")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ NARROW_VGG16, NARROW_DENSE = ((2, 3), (2, 4), (3, 5), (3, 6), (3, 7)), 16
 VERSION_1, CAFFE = (93.5940, 104.7624, 129.1863), (103.939, 116.779, 123.68)
 
 
-def _vgg16(size: int | None, stages: Any = VGG16, dense: int = 0) -> Any:
+def vgg16(size: int | None, stages: Any = VGG16, dense: int = 0, classes: int = 10) -> Any:
+    """Builds keras-vggface's VGG16, with a classifier if its dense layers have a width."""
     layers = keras.layers
     x = image = layers.Input((size, size, 3))
     for stage, (count, filters) in enumerate(stages, start=1):
@@ -37,7 +38,7 @@ def _vgg16(size: int | None, stages: Any = VGG16, dense: int = 0) -> Any:
         x = layers.Flatten(name="flatten")(x)
         for name in ("fc6", "fc7"):
             x = layers.Activation("relu", name=f"{name}/relu")(layers.Dense(dense, name=name)(x))
-        x = layers.Activation("softmax", name="fc8/softmax")(layers.Dense(10, name="fc8")(x))
+        x = layers.Activation("softmax", name="fc8/softmax")(layers.Dense(classes, name="fc8")(x))
     return keras.Model(image, x, name="vggface_vgg16")
 
 
@@ -94,12 +95,12 @@ def main(folder: Path) -> None:
     inputs = _prepare(images, keras_files.BGR_MEAN)
     oracle = {"images": images} | _predict(senet, senet.layers[-2].output, inputs, "senet50")
 
-    vgg16 = _vgg16(None)
-    keras_files.randomise(vgg16, rng)
-    vgg16.save(folder / "vgg16_notop.h5")
-    vgg16.save_weights(folder / "vgg16_notop_weights.h5")
-    oracle["vgg16_notop"] = vgg16.predict(_prepare(images, VERSION_1, 64), verbose=0).mean((1, 2))
-    narrow = _vgg16(64, NARROW_VGG16, NARROW_DENSE)
+    whole = vgg16(None)
+    keras_files.randomise(whole, rng)
+    whole.save(folder / "vgg16_notop.h5")
+    whole.save_weights(folder / "vgg16_notop_weights.h5")
+    oracle["vgg16_notop"] = whole.predict(_prepare(images, VERSION_1, 64), verbose=0).mean((1, 2))
+    narrow = vgg16(64, NARROW_VGG16, NARROW_DENSE)
     keras_files.randomise(narrow, rng)
     narrow.save(folder / "vgg16.h5")
     narrow.save_weights(folder / "vgg16_weights.h5")

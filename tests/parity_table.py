@@ -73,7 +73,8 @@ def make_keras(folder: Path) -> None:
     """Builds and saves the networks of Keras, with the features that it computes. Imports TensorFlow."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tf_keras as keras
-    from keras_files import resnet, vgg16
+    from keras_files import resnet
+    from keras_vggface_files import vgg16
 
     layers, rng = keras.layers, np.random.default_rng(SEED)
 
@@ -113,7 +114,8 @@ def make_keras(folder: Path) -> None:
         keep(f"{name} whole", model, features, top, model.save)
         keep(f"{name} weights", model, features, top, model.save_weights)
         keep(f"{name} weights without top", model, features, top, notop.save_weights)
-    model = vgg16()
+    model = vgg16(224, dense=4096, classes=2622)
+    randomise(model)
     top = ("bgr", BGR_1, 1.0)
     keep("vgg16 whole", model, model.get_layer("fc7/relu").output, top, model.save)
     features = model.get_layer("pool5").output

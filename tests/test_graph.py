@@ -292,6 +292,16 @@ def test_a_network_with_a_dense_layer_on_a_map_takes_one_size(tmp_path: Path) ->
         trunk(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
 
 
+def test_a_map_turned_to_keras_order_is_not_the_last_map() -> None:
+    """Before Keras' Flatten the channels are last, and Grad-CAM takes them first."""
+    nodes: list[Node] = [("Conv", [INPUT, "w"], {}), ("Transpose", ["n0"], {"perm": [0, 2, 3, 1]})]
+    nodes += [("Flatten", ["n1"], {}), ("Gemm", ["n2", "v"], {})]
+    network = network_of(build(nodes, {"w": _random(2, 3, 1, 1), "v": _random(2 * 64 * 64, 4)}, 64), 64)
+    found = last_map(network.model, finish(network))
+    assert found
+    assert (found.name, found.shape) == ("n0", (2, 64, 64))
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     model = build([("Add", [INPUT, "w"], {})], {"w": _random(7, 1, 1)}, 64)
     with pytest.raises(UserError, match="Expected a graph whose shapes fit together"):
