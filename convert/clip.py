@@ -5,7 +5,6 @@ activation is QuickGELU; timm has it in ``vit_base_patch16_clip_quickgelu_224``.
 the usual GELU, has the same tensors and computes something else.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from convert import parity
+from convert.plain.source import digest
 from facecls._version import __version__
 from facecls.errors import UserError
 from facecls.model.trunk import Trunk, create_trunk
@@ -26,8 +27,6 @@ _WIDTH, _BLOCKS, _HEADS, _PATCH, _TOKENS = 768, 12, 12, 16, 197
 _TOWER = "visual."
 _NOT_TAKEN = "proj"
 """From the features into the space that images share with texts."""
-_TOLERANCE = 1e-5
-"""Largest difference from the reference, as a share of the largest feature."""
 
 
 def read_clip(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -46,6 +45,7 @@ def read_clip(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: If it is no such file or another network, or timm's features differ.
     """
     tower = _read_tower(path)
+    sha256, _ = digest(path, "a CLIP checkpoint")
     trunk = create_trunk(ARCHITECTURE).eval()
     wanted = trunk.net.state_dict()
     state = {
@@ -66,7 +66,7 @@ def read_clip(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata = {
         "architecture": ARCHITECTURE,
         "source": path.name,
-        "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "source_sha256": sha256,
         "input": {
             "size": SIZE,
             "channels": "RGB",
@@ -165,9 +165,9 @@ def _verify(path: Path, trunk: Trunk, tower: Mapping[str, Tensor]) -> float:
     with torch.inference_mode():
         expected = reference_features(tower, (images - trunk.mean) / trunk.std)
         difference = float((trunk(images) - expected).abs().max() / expected.abs().max())
-    if not difference <= _TOLERANCE:  # also when it is not a number
+    if not difference <= parity.LIMIT:  # also when it is not a number
         raise UserError(
-            f"Expected timm's {ARCHITECTURE} to give the features of {path} within {_TOLERANCE:g} of the largest, but "
-            f"it is off by {difference:.1e}; nothing was written."
+            f"Expected timm's {ARCHITECTURE} to give the features of {path} within {parity.LIMIT:g} of the largest, "
+            f"but it is off by {difference:.1e}; nothing was written."
         )
     return difference

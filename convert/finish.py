@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
 
 from convert.plain.network import Network
-from convert.plain.shapes import Shapes, upstream, value_shapes
+from convert.plain.shapes import Shapes, has_channels_last, rename, upstream, value_shapes
 from facecls.errors import UserError
 from facecls.model.graph import cut_points
 
@@ -57,13 +58,16 @@ def finish(network: Network) -> Shapes:
             f"the shape (N, {', '.join(map(str, shape))}); name another layer by --output."
         )
     value = ends[0]
+    if len(shape) == 3 and has_channels_last(graph, value):
+        value = _append(graph, "Transpose", value, "features/map", perm=[0, 3, 1, 2])
+        shape = (shape[2], *shape[:2])
     if len(shape) == 3 and shape[1:] != (1, 1):
         value = _append(graph, "GlobalAveragePool", value, "features/pool")
     if len(shape) == 3:
         value = _append(graph, "Flatten", value, "features/flatten")
-    _rename(graph, value, FEATURES)
+    rename(graph, value, FEATURES)
     if len(ends) > 1:
-        _rename(graph, ends[1], PROBABILITIES)
+        rename(graph, ends[1], PROBABILITIES)
     sizes = [shape[0], *(shapes[end][0] for end in ends[1:])]
     del graph.output[:]
     for name, size in zip((FEATURES, PROBABILITIES), sizes, strict=False):
@@ -86,16 +90,12 @@ def last_map(model: onnx.ModelProto, shapes: Shapes) -> Map | None:
         (node.output[0], [name for name in node.input if name and name not in constants])
         for node in upstream(model.graph, FEATURES)
     ]
-    # a map in Keras' order of axes, as before a Flatten, has its channels last
-    turned = {
-        node.output[0] for node in model.graph.node if node.op_type == "Transpose" and len(shapes[node.output[0]]) == 3
-    }
     for step in reversed(cut_points(steps)):
         name = steps[step][0]
         shape = shapes[name]
-        if 0 in shape or name in turned:
+        if 0 in shape:
             continue
-        if len(shape) == 3 and math.prod(shape[1:]) > 1:
+        if len(shape) == 3 and math.prod(shape[1:]) > 1 and not has_channels_last(model.graph, name):
             return Map(name, shape, 0)
         if len(shape) == 2:
             for prefix in (0, 1):
@@ -104,15 +104,6 @@ def last_map(model: onnx.ModelProto, shapes: Shapes) -> Map | None:
     return None
 
 
-def _append(graph: onnx.GraphProto, kind: str, value: str, name: str) -> str:
-    graph.node.append(helper.make_node(kind, [value], [name], name))
+def _append(graph: onnx.GraphProto, kind: str, value: str, name: str, **attributes: Any) -> str:
+    graph.node.append(helper.make_node(kind, [value], [name], name, **attributes))
     return name
-
-
-def _rename(graph: onnx.GraphProto, value: str, name: str) -> None:
-    """Renames a value everywhere."""
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for place, each in enumerate(names):
-                if each == value:
-                    names[place] = name

@@ -5,7 +5,8 @@ the node that learns them.
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from convert.plain.network import INPUT, OPSET, Contract
 from convert.plain.shapes import Shapes, upstream
 from facecls.errors import UserError
 from facecls.model.graph import GraphNet
-from facecls.model.graph_operators import is_known
+from facecls.model.graph_operators import create_operator, is_known
 
 _LEARNED = {
     "Conv": {"W": "weight", "B": "bias"},
@@ -39,7 +40,7 @@ _LEARNED = {
 """By operator: the formal names of its weights in ONNX, and their names in torch."""
 _NUMBERS = ("min", "max", "constant_value")
 """Formal names of single floats that are settings."""
-_SETTINGS = {"Clip": _NUMBERS, "Pad": _NUMBERS, "Resize": ("roi", "scales")}
+_SETTINGS = {"Clip": _NUMBERS, "Pad": _NUMBERS, "Resize": ("scales",)}
 """By operator: constants of floats that are settings; constants of integers always are."""
 _NEAR_ONE = 1e-6
 
@@ -52,10 +53,13 @@ class _Description:
     Args:
         constants: All initializers by name.
         shapes: The shapes of all values.
+        nodes: All nodes.
     """
 
-    def __init__(self, constants: Constants, shapes: Shapes) -> None:
+    def __init__(self, constants: Constants, shapes: Shapes, nodes: Sequence[onnx.NodeProto]) -> None:
         self.constants = constants
+        self.biases = _biases(nodes, constants)
+        self.taken = set(dir(nn.Module()))  # names that torch can't use for a module
         self.shapes = shapes
         self.names: dict[str, str] = {INPUT: INPUT}
         self.nodes: list[dict[str, Any]] = []
@@ -64,8 +68,7 @@ class _Description:
     def add(self, node: onnx.NodeProto) -> None:
         """Adds a node, whose inputs must have been added before."""
         kind, settings = node.op_type, _attributes(node)
-        if kind == "Split":
-            self._add_split(node, settings)
+        if node.output[0] in self.names:  # a sum that its product has taken over
             return
         tensors: dict[str, NDArray[Any]] = {}
         inputs: list[str] = []
@@ -83,6 +86,10 @@ class _Description:
                 inputs.append(self._constant(value))
         if kind == "BatchNormalization":
             settings["rank"] = len(self.shapes[node.input[0]]) + 1
+        if node.output[0] in self.biases:
+            sum_, bias = self.biases[node.output[0]]
+            self.names[sum_] = self._name(node.output[0])
+            tensors["bias"] = self.constants[bias]
         self._append(node.output[0], *_to_torch(kind, settings, tensors, inputs))
 
     def _is_learned(self, node: onnx.NodeProto, parameter: str, value: str) -> bool:
@@ -95,6 +102,14 @@ class _Description:
         self, value: str, kind: str, settings: dict[str, Any], tensors: Mapping[str, NDArray[Any]], inputs: list[str]
     ) -> None:
         name = self._name(value)
+        try:
+            with torch.device("meta"):
+                create_operator(kind, settings, {key: list(tensor.shape) for key, tensor in tensors.items()})
+        except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise UserError(
+                f"Expected operators that a trunk can have, but {value} is made by {kind} in another way ({error!r}); "
+                "name a layer before it by --output."
+            ) from None
         entry: dict[str, Any] = {"name": name, "op": kind, "inputs": inputs}
         if settings:
             entry["settings"] = settings
@@ -110,22 +125,36 @@ class _Description:
             self._append(value, "Constant", {}, {"value": self.constants[value]}, [])
         return self.names[value]
 
-    def _add_split(self, node: onnx.NodeProto, settings: Mapping[str, Any]) -> None:
-        """Splits an axis by a slice for each part, since a node of a description has one output."""
-        axis, start = settings.get("axis", 0), 0
-        for value in node.output:
-            size = self.shapes[value][axis - 1 if axis > 0 else axis]
-            part = {"starts": [start], "ends": [start + size], "axes": [axis]}
-            self._append(value, "Slice", part, {}, [self.names[node.input[0]]])
-            start += size
-
     def _name(self, value: str) -> str:
         """A name for a value that torch can use for a module, and that no other has."""
+        if value in self.names:
+            return self.names[value]
         name = value.replace(".", "_")
-        while name in self.names.values() or hasattr(nn.Module(), name):
+        while name in self.taken:
             name += "_"
+        self.taken.add(name)
         self.names[value] = name
         return name
+
+
+def _biases(nodes: Sequence[onnx.NodeProto], constants: Constants) -> dict[str, tuple[str, str]]:
+    """By product of tokens with a layer's weight: the sum that alone reads it, and the bias that is added there.
+
+    Exporters write a linear layer on tokens as two nodes; as one its bias is trained.
+    """
+    uses = Counter(name for node in nodes for name in node.input)
+    layers = {node.output[0]: node.input[1] for node in nodes if node.op_type == "MatMul"}
+    found: dict[str, tuple[str, str]] = {}
+    for node in nodes:
+        if node.op_type != "Add":
+            continue
+        for product, bias in (node.input, node.input[::-1]):
+            weight, added = constants.get(layers.get(product, "")), constants.get(bias)
+            if weight is None or added is None or uses[product] > 1:
+                continue
+            if weight.ndim == 2 and added.shape == weight.shape[1:]:
+                found[product] = (node.output[0], bias)
+    return found
 
 
 def describe(
@@ -146,9 +175,10 @@ def describe(
         UserError: If there is an operator that a ``GraphNet`` does not have.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    under_construction = _Description(constants, shapes)
-    for node in upstream(model.graph, FEATURES):
-        if not is_known(node.op_type) and node.op_type != "Split":
+    nodes = upstream(model.graph, FEATURES)
+    under_construction = _Description(constants, shapes, nodes)
+    for node in nodes:
+        if not is_known(node.op_type):
             raise UserError(
                 f"Expected operators that a trunk can have, but {node.output[0]} is made by {node.op_type}; "
                 "name a layer before it by --output."

@@ -127,6 +127,11 @@ def differences(
                 f"Expected {output} of shape {expected.shape}, as {other}'s, but those of {name} are {actual.shape}; "
                 "nothing was written."
             )
+        if output == FEATURES and (expected == expected[:1]).all():
+            raise UserError(
+                "Expected features that differ between images, but they are all the same; nothing was written. Are "
+                "the weights those that were trained, and is --output a layer that sees the image?"
+            )
         scale = np.abs(expected).max() if output == FEATURES else 1.0
         with np.errstate(invalid="ignore"):  # the result is NaN, and is refused
             difference = float(np.abs(expected - actual).max() / scale)

@@ -9,7 +9,7 @@ from torch import nn
 
 from convert.finish import Map
 from convert.plain.network import Contract, Network
-from facecls.model.graph_operators import ScaleAndShift
+from facecls.model.graph_operators import Constant, ScaleAndShift
 from facecls.model.schedule import layer_of
 from facecls.model.trunk import Trunk
 
@@ -42,6 +42,7 @@ def print_summary(
             "map": f"{found_map.name}, {' x '.join(map(str, found_map.shape))}" if found_map else "none",
             "layers": f"{max(layer_of(trunk.net).values()) + 1} (model.schedule.frozen counts them)",
             "BatchNorms": _describe_norms(trunk.net),
+            **_describe_constants(trunk.net),
             **({"left out": _describe_left_out(network.left_out)} if network.left_out else {}),
         },
         "verified": {name: f"{difference:.1e} of the largest" for name, difference in measured.items()},
@@ -75,6 +76,14 @@ def _describe_norms(net: nn.Module) -> str:
     if folded:
         return f"{norms}, and {folded} folded before: without statistics, they train as scale and shift"
     return f"{norms}" if norms else "none, or folded before: convolutions train with what they took over"
+
+
+def _describe_constants(net: nn.Module) -> dict[str, str]:
+    """What is not trained; single numbers are no weights."""
+    sizes = [size for module in net.modules() if isinstance(module, Constant) and (size := module.value.numel()) > 1]
+    if not sizes:
+        return {}
+    return {"not trained": f"{len(sizes)} constants, {sum(sizes):,} numbers; export with opset 17 to have fewer"}
 
 
 def _describe_left_out(names: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from convert import parity
 from convert.plain.network import Network
 from convert.trunk_weights import to_module, to_trunk, trunk_state
+from facecls.errors import UserError
 from facecls.model.trunk import CLASSIFIER, Trunk, load_graph
 
 _WEIGHT, _BIAS = f"{CLASSIFIER}.weight", f"{CLASSIFIER}.bias"
@@ -29,7 +30,7 @@ def verify(path: Path, network: Network, graph: Graph | None) -> tuple[dict[str,
         The tensors of the trunk file; the trunk, in evaluation mode; the differences from ONNX Runtime by name.
 
     Raises:
-        UserError: If a stage can't be run or differs.
+        UserError: If a stage can't be run or differs, or there is nothing to train.
     """
     images = parity.seeded_images(network.contract.size)
     inputs = network.contract.prepare(images)
@@ -37,14 +38,27 @@ def verify(path: Path, network: Network, graph: Graph | None) -> tuple[dict[str,
     measured: dict[str, float] = {}
     if network.reference:
         measured |= parity.differences("plain ONNX", [network.reference(inputs)], expected, "the file")
-    module = to_module(path)
-    measured |= parity.differences("onnx2torch", expected, parity.run_module(module, inputs))
+    try:
+        module = to_module(path)
+        outputs = parity.run_module(module, inputs)
+    except (NotImplementedError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"Expected a network that onnx2torch can compute, but for {network.source} it raises "
+            f"{type(error).__name__}: {reason}; name a layer before that by --output."
+        ) from None
+    measured |= parity.differences("onnx2torch", expected, outputs)
     if graph is None:
         state = trunk_state(module, network.classifier is not None)
         trunk = to_trunk(module, state)
     else:
         description, state = graph
         trunk = load_graph(description, state, network.source).eval()
+        if not any(True for _ in trunk.parameters()):
+            raise UserError(
+                f"Expected a network with weights, but {network.source} has none up to {network.features}; name a "
+                "layer after it by --output."
+            )
         if network.classifier:
             weight, bias = network.classifier
             state = state | {_WEIGHT: torch.tensor(weight), _BIAS: torch.tensor(bias)}

@@ -141,6 +141,29 @@ class Models:
         model = self.base("any_size", None)
         return model, model.output, None
 
+    def numbers(self) -> Any:
+        """Arithmetic with numbers, as in MobileNetV3."""
+        layers = self.layers
+        image = layers.Input((SIZE, SIZE, 3))
+        x = layers.Conv2D(6, 3, name="conv")(image)
+        gate = layers.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
+        x = 1.5 - layers.Multiply()([x, gate]) / 2.0 - 0.25
+        features = layers.GlobalAveragePooling2D(name="pool")(x + 2.0 / (gate + 1.0))
+        return self.keras.Model(image, features), features, None
+
+    def layers_as_activations(self) -> Any:
+        layers = self.layers
+        x = image = layers.Input((SIZE, SIZE, 3))
+        for activation in (
+            layers.ELU(alpha=0.3),
+            layers.LeakyReLU(0.4, name="leaky_relu"),
+            layers.Softmax(axis=1),
+            layers.ReLU(0.05, name="relu"),
+        ):
+            x = layers.Conv2D(4, 3, activation=activation)(x)
+        features = layers.GlobalAveragePooling2D(name="pool")(x)
+        return self.keras.Model(image, features), features, None
+
     def lambda_after(self) -> Any:
         layers = self.layers
         image = layers.Input((SIZE, SIZE, 3))

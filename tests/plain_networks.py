@@ -18,14 +18,11 @@ Node = tuple[str, list[str], dict[str, Any]]
 """Operator, its inputs, its attributes; its output is called after its place: ``n0``, ``n1``, ..."""
 
 
-def build(nodes: list[Node], constants: dict[str, NDArray[Any]], size: int, outputs: int = 1) -> onnx.ModelProto:
+def build(nodes: list[Node], constants: dict[str, NDArray[Any]], size: int) -> onnx.ModelProto:
     """Builds a plain model; the outputs of its last node are the network's."""
     made = []
     for place, (kind, inputs, attributes) in enumerate(nodes):
-        names = [f"n{place}"]
-        if kind == "Split":
-            names = [f"n{place}_{part}" for part in range(outputs)]
-        made.append(helper.make_node(kind, inputs, names, f"n{place}", **attributes))
+        made.append(helper.make_node(kind, inputs, [f"n{place}"], f"n{place}", **attributes))
     image = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", 3, size, size])
     ends = [helper.make_empty_tensor_value_info(made[-1].output[0])]
     initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]

@@ -264,7 +264,7 @@ def test_swapped_names_are_noticed(
 
 @pytest.mark.parametrize("wrong", [2.00003, np.nan, np.inf])
 def test_difference_above_the_limit_or_no_number_is_refused(wrong: float) -> None:
-    features, probabilities = np.array([[0.5, 2.0]], np.float32), np.array([[0.1, 0.2]], np.float32)
+    features, probabilities = np.array([[0.5, 2.0], [1, 1]], np.float32), np.array([[0.1, 0.2]], np.float32)
     measured = parity.differences(
         "x", [features, probabilities], [features + np.float32(8e-6), probabilities + np.float32(3e-6)]
     )
@@ -273,9 +273,10 @@ def test_difference_above_the_limit_or_no_number_is_refused(wrong: float) -> Non
         "x probabilities": pytest.approx(3e-6, rel=0.05),
     }
     with pytest.raises(UserError, match="features of x within 1e-05"):
-        parity.differences("x", [features], [np.array([[0.5, wrong]], np.float32)])
-    with pytest.raises(UserError, match="features of x within 1e-05"):
-        parity.differences("x", [0 * features], [0 * features])
+        parity.differences("x", [features], [np.array([[0.5, wrong], [1, 1]], np.float32)])
+    for same in (0 * features, 0 * features + 3):
+        with pytest.raises(UserError, match="differ between images, but they are all the same"):
+            parity.differences("x", [same], [same])
     with pytest.raises(UserError, match="probabilities of x within 1e-05"):
         parity.differences("x", [features, probabilities], [features, np.array([[0.1, wrong - 1.8]], np.float32)])
 

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ FEATURES = {
     "sequential": "flat",
     "nested_sequential": "pool",
     "any_size": "base_relu",
+    "numbers": "pool",
+    "layers_as_activations": "pool",
     "lambda_after": "embedding",
 }
 """By model: the layer that is the features by default, but for ``lambda_after``, where the user names it."""
@@ -315,6 +318,11 @@ def kind(name: str, kind: str) -> Edit:
     return configured(lambda config: layer(config, name).update(class_name=kind))
 
 
+def argument(name: str, **arguments: Any) -> Edit:
+    """Passes further arguments to a layer."""
+    return configured(lambda config: layer(config, name)["inbound_nodes"][0][0].__setitem__(3, arguments))
+
+
 def source(name: str, *inputs: str) -> Edit:
     return configured(
         lambda config: layer(config, name).update(inbound_nodes=[[[input_, 0, 0, {}] for input_ in inputs]])
@@ -403,19 +411,35 @@ def slow(config: dict[str, Any]) -> None:
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {
-    "unknown class": (kind("conv", "Attention"), "conv in .* is a Attention, whose code"),
-    "custom class": (kind("norm", "Custom>BatchNormalization"), "is a Custom>BatchNorm.*--output conv"),
+    "unknown class": (
+        kind("conv", "Attention"),
+        "conv in .* is an Attention, none of them; code",
+    ),
+    "custom class": (
+        kind("norm", "Custom>BatchNormalization"),
+        "is a Custom>BatchNormalization, none .*--output conv",
+    ),
     "unknown activation": (setting("conv", activation="mine"), r"conv \(Conv2D\) .* activation is mine"),
     "own activation": (
         setting("conv", activation={"class_name": "function", "config": "relu", "registered_name": "Custom>relu"}),
         "activation is own function relu",
     ),
+    "registered activation": (setting("conv", activation="Pack>swish"), "activation is own function swish"),
+    "activation by a lambda": (setting("conv", activation={"value": ["4wAAAA==", None, None]}), "is an own function"),
+    "activation with weights": (
+        setting("conv", activation={"class_name": "PReLU", "config": {"name": "relu"}}),
+        "activation is layer prelu",
+    ),
     "channels first": (setting("conv", data_format="channels_first"), "data_format is channels_first"),
     "other axis": (setting("norm", axis=[1]), "norm .* axis is 1, not the last"),
     "causal": (setting("conv", padding="causal"), "padding is causal, not valid or same"),
-    "training": (
-        configured(lambda config: layer(config, "norm")["inbound_nodes"][0][0].__setitem__(3, {"training": True})),
-        "norm .* called with training=True",
+    "training": (argument("norm", training=True), "norm .* called with training=True"),
+    "number": (argument("norm", y=3.0), "norm .* it has 1 inputs and 1 numbers"),
+    "argument": (argument("norm", axis=2), "norm .* it is called with axis 2"),
+    "sum of one": (kind("norm", "Add"), "norm .* it has 1 inputs and 0 numbers"),
+    "operation": (
+        configured(lambda config: layer(config, "norm").update(class_name="Average", config={"name": "norm"})),
+        "norm .* it has 1 inputs",
     ),
     "many filters": (setting("conv", filters=2**27), "weight conv/kernel"),
     "no number": (setting("conv", filters="6"), "its filters is '6', not a whole number"),
@@ -462,6 +486,26 @@ def test_other_files_are_refused(name: str, folder: Path, tmp_path: Path) -> Non
     edit, message = REFUSED[name]
     with pytest.raises(UserError, match=message):
         read_keras(edited(folder, tmp_path, edit), Asked(**CONTRACT))
+
+
+def test_training_of_a_nested_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = edited(folder, tmp_path, argument("middle", training=True), "k2_nested.h5")
+    with pytest.raises(UserError, match=r"base_conv .* called with training=True"):
+        read_keras(path, Asked(**CONTRACT))
+
+
+@pytest.mark.parametrize("version", ["k2", "k3"])
+def test_own_class_of_the_same_name_is_refused(version: str, folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(folder / f"{version}_plain.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    layer(config, "norm").update(module=None, registered_name="BatchNormalization")
+    members["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(tmp_path / "own.keras", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=r"norm in .* is a BatchNormalization of your own"):
+        read_keras(tmp_path / "own.keras", Asked(**CONTRACT))
 
 
 def test_two_images_are_refused(folder: Path, tmp_path: Path) -> None:

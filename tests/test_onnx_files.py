@@ -23,8 +23,12 @@ from convert.finish import FEATURES, finish, last_map
 from convert.graph_trunk import describe
 from convert.onnx.network import read_onnx
 from convert.plain.network import INPUT, PLAIN_OPERATORS, Asked, Network
+from facecls.analysis.gradcam import grad_cam
+from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
-from facecls.model.trunk import create_trunk, load_graph
+from facecls.model.heads import HeadOptions
+from facecls.model.network import FaceModel
+from facecls.model.trunk import Trunk, create_trunk, load_graph
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,6 +39,7 @@ pytestmark = [
 ]
 
 SIZE = 64
+GENDER = UTKFACE["gender"]
 ASKED = Asked(channels="rgb", mean=(127.5,) * 3, std=(127.5,) * 3)
 
 
@@ -230,6 +235,23 @@ def test_every_way_of_writing_gives_the_same(edit: Callable[[onnx.ModelProto], N
         assert network.left_out == ("dropped", "product", "logits", "probabilities")
 
 
+@pytest.mark.parametrize("opset", [14, 17])
+def test_class_token_of_a_graph_is_explained_as_that_of_timm(opset: int, tmp_path: Path) -> None:
+    """At opset 14 its norms are written out, and its position embedding is a constant with the shape of tokens."""
+    torch.manual_seed(0)
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=SIZE, depth=2).eval()
+    _export(net, tmp_path / "net.onnx", dynamo=False, opset=opset, free=True)
+    network = read_onnx(tmp_path / "net.onnx", ASKED)
+    shapes = finish(network)
+    description, state = describe(network.model, shapes, network.contract, last_map(network.model, shapes))
+    own = FaceModel(load_graph(description, state, "test"), [GENDER], HeadOptions()).eval()
+    timms = FaceModel(Trunk(net, "vit"), [GENDER], HeadOptions()).eval()
+    timms.heads.load_state_dict(own.heads.state_dict())
+    image = torch.from_numpy(_images()[0])
+    for target in (0, 1):
+        assert np.abs(grad_cam(own, image, GENDER, target) - grad_cam(timms, image, GENDER, target)).max() < 1e-3
+
+
 def test_weights_beside_the_file_are_read_and_nowhere_else(tmp_path: Path) -> None:
     model = small_network(32)
     onnx.save_model(model, tmp_path / "net.onnx", save_as_external_data=True, location="net.bin", size_threshold=0)
@@ -291,6 +313,9 @@ Nodes = list[onnx.NodeProto]
 _FLOATS = {
     "scales": np.array([1, 1, 2, 2], np.float32),
     "weight": np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32),
+    "columns": np.random.default_rng(3).standard_normal(64).astype(np.float32),
+    "channels": np.random.default_rng(4).standard_normal((1, 3, 1, 1)).astype(np.float32),
+    "row": np.random.default_rng(5).standard_normal((1, 64)).astype(np.float32),
 }
 ODD: dict[str, tuple[int, Nodes]] = {
     "uneven average": (
@@ -332,6 +357,69 @@ ODD: dict[str, tuple[int, Nodes]] = {
             helper.make_node("Gemm", ["m", "weight"], ["y"], alpha=0.5),
         ],
     ),
+    "far average": (11, [helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], pads=[2, 2, 2, 2])]),
+    "cast": (
+        13,
+        [helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT), helper.make_node("Relu", ["a"], ["y"])],
+    ),
+    "double for a while": (
+        13,
+        [
+            helper.make_node("Cast", ["x"], ["a"], to=TensorProto.DOUBLE),
+            helper.make_node("Mul", ["a", "a"], ["b"]),
+            helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+        ],
+    ),
+    "squeezed": (
+        11,
+        [helper.make_node("GlobalAveragePool", ["x"], ["m"]), helper.make_node("Squeeze", ["m"], ["y"])],
+    ),
+    "axes from the end": (
+        13,
+        [
+            helper.make_node("Constant", [], ["axes"], value_ints=[-1, -2]),
+            helper.make_node("GlobalAveragePool", ["x"], ["m"]),
+            helper.make_node("Squeeze", ["m", "axes"], ["v"]),
+            helper.make_node("Unsqueeze", ["v", "axes"], ["gate"]),
+            helper.make_node("Mul", ["x", "gate"], ["y"]),
+        ],
+    ),
+    "blocks before channels": (
+        13,
+        [
+            helper.make_node("Relu", ["x"], ["a"]),
+            helper.make_node("Tanh", ["x"], ["b"]),
+            helper.make_node("Concat", ["x", "a", "b", "a"], ["wide"], axis=1),
+            helper.make_node("DepthToSpace", ["wide"], ["y"], blocksize=2),
+        ],
+    ),
+    "power of an integer": (
+        13,
+        [helper.make_node("Constant", [], ["two"], value_int=2), helper.make_node("Pow", ["x", "two"], ["y"])],
+    ),
+    "slopes by place": (11, [helper.make_node("PRelu", ["x", "columns"], ["y"])]),
+    "slopes by channel": (11, [helper.make_node("PRelu", ["x", "channels"], ["y"])]),
+    "selu of its own": (11, [helper.make_node("Selu", ["x"], ["y"], alpha=2.0, gamma=0.5)]),
+    "scale for all rows": (17, [helper.make_node("LayerNormalization", ["x", "row"], ["y"], axis=2)]),
+    "places of the largest": (12, [helper.make_node("MaxPool", ["x"], ["y", "places"], kernel_shape=[3, 3])]),
+    "average of a line": (
+        13,
+        [
+            helper.make_node("Constant", [], ["line"], value_ints=[0, 3, -1]),
+            helper.make_node("Reshape", ["x", "line"], ["long"]),
+            helper.make_node("GlobalAveragePool", ["long"], ["m"]),
+            helper.make_node("Flatten", ["m"], ["y"]),
+        ],
+    ),
+    "names of ours": (
+        13,
+        [
+            helper.make_node("Relu", ["x"], ["features"]),
+            helper.make_node("Sigmoid", ["features"], ["probabilities"]),
+            helper.make_node("Mul", ["features", "probabilities"], ["images"]),
+            helper.make_node("Tanh", ["images"], ["y"]),
+        ],
+    ),
     "shape arithmetic": (
         13,
         [
@@ -367,6 +455,107 @@ def test_odd_operators(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check(network, pooled.reshape(2, -1), images)
+
+
+def _map_to_last(nodes: Nodes, opset: int = 13) -> onnx.ModelProto:
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 64, 64])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "last", [image], [output])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def test_map_in_keras_order_is_pooled_over_height_and_width(tmp_path: Path) -> None:
+    """As tf2onnx ends a network without a head."""
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["small"], kernel_shape=[2, 4], strides=[2, 4]),
+        helper.make_node("Transpose", ["small"], ["last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Sigmoid", ["last"], ["y"]),
+    ]
+    onnx.save(_map_to_last(nodes), tmp_path / "last.onnx")
+    network = read_onnx(tmp_path / "last.onnx", ASKED)
+    inputs = network.contract.prepare(_images())
+    expected = (1 / (1 + np.exp(-inputs.reshape(2, 3, 32, 2, 16, 4).max((3, 5))))).mean((2, 3))
+    assert network.reference
+    assert np.abs(network.reference(inputs) - expected).max() < 1e-6
+    _check(network, expected, _images())
+
+
+def test_map_whose_order_is_not_clear_is_refused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["shape"], value_ints=[0, 64, 64, 3]),
+        helper.make_node("Reshape", ["x", "shape"], ["y"]),
+    ]
+    onnx.save(_map_to_last(nodes), tmp_path / "last.onnx")
+    with pytest.raises(UserError, match="as if its channels were last; name a value before it"):
+        read_onnx(tmp_path / "last.onnx", ASKED)
+
+
+def _dilated() -> onnx.ModelProto:
+    return _map_to_last([helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], dilations=[2, 2])], 19)
+
+
+def _linear() -> onnx.ModelProto:
+    scales = helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(_FLOATS["scales"]))
+    return _map_to_last([scales, helper.make_node("Upsample", ["x", "s"], ["y"], mode="linear")], 9)
+
+
+def _padded_far() -> onnx.ModelProto:
+    return _map_to_last([helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], pads=[2, 2, 2, 2])])
+
+
+def _multiplying_functions() -> onnx.ModelProto:
+    """Twenty functions, each of which calls the next one twice: a million nodes in a file of two kilobytes."""
+    model = _map_to_last([helper.make_node("f0", ["x"], ["y"], domain="own")])
+    imports = [helper.make_opsetid("", 13), helper.make_opsetid("own", 1)]
+    for number in range(20):
+        kind, domain = (f"f{number + 1}", "own") if number < 19 else ("Relu", "")
+        calls = [helper.make_node(kind, [a], [b], domain=domain) for a, b in (("a", "m"), ("m", "b"))]
+        model.functions.append(helper.make_function("own", f"f{number}", ["a"], ["b"], calls, imports))
+    model.opset_import.add(domain="own", version=1)
+    return model
+
+
+def _large_constant() -> onnx.ModelProto:
+    return _map_to_last(
+        [
+            helper.make_node("Constant", [], ["shape"], value_ints=[1 << 20, 1 << 14]),
+            helper.make_node("ConstantOfShape", ["shape"], ["large"]),
+            helper.make_node("Constant", [], ["axes"], value_ints=[0, 1]),
+            helper.make_node("ReduceSum", ["large", "axes"], ["sum"]),
+            helper.make_node("Add", ["x", "sum"], ["y"]),
+        ]
+    )
+
+
+def _long_work() -> onnx.ModelProto:
+    """A map of 33 million values, convolved with a window of 151 x 151 pixels."""
+    kernel = np.zeros((3, 3, 151, 151), np.float32)
+    weight = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(kernel))
+    wide = helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(np.array([1, 1, 50, 50], np.float32)))
+    resize = helper.make_node(
+        "Resize", ["x", "", "s"], ["large"], coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
+    return _map_to_last([weight, wide, resize, helper.make_node("Conv", ["large", "w"], ["y"])])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_dilated, "y averages pixels that are not side by side; take a value before it"),
+        (_linear, "y is resized linearly from the corner"),
+        (_padded_far, "y pads by more than half of its window"),
+        (_multiplying_functions, r"it has 1,048,576 nodes"),
+        (_large_constant, "the value large has the shape"),
+        (_long_work, "multiplies at most"),
+    ],
+    ids=lambda part: getattr(part, "__name__", ""),
+)
+def test_what_torch_or_memory_can_not_do_is_refused(
+    make: Callable[[], onnx.ModelProto], message: str, tmp_path: Path
+) -> None:
+    onnx.save(make(), tmp_path / "net.onnx")
+    with pytest.raises(UserError, match=message):
+        read_onnx(tmp_path / "net.onnx", ASKED)
 
 
 def _loop(model: onnx.ModelProto) -> None:

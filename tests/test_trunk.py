@@ -115,6 +115,13 @@ def _write(path: Path, state: dict[str, Tensor], architecture: str = "resnet10t"
     return path
 
 
+@pytest.mark.parametrize("metadata", ["[]", "{}", "null", '"x"', '{"architecture": 1}', "{"])
+def test_a_file_that_does_not_say_what_it_holds_is_no_trunk_file(metadata: str, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "trunk.safetensors", {"facecls": metadata})
+    with pytest.raises(UserError, match=r"Expected a trunk file, but .* is none"):
+        create_trunk("graph", tmp_path / "trunk.safetensors")
+
+
 def test_loading_is_strict(tmp_path: Path) -> None:
     state = create_trunk("resnet10t").net.state_dict()
     path = tmp_path / "trunk.safetensors"

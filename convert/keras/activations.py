@@ -1,11 +1,11 @@
 """Keras' activations as ONNX nodes, whether they are layers, or named by other layers."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from convert.keras.graph import is_of_keras
 from convert.keras.nodes import Maker, Value, number
 
 Activation = Callable[[Maker, Value], Value]
@@ -17,24 +17,39 @@ _HUGE = 1e38
 def activation_name(setting: Any) -> str:
     """The name of an activation, as it is spelt in a configuration.
 
-    It is a name, alone or with a package in front, or a description of a function; ``relu6``, which old MobileNets
-    write as their own function, is known in any package, other own functions are not.
+    It is a name, alone or with a package in front, or a description of a function or of a layer; ``relu6``, which old
+    MobileNets write as their own function, is known in any package, other own functions are not.
     """
-    own = False
-    if isinstance(setting, dict):
-        module, registered = str(setting.get("module") or "keras"), str(setting.get("registered_name"))
-        own = ">" in registered or not re.match(r"keras|tf_keras|tensorflow", module)
-        setting = setting.get("config")
-        setting = setting.get("name") if isinstance(setting, dict) else setting
     if setting is None:
         return LINEAR
-    name = re.split(r"[.>:]", str(setting))[-1].lower()
-    return f"own function {name}" if own and name != "relu6" else name
+    own = False
+    if isinstance(setting, dict):
+        if is_layer(setting):
+            return SOFTMAX if setting["class_name"] == "Softmax" else f"layer {setting['class_name']}"
+        module, registered = str(setting.get("module") or "keras"), str(setting.get("registered_name"))
+        own = ">" in registered or not is_of_keras(module)
+        kind, setting = setting.get("class_name", "function"), setting.get("config")
+        if isinstance(setting, dict):
+            setting = setting.get("name") if kind == "function" else f"layer {kind}"
+        if not isinstance(setting, str):  # as the bytes of a lambda
+            return "an own function"
+    package, _, name = str(setting).rpartition(">")
+    package, _, name = name.rpartition(".") if not package else (package, "", name)
+    own |= bool(package) and not is_of_keras(package)
+    return f"own function {name}" if own and name != "relu6" else name.lower()
+
+
+def is_layer(setting: Mapping[str, Any]) -> bool:
+    """Whether an activation is a layer with settings of its own."""
+    return setting.get("class_name") in _LAYERS and isinstance(setting.get("config"), Mapping)
 
 
 def activated(make: Maker, x: Value, default: str = LINEAR) -> Value:
     """Applies the activation that a layer names."""
-    name = activation_name(make.settings.get("activation", default))
+    setting = make.settings.get("activation", default)
+    if isinstance(setting, Mapping) and is_layer(setting):
+        return _LAYERS[setting["class_name"]](make.with_settings(setting["config"]), x)
+    name = activation_name(setting)
     if name == LINEAR:
         return x
     if name not in _ACTIVATIONS:
@@ -189,3 +204,13 @@ def _thresholded(make: Maker, x: Value, threshold: float) -> Value:
     above = make.node("Sub", [x], x.shape, {"threshold": number(threshold)}, "above")
     step = _clip(make, make.scaled(above, _HUGE, "huge"), 0, 1, "step")
     return _product(make, x, step, "thresholded")
+
+
+_LAYERS: dict[str, Activation] = {
+    "ReLU": relu,
+    "LeakyReLU": leaky_relu,
+    "ThresholdedReLU": thresholded_relu,
+    "ELU": elu,
+    "Softmax": softmax,
+}
+"""Layers that people give as activations of others; those with weights are none of them."""

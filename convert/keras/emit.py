@@ -61,6 +61,8 @@ _KINDS: dict[str, _Kind] = {
     "Multiply": _Kind(shapes.merged("Mul"), merges=True),
     "Subtract": _Kind(shapes.subtract, merges=True),
     "Average": _Kind(shapes.average, merges=True),
+    "Divide": _Kind(shapes.merged("Div"), merges=True),
+    "TrueDivide": _Kind(shapes.merged("Div"), merges=True),
     "Maximum": _Kind(shapes.merged("Max"), merges=True),
     "Minimum": _Kind(shapes.merged("Min"), merges=True),
     MODEL_OUTPUT: _IDENTITY,
@@ -132,15 +134,15 @@ def _emit_layer(path: Path, layer: Layer, values: Mapping[str, Value | UserError
     advice = f"; take the features before it by --output {before[0]}." if before else "."
     if layer.kind not in _KINDS:
         raise UserError(
-            f"Expected Keras' own layers, but {layer.name} in {path} is a {layer.kind}, whose code is not in the file "
-            f"or is never run{advice}"
+            f"Expected layers of Keras that can be converted, but {layer.name} in {path} is {_an(layer.kind)}, none "
+            f"of them; code in the file is never run{advice}"
         )
     kind, first_node = _KINDS[layer.kind], len(nodes.nodes)
     try:
-        if layer.training:
-            raise ValueError("it is called with training=True")
-        if not layer.inputs or (len(layer.inputs) > 1 and not kind.merges):
-            raise ValueError(f"it has {len(layer.inputs)} inputs")
+        if layer.problem:
+            raise ValueError(layer.problem)
+        if kind.merges != (len(layer.inputs) + len(layer.numbers) > 1) or not layer.inputs:
+            raise ValueError(f"it has {len(layer.inputs)} inputs and {len(layer.numbers)} numbers")
         value = kind.make(Maker(nodes, layer), *(cast(Value, values[name]) for name in layer.inputs))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         reason = brief(error)
@@ -148,3 +150,7 @@ def _emit_layer(path: Path, layer: Layer, values: Mapping[str, Value | UserError
             reason = f"its settings can't be understood ({type(error).__name__}: {reason})"
         raise UserError(f"Can't convert layer {layer.name} ({layer.kind}) in {path}: {reason}{advice}") from None
     return nodes.finish_layer(layer.name, value, first_node)
+
+
+def _an(noun: str) -> str:
+    return f"{'an' if noun[:1] in 'AEIOU' else 'a'} {noun}"

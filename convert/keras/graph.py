@@ -5,6 +5,7 @@ gives a step for each call. Formats: Keras 2 (``inbound_nodes`` of ``[name, node
 (``keras_history`` in tensors).
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Layer:
         config: Its Keras configuration.
         inputs: Names of the steps that it takes, in order.
         path: Where its weights are: its own name, after those of the models in which it is nested.
-        training: Whether it was called with ``training=True``, so that it acts as in training.
+        numbers: Numbers among the arguments of the call, as in ``x + 3``, each with its place among them.
+        problem: What else was passed to it, so that it computes something else than on its inputs alone.
     """
 
     name: str
@@ -46,7 +48,8 @@ class Layer:
     config: Mapping[str, Any]
     inputs: tuple[str, ...]
     path: tuple[str, ...]
-    training: bool = False
+    numbers: tuple[tuple[int, float], ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,23 @@ class Graph:
 
 Ref = tuple[str, int, int]
 """A layer's name, the number of its call, and the number of the output."""
+_CONSTANT = "_CONSTANT_VALUE"
+"""Stands for the name of a layer where a number is the first argument (tf_keras engine/base_layer.py)."""
+_OPERANDS = ("", "args", "x1", "x2", "y")
+"""Names of arguments whose numbers are operands; the first two are those without a name."""
+_OPERATIONS = {
+    "__operators__.add": "Add",
+    "math.add": "Add",
+    "math.subtract": "Subtract",
+    "math.multiply": "Multiply",
+    "math.truediv": "Divide",
+    "math.divide": "Divide",
+    "math.maximum": "Maximum",
+    "math.minimum": "Minimum",
+}
+"""Functions of TensorFlow in a ``TFOpLambda``, and the layers that do the same."""
+_ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum")
+"""Operations of Keras 3 that do what the layers of these names do."""
 
 
 def parse_graph(path: Path, model: Any) -> Graph:
@@ -90,7 +110,10 @@ def parse_graph(path: Path, model: Any) -> Graph:
     """
     try:
         if not _is_model(model):
-            raise ValueError(f"the model's class is {_kind(model)}, not Functional or Sequential")
+            raise ValueError(
+                f"the model's class is {_kind(model)}, not Functional or Sequential; where it was loaded, "
+                "keras.Model(model.input, model.output) is the same network without the class"
+            )
         parser = _Parser(model)
         inputs = parser.add_inputs(model)
         outputs = parser.add_model(model, (), inputs)
@@ -145,23 +168,23 @@ class _Parser:
             self._add(INPUT_KIND, {}, (), (_text(name),)) for name, _, _ in _references(model["config"]["input_layers"])
         ]
 
-    def add_model(self, model: Any, path: tuple[str, ...], inputs: list[str]) -> list[str]:
+    def add_model(self, model: Any, path: tuple[str, ...], inputs: list[str], problem: str = "") -> list[str]:
         """Adds the layers of a model that is called on some steps, and returns the steps of its outputs."""
         if len(path) > _MAX_DEPTH:
             raise ValueError(f"models are nested {_MAX_DEPTH} deep")
         self.models += 1
         _check_count(self.models)  # calls of models multiply with each level
         if _kind(model) == _SEQUENTIAL:
-            return self._add_sequential(model, path, inputs)
-        return self._add_functional(model, path, inputs)
+            return self._add_sequential(model, path, inputs, problem)
+        return self._add_functional(model, path, inputs, problem)
 
-    def _add_sequential(self, model: Any, path: tuple[str, ...], inputs: list[str]) -> list[str]:
+    def _add_sequential(self, model: Any, path: tuple[str, ...], inputs: list[str], problem: str) -> list[str]:
         for entry in _layers(model):
             if _kind(entry) != INPUT_KIND:
-                inputs = self._call(entry, path, inputs, training=False)
+                inputs = self._call(entry, path, inputs, (), problem)
         return inputs
 
-    def _add_functional(self, model: Any, path: tuple[str, ...], inputs: list[str]) -> list[str]:
+    def _add_functional(self, model: Any, path: tuple[str, ...], inputs: list[str], problem: str) -> list[str]:
         entries = {_own_name(entry): entry for entry in _layers(model)}
         if len(entries) < len(_layers(model)):
             raise ValueError("two layers have the same name")
@@ -176,23 +199,34 @@ class _Parser:
             for index, node in enumerate(entry["inbound_nodes"])
         }
         outputs = list(_references(model["config"]["output_layers"]))
-        sources = {call: list(_references(node)) for call, node in calls.items()}
+        arguments = {call: list(_arguments(node)) for call, node in calls.items()}
+        sources = {call: [each for each in given if isinstance(each, tuple)] for call, given in arguments.items()}
         shift = _first_calls([ref for refs in (*sources.values(), outputs) for ref in refs], entries)
         for call in _ordered({call: [(n, i - shift[n]) for n, i, _ in refs] for call, refs in sources.items()}, values):
             name, _ = call
             steps = [values[n, i - shift[n]][tensor] for n, i, tensor in sources[call]]
-            values[call] = self._call(entries[name], path, steps, _is_training(calls[call]))
+            given = [each for each in arguments[call] if not isinstance(each, str)]
+            numbers = tuple((place, each) for place, each in enumerate(given) if not isinstance(each, tuple))
+            problems = [each for each in arguments[call] if isinstance(each, str)]
+            values[call] = self._call(entries[name], path, steps, numbers, problem or next(iter(problems), ""))
         return [values[name, index - shift[name]][tensor] for name, index, tensor in outputs]
 
-    def _call(self, entry: Any, path: tuple[str, ...], steps: list[str], training: bool) -> list[str]:
+    def _call(
+        self,
+        entry: Any,
+        path: tuple[str, ...],
+        steps: list[str],
+        numbers: tuple[tuple[int, float], ...],
+        problem: str,
+    ) -> list[str]:
         """Adds a call of a layer or a nested model."""
         here = (*path, _own_name(entry))
         if _kind(entry) == INPUT_KIND:
             raise ValueError(f"{here[-1]} is an input that takes the output of a layer")
         if not _is_model(entry):
             config = entry["config"] if isinstance(entry["config"], dict) else {}
-            return [self._add(_kind(entry), config, tuple(steps), here, training)]
-        outputs = self.add_model(entry, here, steps)
+            return [self._add(_kind(entry), config, tuple(steps), here, numbers, problem)]
+        outputs = self.add_model(entry, here, steps, problem)
         if len(outputs) == 1:
             self._add(MODEL_OUTPUT, {}, tuple(outputs), here)
         return outputs
@@ -203,7 +237,8 @@ class _Parser:
         config: Mapping[str, Any],
         inputs: tuple[str, ...],
         path: tuple[str, ...],
-        training: bool = False,
+        numbers: tuple[tuple[int, float], ...] = (),
+        problem: str = "",
     ) -> str:
         _check_count(len(self.layers) + 1)
         own = path[-1]
@@ -214,7 +249,7 @@ class _Parser:
             call += 1
             name = f"{first}/{call}"
         self.names.add(name)
-        self.layers.append(Layer(name, kind, config, inputs, path, training))
+        self.layers.append(Layer(name, kind, config, inputs, path, numbers, problem))
         return name
 
 
@@ -230,9 +265,18 @@ def _is_model(entry: Any) -> bool:
 def _kind(entry: Any) -> str:
     """The class of a layer; the module and the registered name tell others' classes and functions from Keras' own."""
     kind, module, registered = (_text(entry.get(key) or "") for key in ("class_name", "module", "registered_name"))
+    if kind == "TFOpLambda":
+        function = _text(entry["config"]["function"])
+        return _OPERATIONS.get(function, f"{kind} of {function}")
     if ".ops" in module:
-        return f"{module}.{kind}"
-    return registered if ">" in registered and kind not in _OWN_BEFORE_KERAS else kind
+        return kind if kind in _ARITHMETIC else f"{module}.{kind}"
+    is_own = ">" in registered or (registered and not is_of_keras(module))
+    return f"{registered} of your own" if is_own and kind not in _OWN_BEFORE_KERAS else kind
+
+
+def is_of_keras(module: str) -> bool:
+    """Whether what a module has is Keras' own."""
+    return re.match(r"(keras|tf_keras|tensorflow)\b", module) is not None
 
 
 def _layers(model: Any) -> list[Any]:
@@ -265,20 +309,38 @@ def _paths(model: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _references(node: Any) -> Iterator[Ref]:
-    """The tensors that a call takes, in their order, however they are nested in its arguments."""
-    stack = [node]
+    """The tensors that are named, in their order, however they are nested."""
+    return (each for each in _arguments(node) if isinstance(each, tuple))
+
+
+def _arguments(node: Any) -> Iterator[Ref | float | str]:
+    """What a call takes, in its order, however it is nested: tensors, numbers, and what can't be told in a graph."""
+    stack = [("", node)]
     while stack:
-        node = stack.pop()
+        key, node = stack.pop()
         if isinstance(node, dict):
             if "keras_history" in node:
                 yield _reference(node["keras_history"])
+            elif "class_name" in node:
+                stack.append((key, node.get("config")))
+            elif "kwargs" in node:  # of Keras 3, which at inference overrides what is told by training
+                named = {name: value for name, value in (node["kwargs"] or {}).items() if name != "training"}
+                stack += [("", named), ("args", node.get("args"))]
             else:
-                stack += reversed(node.values())
+                stack += [(str(name), value) for name, value in reversed(node.items())]
         elif isinstance(node, list):
             if _is_reference(node):
                 yield _reference(node)
                 node = node[3:]  # other arguments
-            stack += reversed(node)
+            elif node[:2] == [_CONSTANT, -1]:
+                node = node[2:]
+            stack += [(key, each) for each in reversed(node)]
+        elif isinstance(node, int | float) and not isinstance(node, bool) and key in _OPERANDS:
+            yield float(node)
+        elif key == "training" and node is True:
+            yield "it is called with training=True"
+        elif key not in ("name", "training") and node not in (None, False):
+            yield f"it is called with {key or 'the argument'} {brief(ValueError(node))}"
 
 
 def _is_reference(node: list[Any]) -> bool:
@@ -290,13 +352,6 @@ def _reference(node: Any) -> Ref:
     if not isinstance(index, int) or not isinstance(tensor, int) or min(index, tensor) < 0:
         raise ValueError(f"{node!r} does not name a tensor")
     return _text(name), index, tensor
-
-
-def _is_training(node: Any) -> bool:
-    """Whether a call has the argument ``training=True``, which Keras 3, unlike Keras 2, overrides at inference."""
-    if isinstance(node, dict):
-        return node.get("training") is True
-    return isinstance(node, list) and any(map(_is_training, node))
 
 
 def _first_calls(refs: list[Ref], entries: Mapping[str, Any]) -> dict[str, int]:

@@ -7,7 +7,6 @@ zip (``saving/saving_lib.py``).
 """
 
 import errno
-import hashlib
 import io
 import json
 import math
@@ -30,9 +29,9 @@ import numpy as np
 
 from convert.keras.graph import brief
 from convert.keras.weights import DAMAGE, GroupedWeights, NumberedWeights, Weights, child, damaged, largest
+from convert.plain.source import digest
 from facecls.errors import UserError
 
-_LFS = b"version https://git-lfs.github.com/spec/v1"
 _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MAX_CONFIG = 2**25
@@ -78,7 +77,8 @@ def open_keras(path: Path) -> Iterator[KerasFile]:
     Raises:
         UserError: If it is no such file, or is damaged, or another program writes to it.
     """
-    sha256, head = _digest(path)
+    _check_is_file(path)
+    sha256, head = digest(path, "a Keras file")
     if head.startswith((_ZIP, _HDF5)):
         _probe(path, sha256)
     if head.startswith(_ZIP):
@@ -91,25 +91,6 @@ def open_keras(path: Path) -> Iterator[KerasFile]:
         )
     with _open_hdf5(path) as hdf5:
         yield _read_hdf5(path, hdf5, sha256)
-
-
-def _digest(path: Path) -> tuple[str, bytes]:
-    """The SHA-256 of a file and its first bytes."""
-    _check_is_file(path)
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(64)
-            stream.seek(0)
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(
-            f"Can't read {path}: {error.strerror}; check its permissions or copy it to another disk."
-        ) from None
-    if head.startswith(_LFS):
-        raise UserError(
-            f"Expected a Keras file, but {path} is only a Git LFS pointer to it; run `git lfs pull` in its repository."
-        )
-    return sha256, head
 
 
 def _check_is_file(path: Path) -> None:
@@ -254,7 +235,9 @@ def _open_zip(path: Path, sha256: str) -> Iterator[KerasFile]:
                     "them; save the model whole, model.save('model.keras')."
                 )
             config = _parse(path, _member(path, archive, "config.json"))
-            metadata = _parse(path, _member(path, archive, "metadata.json")) if _has_metadata(archive) else {}
+            metadata = (
+                _parse(path, _member(path, archive, "metadata.json")) if "metadata.json" in archive.namelist() else {}
+            )
             content = io.BytesIO(_member(path, archive, "model.weights.h5"))
         version = metadata.get("keras_version")
         file = h5py.File(content, "r")
@@ -263,10 +246,6 @@ def _open_zip(path: Path, sha256: str) -> Iterator[KerasFile]:
     with file:
         weights = NumberedWeights(path, path.stat().st_size, file, config)
         yield KerasFile(path, sha256, str(version or "of unknown version"), config, weights)
-
-
-def _has_metadata(archive: zipfile.ZipFile) -> bool:
-    return "metadata.json" in archive.namelist()
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:

@@ -6,7 +6,7 @@ A Keras value of four dimensions, (N, H, W, C), is (N, C, H, W) here; values of 
 import hashlib
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from convert.keras.graph import Layer
-from convert.plain.network import INPUT, check_size
+from convert.plain.network import MAX_WORK, RESERVED, check_size
 
 Shape = tuple[int, ...]
 Arrays = dict[str, NDArray[np.float32]]
@@ -23,10 +23,6 @@ Reader = Callable[[Layer, Mapping[str, Shape]], Arrays]
 """Gives a layer's weights; what it needs is named with shapes in Keras' layout and order."""
 MAX_WINDOW = 4_096
 """Of kernels, strides, padding and the like, in pixels."""
-_MAX_WORK = 2**39
-"""Multiplications for one image; VGG16 at 1,024 pixels takes 320 thousand million."""
-_RESERVED = (INPUT, "features", "probabilities", "features/pool", "features/flatten")
-"""Names of values that the model gets beside those of layers (convert/finish.py)."""
 _HASHED = 16
 """Constants up to this size are settings, and belong to the structure of a network; larger ones are weights."""
 
@@ -96,7 +92,7 @@ class Nodes:
     initializers: dict[str, NDArray[Any]] = field(default_factory=dict)
     weighted: dict[str, str] = field(default_factory=dict)
     work: int = 0
-    _taken: set[str] = field(default_factory=lambda: set(_RESERVED))
+    _taken: set[str] = field(default_factory=lambda: set(RESERVED))
     _node_names: set[str] = field(default_factory=set)
 
     def finish_layer(self, name: str, value: Value, first_node: int) -> Value:
@@ -114,8 +110,8 @@ class Nodes:
     def add_work(self, multiplications: int) -> None:
         """Refuses a network that would compute for hours."""
         self.work += multiplications
-        if self.work > _MAX_WORK:
-            raise ValueError(f"the network multiplies more than {_MAX_WORK:,} times for an image")
+        if self.work > MAX_WORK:
+            raise ValueError(f"the network multiplies more than {MAX_WORK:,} times for an image")
 
     def node_name(self, layer: str, part: str) -> str:
         """A name for a node that no other has."""
@@ -201,6 +197,10 @@ class Maker:
         self.settings = Settings(layer.config)
         self.keras_3 = nodes.keras_3
         self.weighted = ""
+
+    def with_settings(self, config: Mapping[str, Any]) -> "Maker":
+        """A maker of further nodes of the same layer, which have other settings and no weights."""
+        return Maker(self.nodes, replace(self.layer, config=config))
 
     def read(self, **shapes: Shape) -> Arrays:
         """Reads the layer's weights, of given shapes in Keras' layout, in Keras' order."""

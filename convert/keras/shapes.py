@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from convert.keras.nodes import Maker, Value, pads_of_map
+from convert.keras.nodes import Maker, Value, number, pads_of_map
 
 
 def flatten(make: Maker, x: Value) -> Value:
@@ -51,28 +51,44 @@ def concatenate(make: Maker, *xs: Value) -> Value:
 
 
 def merged(kind: str) -> Callable[..., Value]:
-    """``Add``, ``Multiply`` and the like, of any number of inputs of shapes that fit."""
+    """``Add``, ``Multiply`` and the like, of any number of inputs of shapes that fit, or of one and a number."""
 
     def merge(make: Maker, *xs: Value) -> Value:
+        if make.layer.numbers:
+            return _with_number(make, kind, *xs)
         rank = max(x.rank for x in xs)
         values = [_expanded(make, x, rank) for x in xs]
         x = values[0]
-        for number, value in enumerate(values[1:], start=1):
+        for place, value in enumerate(values[1:], start=1):
             so_far = np.broadcast_shapes(x.shape, value.shape)
-            x = make.node(kind, [x, value], so_far, part="" if number == 1 else f"with_{number}")
+            x = make.node(kind, [x, value], so_far, part="" if place == 1 else f"with_{place}")
         return x
 
     return merge
 
 
+def _with_number(make: Maker, kind: str, *xs: Value) -> Value:
+    (place, operand), *others = make.layer.numbers
+    if others or len(xs) > 1:
+        raise ValueError(f"it has {len(xs)} inputs and {len(make.layer.numbers)} numbers")
+    (x,) = xs
+    if place == 0 and kind == "Sub":
+        x, kind = make.scaled(x, -1, "negative"), "Add"
+    if place == 0 and kind == "Div":
+        x, kind = make.node("Reciprocal", xs, x.shape, part="reciprocal"), "Mul"
+    return make.node(kind, [x], x.shape, {"number": number(operand)})
+
+
 def average(make: Maker, *xs: Value) -> Value:
     """``Average``."""
+    if "trainable" not in make.settings.config and "dtype" not in make.settings.config:
+        raise ValueError("it is not the layer, but the operation of that name")  # which averages over axes
     return make.scaled(merged("Add")(make, *xs), 1 / len(xs), "average")
 
 
 def subtract(make: Maker, *xs: Value) -> Value:
     """``Subtract``."""
-    if len(xs) != 2:
+    if len(xs) + len(make.layer.numbers) != 2:
         raise ValueError(f"it has {len(xs)} inputs, not 2")
     return merged("Sub")(make, *xs)
 

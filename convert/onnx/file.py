@@ -1,8 +1,7 @@
 """Loads an ONNX file, checks what could do harm, and runs it as it is."""
 
-import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from convert.plain.network import MAX_WEIGHTS
+from convert.plain.source import digest
 from facecls.errors import UserError
 
 _MAX_NODES = 20_000
-_LFS = b"version https://git-lfs.github.com/spec/v1"
+_MAX_DEPTH = 100
 WIDENED: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
@@ -40,16 +40,11 @@ def load(path: Path) -> tuple[onnx.ModelProto, str]:
     """
     if not path.is_file():
         raise UserError(f"Expected an ONNX file at {path}, but there is none; name another.")
+    sha256, _ = digest(path, "an ONNX file")
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"Can't read {path}: {error.strerror}; check its permissions or copy it.") from None
-    if data.startswith(_LFS):
-        raise UserError(f"Expected an ONNX file, but {path} is only a Git LFS pointer to it; run `git lfs pull` there.")
-    try:
-        model = onnx.load_model_from_string(data)
-        if len(model.graph.node) > _MAX_NODES:
-            raise ValueError(f"it has {len(model.graph.node):,} nodes")
+        model = onnx.load_model_from_string(path.read_bytes())
+        if (count := _count_nodes(model)) > _MAX_NODES:
+            raise ValueError(f"it has {count:,} nodes")
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # protobuf and the inliner have exceptions of their own
@@ -63,7 +58,27 @@ def load(path: Path) -> tuple[onnx.ModelProto, str]:
         if total > MAX_WEIGHTS:
             raise UserError(f"Expected at most {MAX_WEIGHTS:,} bytes of weights, but {path} has more.")
         _check_tensor(path, tensor)
-    return model, hashlib.sha256(data).hexdigest()
+    return model, sha256
+
+
+def _count_nodes(model: onnx.ModelProto) -> int:
+    """How many nodes there are when the model's own functions are replaced by theirs; they may multiply."""
+    functions = {(each.domain, each.name): each for each in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+
+    def count(nodes: Iterable[onnx.NodeProto], depth: int) -> int:
+        if depth > _MAX_DEPTH:
+            raise ValueError("its functions call each other without an end")
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            if key in functions and key not in counts:
+                counts[key] = count(functions[key].node, depth + 1)
+            inner = [each.g for each in node.attribute if each.HasField("g")]
+            total += counts.get(key, 1) + sum(count(graph.node, depth + 1) for graph in inner)
+        return total
+
+    return count(model.graph.node, 0)
 
 
 def damaged(path: Path, error: Exception | str) -> UserError:

@@ -9,18 +9,25 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from convert.onnx.file import Runner
-from convert.onnx.rewrite import Editor, set_nodes
+from convert.onnx.rewrite import Editor, set_nodes, settings_of
+from convert.plain.shapes import check_sizes
 from facecls.errors import UserError
 
 _BATCHES = (2, 3)
-_IDENTITIES = ("Identity", "Dropout")
+_IDENTITIES = ("Identity", "Dropout", "CastLike")
 
 
-def remove_identities(graph: onnx.GraphProto) -> None:
-    """Removes nodes that do nothing, and turns constant nodes to initializers, in place."""
+def remove_identities(graph: onnx.GraphProto, with_casts: bool = False) -> None:
+    """Removes nodes that do nothing, and turns constant nodes to initializers, in place.
+
+    Args:
+        graph: The graph.
+        with_casts: Whether a ``Cast`` to float32 does nothing, as where only such floats are left; before that, casts
+            of integers are parts of shapes.
+    """
     known = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in known]  # old files list weights among the inputs
     del graph.input[:]
@@ -30,7 +37,7 @@ def remove_identities(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = same.get(name, name)
-        if node.op_type in _IDENTITIES or _is_no_cast(node):
+        if node.op_type in _IDENTITIES or (with_casts and _is_cast_to_float(node)):
             same[node.output[0]] = node.input[0]
         elif node.op_type == "Constant":
             graph.initializer.append(_constant(node))
@@ -41,9 +48,8 @@ def remove_identities(graph: onnx.GraphProto) -> None:
         output.name = same.get(output.name, output.name)
 
 
-def _is_no_cast(node: onnx.NodeProto) -> bool:
-    # casts of integers are parts of shapes, and are folded with them
-    return node.op_type == "CastLike"
+def _is_cast_to_float(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Cast" and settings_of(node).get("to") == TensorProto.FLOAT
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
@@ -88,6 +94,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
     read = {name for node in computed for name in node.input}
     twin.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
     twin.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
+    check_sizes(twin)
     values = Runner(twin).session.run(None, {}) if wanted else []
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in zip(wanted, values, strict=True))
     set_nodes(graph, rest)
@@ -170,6 +177,7 @@ def _measure(
     twin.CopyFrom(model)
     del twin.graph.output[:]
     twin.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
+    check_sizes(twin)
     runner = Runner(twin)
     rng = np.random.default_rng(0)
     name = model.graph.input[0].name

@@ -1,6 +1,6 @@
 """Reads any ONNX file as a plain network, up to the layer whose output is the features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, version_converter
 
 from convert.onnx.file import Runner, damaged, load, widen
 from convert.onnx.fold import fold, fold_constants, free_batch, remove_identities
-from convert.onnx.rewrite import DOWN, PLAIN, rewrite, set_nodes
+from convert.onnx.rewrite import DOWN, OLD, PLAIN, rewrite, set_nodes, set_squeezed_axes
 from convert.plain.features import Role, Step, choose_features, downstream
-from convert.plain.network import INPUT, IR_VERSION, OPSET, PLAIN_OPERATORS, Asked, Contract, Network
-from convert.plain.shapes import upstream, value_shapes
+from convert.plain.network import INPUT, IR_VERSION, OPSET, PLAIN_OPERATORS, RESERVED, Asked, Contract, Network
+from convert.plain.shapes import check_work, has_channels_last, rename, upstream, value_shapes
 from facecls.errors import UserError
 
 _CONVENTIONS = (
@@ -28,6 +28,8 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), "reshape"),
     **dict.fromkeys(("Identity", "Dropout", "Cast"), "identity"),
 }
+_HALF_PIXEL_SINCE = 11
+"""The opset since which ``Resize`` says how it aligns pixels."""
 _REFUSED_ABOVE = 21
 """The newest opset whose changes are known here."""
 
@@ -78,7 +80,9 @@ def read_onnx(path: Path, asked: Asked) -> Network:
         features=features,
         left_out=left_out,
         summary=summary,
-        reference=_reference(original, image.name, is_last, batch),
+        reference=_reference(
+            original, image.name, is_last, batch, has_channels_last(plain.graph, plain.graph.output[0].name)
+        ),
     )
 
 
@@ -112,7 +116,7 @@ def _steps(path: Path, model: onnx.ModelProto, constants: set[str]) -> list[Step
                 known[output] = Step(output, tuple(inputs), role)
                 steps.append(known[output])
     if missing := [value.name for value in graph.output if value.name not in known]:
-        raise damaged(path, f"its output {missing[0]} is not there" if missing else "it has no output")
+        raise damaged(path, f"its output {missing[0]} is not there")
     if not graph.output:
         raise damaged(path, "it has no output")
     return steps
@@ -173,7 +177,7 @@ def _contract(path: Path, size: int, asked: Asked) -> Contract:
 
 
 def _reference(
-    original: Runner, name: str, is_last: bool, batch: int
+    original: Runner, name: str, is_last: bool, batch: int, map_is_last: bool
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """Computes features by the file itself, pooled and flattened as ``finish`` does it."""
 
@@ -182,7 +186,7 @@ def _reference(
         parts = [inputs] if not batch else [np.repeat(each[None], batch, 0) for each in inputs]
         found = [original.run(name, np.ascontiguousarray(part))[0] for part in parts]
         values = found[0] if not batch else np.concatenate([each[:1] for each in found])
-        values = values.mean((2, 3)) if values.ndim == 4 else values
+        values = values.mean((1, 2) if map_is_last else (2, 3)) if values.ndim == 4 else values
         return values.reshape(len(inputs), -1).astype(np.float32)
 
     return compute
@@ -194,6 +198,7 @@ def _plain(
     """The part of a model that computes the features, in the form of a plain model."""
     try:
         if opset < OPSET:
+            rewrite(model.graph, OLD if opset < _HALF_PIXEL_SINCE else {}, {})
             model = version_converter.convert_version(model, OPSET)
         else:
             rewrite(model.graph, DOWN, {})
@@ -206,19 +211,37 @@ def _plain(
         fold_constants(model)
         free_batch(model.graph, batch)
         fold(model, shape)
+        remove_identities(model.graph, with_casts=True)
+        _keep_upstream(model, model.graph.output[0].name)
+        _refuse_rest(path, model, PLAIN_OPERATORS | PLAIN.keys())
+        _channels_first(model, shape)
+        set_squeezed_axes(model)
+        rewrite(model.graph, PLAIN, value_shapes(model))
         features = model.graph.output[0].name
         _keep_upstream(model, features)
-        _channels_first(model, shape)
-        rewrite(model.graph, PLAIN, value_shapes(model))
-        _keep_upstream(model, features)
         _name_nodes(model.graph)
-        onnx.checker.check_model(_typed(model, value_shapes(model)[features]))
+        shapes = value_shapes(model)
+        check_work(model, shapes)
+        _check_order(path, model, shapes[features])
+        onnx.checker.check_model(_typed(model, shapes[features]))
     except UserError:
         raise
+    except ValueError as error:  # of the rewrites
+        raise UserError(f"Can't convert {path}: {error}; take a value before it by --output.") from None
     except Exception as error:  # of the version converter and of the checker
         raise damaged(path, error) from None
-    _refuse_rest(path, model)
+    _refuse_rest(path, model, PLAIN_OPERATORS)
     return model
+
+
+def _check_order(path: Path, model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+    """Refuses features whose channels seem to be last, though nothing puts them there."""
+    value = model.graph.output[0].name
+    if len(shape) == 3 and shape[0] == shape[1] != shape[2] and not has_channels_last(model.graph, value):
+        raise UserError(
+            f"Expected a map (N, C, H, W), but {value} in {path} has the shape (N, {', '.join(map(str, shape))}), as "
+            "if its channels were last; name a value before it by --output."
+        )
 
 
 def _keep_upstream(model: onnx.ModelProto, value: str) -> None:
@@ -252,9 +275,9 @@ def _refuse(path: Path, model: onnx.ModelProto) -> None:
             raise _not_plain(path, node)
 
 
-def _refuse_rest(path: Path, model: onnx.ModelProto) -> None:
+def _refuse_rest(path: Path, model: onnx.ModelProto, allowed: Collection[str]) -> None:
     for node in model.graph.node:
-        if node.op_type not in PLAIN_OPERATORS:
+        if node.op_type not in allowed:
             raise _not_plain(path, node)
 
 
@@ -274,15 +297,10 @@ def _set_input(model: onnx.ModelProto, image: str, shape: tuple[int, ...]) -> No
 def _channels_first(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
     """Gives the input its plain name and order, in place."""
     graph = model.graph
-    image = graph.input[0].name
     is_last = shape[0] != 3
     name = f"{INPUT}/channels_last" if is_last else INPUT
-    while any(name in node.output for node in graph.node) or any(tensor.name == name for tensor in graph.initializer):
-        if not is_last:  # a value inside has the input's name
-            _rename(graph, name, f"{name}_inside")
-            continue
-        name += "_"
-    _rename(graph, image, name)
+    _free_names(graph, (*RESERVED, name))
+    rename(graph, graph.input[0].name, name)
     if is_last:
         nodes = [helper.make_node("Transpose", [INPUT], [name], name, perm=[0, 2, 3, 1]), *graph.node]
         set_nodes(graph, nodes)
@@ -291,12 +309,17 @@ def _channels_first(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
     graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", 3, size, size]))
 
 
-def _rename(graph: onnx.GraphProto, value: str, name: str) -> None:
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for place, each in enumerate(names):
-                if each == value:
-                    names[place] = name
+def _free_names(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Renames values that have names which others get, in place."""
+    taken = {tensor.name for tensor in (*graph.initializer, *graph.input)}
+    taken.update(output for node in graph.node for output in node.output)
+    for name in names:
+        if name in taken:
+            other = f"{name}_inside"
+            while other in taken:
+                other += "_"
+            rename(graph, name, other)
+            taken.add(other)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

@@ -160,20 +160,21 @@ def _mish(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.Nod
     return [*gated, helper.make_node("Mul", [node.input[0], gate], node.output)]
 
 
-def _without(*names: str) -> Rewrite:
-    """Drops attributes that opset 17 does not know and whose defaults are its behaviour."""
+def _cast_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    _set(node, saturate=None)
 
-    def apply(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
-        _set(node, **dict.fromkeys(names))
 
-    return apply
+def _average_pool_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    if any(each != 1 for each in settings_of(node).get("dilations", [])):
+        raise ValueError(f"{node.output[0]} averages pixels that are not side by side")
+    _set(node, dilations=None)
 
 
 _REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare")
 DOWN: Mapping[str, Rewrite] = {
     **dict.fromkeys(_REDUCTIONS, _reduce_down),
-    "AveragePool": _without("dilations"),
-    "Cast": _without("saturate"),
+    "AveragePool": _average_pool_down,
+    "Cast": _cast_down,
     "Gelu": _gelu,
     "Mish": _mish,
     "Pad": _pad_down,
@@ -182,7 +183,37 @@ DOWN: Mapping[str, Rewrite] = {
 }
 
 
+# Before opset 11, whose linear resizing the version converter takes for a newer one's
+
+
+def _old_resize(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    if settings_of(node).get("mode", b"nearest") != b"nearest":
+        raise ValueError(f"{node.output[0]} is resized linearly from the corner, which torch does otherwise")
+
+
+OLD: Mapping[str, Rewrite] = {"Resize": _old_resize, "Upsample": _old_resize}
+
+
 # To the operators of a plain model; shapes are known
+
+
+def set_squeezed_axes(model: onnx.ModelProto) -> None:
+    """Gives every ``Squeeze`` its axes, in place: all of size one but the batch, which no inference can tell from N."""
+    squeezes = [node for node in model.graph.node if node.op_type == "Squeeze" and len(node.input) < 2]
+    if not squeezes:
+        return
+    two = onnx.ModelProto()
+    two.CopyFrom(model)
+    two.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    inferred = onnx.shape_inference.infer_shapes(two, data_prop=True).graph
+    shapes = {
+        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.input)
+    }
+    editor = Editor(model.graph)
+    for node in squeezes:
+        axes = [axis for axis, size in enumerate(shapes.get(node.input[0], [])) if size == 1 and axis]
+        node.input.append(editor.add(node.output[0], np.array(axes, np.int64)))
 
 
 def _window(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
@@ -203,8 +234,13 @@ def _window(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
     _set(node, kernel_shape=kernel, pads=pads, strides=strides, auto_pad=None)
     if node.op_type == "Conv":
         return
+    del node.output[1:]  # the places of the largest
     if settings.get("storage_order"):
         raise ValueError(f"{node.output[0]} pools in column-major order")
+    if rank != 2:
+        raise ValueError(f"{node.output[0]} pools along {rank} axes, not height and width")
+    if node.op_type == "MaxPool" and any(pad > each // 2 for pad, each in zip(pads, wide * 2, strict=True)):
+        raise ValueError(f"{node.output[0]} pads by more than half of its window, which torch does not do")
     if settings.get("ceil_mode"):
         found = shapes[node.output[0]][1:]
         exact = [
@@ -223,12 +259,12 @@ def _window(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
 def _average_pool(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
     _window(editor, node, shapes)
     settings = settings_of(node)
-    pads = settings["pads"]
-    if pads[:2] == pads[2:]:
+    pads, kernel = settings["pads"], settings["kernel_shape"]
+    if pads[:2] == pads[2:] and all(2 * pad <= size for pad, size in zip(pads, kernel, strict=False)):
         return None
     if settings.get("ceil_mode"):
         raise ValueError(f"{node.output[0]} averages beyond uneven padding")
-    # onnx2torch can't pad averages unevenly: with padding counted pad first, else divide by the share of the image
+    # torch can't pad averages unevenly or far: with padding counted pad first, else divide by the share of the image
     x, output = node.input[0], node.output[0]
     whole = editor.add(output, np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64))
     plain = {"kernel_shape": settings["kernel_shape"], "strides": settings["strides"]}
@@ -300,14 +336,79 @@ def _split(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.No
     return nodes
 
 
-def _squeeze(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
-    """Without axes, all of size one but the batch."""
-    if len(node.input) > 1:
+def _counted_axes(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
+    """Axes counted from the front, in order."""
+    axes = editor.array(node.input[1]).tolist()
+    rank = len(shapes[node.input[0]]) + 1 + (len(axes) if node.op_type == "Unsqueeze" else 0)
+    counted = np.array(sorted(axis % rank for axis in axes), np.int64)
+    inputs = [node.input[0], editor.add(node.output[0], counted)]
+    return [helper.make_node(node.op_type, inputs, node.output, node.name)]
+
+
+def _global_average_pool(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
+    rank = len(shapes[node.input[0]]) + 1
+    if rank == 4:
         return None
-    axes = [axis for axis, size in enumerate(shapes[node.input[0]], start=1) if size == 1]
+    axes = list(range(2, rank))
+    return [helper.make_node("ReduceMean", node.input, node.output, node.name, axes=axes, keepdims=1)]
+
+
+def _depth_to_space(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
+    """With the blocks after the channels, as torch has them: channels are put in that order first."""
+    settings = settings_of(node)
+    if settings.get("mode", b"DCR") != b"DCR":
+        return None
+    block, channels = settings["blocksize"], shapes[node.input[0]][0]
+    order = np.arange(channels, dtype=np.int64).reshape(block * block, -1).T.reshape(-1)
+    steps: tuple[tuple[Any, ...], ...] = (
+        ("Gather", [editor.add(node.output[0], order)], {"axis": 1}),
+        ("DepthToSpace", [], {"blocksize": block, "mode": "CRD"}),
+    )
+    return editor.chain(node.input[0], node.output[0], *steps)
+
+
+def _layer_norm(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    """Scale and bias in full."""
+    axis, shape = settings_of(node).get("axis", -1), (0, *shapes[node.input[0]])
+    for place, name in enumerate(node.input[1:], start=1):
+        if name in editor.constants and editor.array(name).shape != shape[axis:]:
+            node.input[place] = editor.add(name, np.broadcast_to(editor.array(name), shape[axis:]).copy())
+    del node.output[1:]
+
+
+def _pow(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
+    if node.input[1] in editor.constants:
+        node.input[1] = editor.add(node.input[1], editor.array(node.input[1]).astype(np.float32))
+
+
+def _prelu(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
+    """A slope for each channel; other slopes are written out."""
+    x, slope = node.input
+    shape = shapes[x]
+    if slope not in editor.constants:
+        raise ValueError(f"{node.output[0]} has slopes that are computed")
+    full = np.broadcast_to(editor.array(slope), (1, *shape))
+    by_channel = full.reshape(shape[0], -1)
+    if (by_channel == by_channel[:, :1]).all():
+        node.input[1] = editor.add(slope, by_channel[:, 0].reshape(-1, *[1] * (len(shape) - 1)).copy())
+        return None
+    zero, positive = editor.add(node.output[0], np.float32(0)), editor.unused(f"{node.output[0]}/positive")
+    negative = editor.unused(f"{node.output[0]}/negative")
     return [
-        helper.make_node("Squeeze", [node.input[0], editor.add(node.output[0], np.array(axes, np.int64))], node.output)
+        helper.make_node("Relu", [x], [positive]),
+        *editor.chain(x, negative, ("Min", [zero], {}), ("Mul", [slope], {})),
+        helper.make_node("Add", [positive, negative], node.output),
     ]
+
+
+def _selu(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
+    """With numbers of its own, a scaled Elu."""
+    settings = settings_of(node)
+    if not settings:
+        return None
+    gamma = editor.add(node.output[0], np.float32(settings.get("gamma", 1.0507009873554805)))
+    elu = {"alpha": settings.get("alpha", 1.6732632423543772)}
+    return editor.chain(node.input[0], node.output[0], ("Elu", [], elu), ("Mul", [gamma], {}))
 
 
 def _resize(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
@@ -365,12 +466,19 @@ PLAIN: Mapping[str, Rewrite] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Conv": _window,
+    "DepthToSpace": _depth_to_space,
     "Gemm": _gemm,
+    "GlobalAveragePool": _global_average_pool,
     "GlobalMaxPool": _global_max_pool,
+    "LayerNormalization": _layer_norm,
     "LpNormalization": _lp_normalization,
     "MatMul": _matmul,
     "MaxPool": _window,
+    "PRelu": _prelu,
+    "Pow": _pow,
     "Resize": _resize,
+    "Selu": _selu,
     "Split": _split,
-    "Squeeze": _squeeze,
+    "Squeeze": _counted_axes,
+    "Unsqueeze": _counted_axes,
 }

@@ -63,7 +63,6 @@ PLAIN_OPERATORS = frozenset(
         "Mean",
         "Sum",
         "Concat",
-        "Split",
         "Slice",
         "Pad",
         "Reshape",
@@ -87,6 +86,10 @@ PLAIN_OPERATORS = frozenset(
         "DepthToSpace",
     }
 )
+RESERVED = (INPUT, "features", "probabilities", "features/map", "features/pool", "features/flatten")
+"""Names of values that a model gets beside those of its layers (convert/finish.py)."""
+MAX_WORK = 2**39
+"""Multiplications for one image; VGG16 at 1,024 pixels takes 320 thousand million."""
 MAX_ELEMENTS = 2**28
 """Of any tensor that a network computes for one image; VGG16 at 224 pixels has at most 3.2 million."""
 MAX_WEIGHTS = 2**31

@@ -5,7 +5,7 @@ import math
 import onnx
 from onnx import TensorProto, helper
 
-from convert.plain.network import check_size
+from convert.plain.network import MAX_WORK, check_size
 from facecls.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -44,6 +44,24 @@ def value_shapes(model: onnx.ModelProto) -> Shapes:
     return shapes
 
 
+def check_sizes(model: onnx.ModelProto) -> None:
+    """Refuses a model that computes a value too large to be one of a network, as far as its shapes can be inferred.
+
+    Args:
+        model: Any ONNX model.
+
+    Raises:
+        UserError: If a value is larger than ``MAX_ELEMENTS``.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True)
+    except Exception as error:  # C++ code with exceptions of its own
+        raise UserError(f"Expected a graph whose shapes fit together, but: {_first_line(error)}") from None
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        sizes = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        check_size(f"the value {value.name}", [size for size in sizes if size > 0])
+
+
 def upstream(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
     """The nodes that compute a value, in their order."""
     wanted, nodes = {output}, []
@@ -52,6 +70,63 @@ def upstream(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
             wanted.update(node.input)
             nodes.append(node)
     return nodes[::-1]
+
+
+def rename(graph: onnx.GraphProto, value: str, name: str) -> None:
+    """Renames a value everywhere, in place."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, each in enumerate(names):
+                if each == value:
+                    names[place] = name
+    for tensor in (*graph.initializer, *graph.input, *graph.output):
+        if tensor.name == value:
+            tensor.name = name
+
+
+def has_channels_last(graph: onnx.GraphProto, value: str) -> bool:
+    """Whether a map (N, H, W, C) is turned to Keras' order of axes, and since then only computed value by value."""
+    by_output = {output: node for node in graph.node for output in node.output}
+    while value in by_output:
+        node = by_output[value]
+        if node.op_type == "Transpose":
+            perms: list[list[int]] = [list(each.ints) for each in node.attribute if each.name == "perm"]
+            return perms == [[0, 2, 3, 1]]
+        made = [name for name in node.input if name in by_output]
+        if node.op_type not in _BY_VALUE or not made:
+            return False
+        value = made[0]
+    return False
+
+
+_BY_VALUE = frozenset(
+    (
+        *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
+        *("Softplus", "Softsign", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Pow", "Add", "Sub", "Mul", "Div", "Min"),
+        "Max",
+    )
+)
+"""Operators that leave the order of axes."""
+
+
+def check_work(model: onnx.ModelProto, shapes: Shapes) -> None:
+    """Refuses a network that would compute for hours, or fill the memory.
+
+    Args:
+        model: A plain model.
+        shapes: The shapes of all its values.
+
+    Raises:
+        UserError: If it multiplies more than ``MAX_WORK`` times for an image.
+    """
+    constants = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    work = 0
+    for node in model.graph.node:
+        weights = [constants[name] for name in node.input if name in constants]
+        each = max((math.prod(dims[1:]) for dims in weights if len(dims) > 1), default=1)
+        work += sum(math.prod(shapes[output]) for output in node.output) * each
+    if work > MAX_WORK:
+        raise UserError(f"Expected a network that multiplies at most {MAX_WORK:,} times for an image, not {work:,}.")
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -176,7 +176,7 @@ def _last_layer_read(score: _Score, images: Tensor) -> nn.Module | None:
     outputs: list[tuple[nn.Module, Tensor]] = []
 
     def keep(layer: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 3:
+        if isinstance(output, Tensor) and output.ndim == 3 and output.requires_grad:  # constants don't
             outputs.append((layer, output))
 
     hooks = [layer.register_forward_hook(keep) for layer in score.modules()]

@@ -113,14 +113,14 @@ class GraphNet(nn.Module):
         output = next(reversed(values.values()))
         for step in range(start, end):
             name, inputs = self.steps[step]
-            output = self.nodes.get_submodule(name)(*(self._value(values, each) for each in inputs))
+            output = getattr(self.nodes, name)(*(self._value(values, each) for each in inputs))
             values[name] = output
             for each in self.unused[step]:
                 values.pop(each, None)
         return output
 
     def _value(self, values: Mapping[str, Tensor], name: str) -> Tensor:
-        value: Tensor = self.nodes.get_submodule(name)() if name in self.constants else values[name]
+        value: Tensor = getattr(self.nodes, name)() if name in self.constants else values[name]
         return value
 
     def group_matcher(self, coarse: bool = False) -> Any:

@@ -162,7 +162,7 @@ class _InstanceNorm(nn.Module):
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.epsilon)
 
 
-class _Constant(nn.Module):
+class Constant(nn.Module):
     """A constant that another operator reads; it is not trained."""
 
     value: Tensor
@@ -172,6 +172,7 @@ class _Constant(nn.Module):
         self.register_buffer("value", torch.empty(shapes["value"]))
 
     def forward(self) -> Tensor:
+        """Returns the constant."""
         return self.value
 
 
@@ -184,7 +185,7 @@ _LAYERS: dict[str, Callable[[Settings, Shapes], nn.Module]] = {
     "ScaleAndShift": ScaleAndShift,
     "LayerNormalization": _LayerNorm,
     "InstanceNormalization": _InstanceNorm,
-    "Constant": _Constant,
+    "Constant": Constant,
 }
 
 
@@ -211,11 +212,10 @@ def _reduction(function: Callable[..., Tensor]) -> Callable[[Settings], Callable
 def _max_pool(settings: Settings) -> Callable[..., Tensor]:
     kernel, (starts, ends) = settings["kernel_shape"], _pads(settings, 2)
     stride, dilation = settings.get("strides", [1, 1]), settings.get("dilations", [1, 1])
-    ceil = bool(settings.get("ceil_mode", 0))
     if starts == ends:
-        return lambda x: F.max_pool2d(x, kernel, stride, starts, dilation, ceil)
+        return lambda x: F.max_pool2d(x, kernel, stride, starts, dilation)
     pads = _torch_pads(starts, ends)
-    return lambda x: F.max_pool2d(F.pad(x, pads, value=-math.inf), kernel, stride, 0, dilation, ceil)
+    return lambda x: F.max_pool2d(F.pad(x, pads, value=-math.inf), kernel, stride, 0, dilation)
 
 
 def _average_pool(settings: Settings) -> Callable[..., Tensor]:
@@ -255,7 +255,7 @@ def _squeeze(settings: Settings) -> Callable[..., Tensor]:
 
 
 def _unsqueeze(settings: Settings) -> Callable[..., Tensor]:
-    axes = sorted(settings["axes"])
+    axes = settings["axes"]  # from the front, in order
     return lambda x: reduce(Tensor.unsqueeze, axes, x)
 
 
@@ -319,14 +319,13 @@ def _pad(settings: Settings) -> Callable[..., Tensor]:
 def _resize(settings: Settings) -> Callable[..., Tensor]:
     mode = settings.get("mode", "nearest")
     alignment = settings.get("coordinate_transformation_mode", "half_pixel")
-    how: dict[str, Any] = (
-        {"size": settings["sizes"][2:]} if "sizes" in settings else {"scale_factor": settings["scales"][2:]}
-    )
+    scales = settings["scales"][2:]
     if mode == "nearest":
-        return lambda x: F.interpolate(x, **how, mode="nearest")
+        return lambda x: F.interpolate(x, scale_factor=scales, mode="nearest")
     if mode != "linear" or alignment not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         raise ValueError(f"it resizes by {mode} with {alignment}")
-    return lambda x: F.interpolate(x, **how, mode="bilinear", align_corners=alignment == "align_corners")
+    corners = alignment == "align_corners"
+    return lambda x: F.interpolate(x, scale_factor=scales, mode="bilinear", align_corners=corners)
 
 
 def _local_response_norm(settings: Settings) -> Callable[..., Tensor]:
@@ -335,15 +334,10 @@ def _local_response_norm(settings: Settings) -> Callable[..., Tensor]:
 
 
 def _depth_to_space(settings: Settings) -> Callable[..., Tensor]:
-    block, depth_first = settings["blocksize"], settings.get("mode", "DCR") == "DCR"
-
-    def function(x: Tensor) -> Tensor:
-        if depth_first:  # torch has the blocks after the channels
-            count, _, height, width = x.shape
-            x = x.view(count, block * block, -1, height, width).transpose(1, 2).reshape(x.shape)
-        return F.pixel_shuffle(x, block)
-
-    return function
+    block = settings["blocksize"]
+    if settings.get("mode", "DCR") != "CRD":
+        raise ValueError("it has the blocks before the channels")
+    return lambda x: F.pixel_shuffle(x, block)
 
 
 _FUNCTIONS: dict[str, Callable[[Settings], Callable[..., Tensor]]] = {

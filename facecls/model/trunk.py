@@ -171,7 +171,21 @@ def create_trunk(
         raise UserError(
             f"Expected data.image_size {trunk.fixed_size}, the only one of this trunk, but got {image_size}."
         )
+    if isinstance(trunk.net, GraphNet) and image_size is not None:
+        _check_size(trunk.net, image_size)
     return trunk
+
+
+def _check_size(net: GraphNet, size: int) -> None:
+    """Refuses images that are too small for a graph, which says nowhere how small they may be."""
+    with torch.device("meta"):
+        try:
+            GraphNet(net.description).eval()(torch.empty(1, 3, size, size))
+        except RuntimeError as error:
+            raise UserError(
+                f"Expected data.image_size of at least {net.pretrained_cfg['input_size'][1]} or so, at which the trunk "
+                f"was trained, but with {size} it can't compute: {str(error).partition(chr(10))[0]}"
+            ) from None
 
 
 def _load_timm(trunk: Trunk, weights: Path) -> None:
@@ -262,6 +276,8 @@ def read_trunk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[_METADATA_KEY])
+            if not isinstance(metadata, dict) or not isinstance(metadata.get("architecture"), str):
+                raise KeyError("architecture")
             return {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError):
         raise UserError(
