@@ -103,6 +103,8 @@ class _Description:
     ) -> None:
         name = self._name(value)
         try:
+            if kind in _LEARNED and tensors and len(inputs) != 1:
+                raise ValueError("a bias is computed" if inputs else "its input is constant")
             with torch.device("meta"):
                 create_operator(kind, settings, {key: list(tensor.shape) for key, tensor in tensors.items()})
         except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
@@ -210,7 +212,7 @@ def _takes_any_size(description: Mapping[str, Any], size: int) -> bool:
         net = GraphNet(description).eval()
         try:
             shapes = {tuple(net(torch.empty(2, 3, other, other)).shape) for other in (size, size + 32, 2 * size)}
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, TypeError, IndexError):
             return False
     return len(shapes) == 1
 

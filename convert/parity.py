@@ -65,7 +65,7 @@ def run_onnx(model: Path, inputs: NDArray[np.float32]) -> Outputs:
     options.enable_cpu_mem_arena = False  # it would keep the memory for a second run
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         names = [output.name for output in session.get_outputs()]
         outputs: Outputs = session.run([name for name in (FEATURES, PROBABILITIES) if name in names], {INPUT: inputs})
     except Exception as error:  # ONNX Runtime raises exceptions of its own

@@ -1,5 +1,7 @@
 """Makes the trunk of a network, and measures how far each stage of the conversion is from ONNX Runtime."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +40,9 @@ def verify(path: Path, network: Network, graph: Graph | None) -> tuple[dict[str,
     measured: dict[str, float] = {}
     if network.reference:
         measured |= parity.differences("plain ONNX", [network.reference(inputs)], expected, "the file")
-    try:
+    with _told(network, "onnx2torch"):
         module = to_module(path)
         outputs = parity.run_module(module, inputs)
-    except (NotImplementedError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(
-            f"Expected a network that onnx2torch can compute, but for {network.source} it raises "
-            f"{type(error).__name__}: {reason}; name a layer before that by --output."
-        ) from None
     measured |= parity.differences("onnx2torch", expected, outputs)
     if graph is None:
         state = trunk_state(module, network.classifier is not None)
@@ -63,5 +59,20 @@ def verify(path: Path, network: Network, graph: Graph | None) -> tuple[dict[str,
             weight, bias = network.classifier
             state = state | {_WEIGHT: torch.tensor(weight), _BIAS: torch.tensor(bias)}
     classifier = (state[_WEIGHT], state[_BIAS]) if network.classifier else None
-    measured |= parity.differences("trunk", expected, parity.run_trunk(trunk, classifier, images))
+    with _told(network, "a trunk"):
+        outputs = parity.run_trunk(trunk, classifier, images)
+    measured |= parity.differences("trunk", expected, outputs)
     return state, trunk, measured
+
+
+@contextmanager
+def _told(network: Network, name: str) -> Iterator[None]:
+    """Says in one line what onnx2torch or torch can't compute; they raise many kinds."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"Expected a network that {name} can compute, but for {network.source} it raises {type(error).__name__}: "
+            f"{reason}; name a layer before that by --output."
+        ) from None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import onnx
 import torch
 from plain_networks import small_network
@@ -129,7 +130,7 @@ def _dataset(file: Any, rng: random.Random) -> None:
         case 2:
             file.create_dataset(name, tuple(1 << 20 for _ in shape), "f4", chunks=True)  # takes no room in the file
         case 3:
-            file.create_dataset(name, shape, "f8", data=float("nan"))
+            file.create_dataset(name, data=np.full(shape, np.nan))
         case 4:
             file[name] = h5py.SoftLink(f"/{name}")
         case 5:

@@ -594,6 +594,14 @@ def _integers(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
 
 
+def _odd_type(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = 77
+
+
+def _nowhere(model: onnx.ModelProto) -> None:
+    del model.graph.node[6].output[:]
+
+
 def _oblong(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 48
 
@@ -615,6 +623,8 @@ REFUSED: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (_nan, "holds NaN or Inf"),
     (_two_images, "needs the inputs images, second"),
     (_integers, "takes UINT8"),
+    (_odd_type, "takes type 77"),
+    (_nowhere, r"a node \w+ has no output"),
     (_oblong, "takes 32 x 48"),
     (_newer, "Expected opset 1 to 21, but .* has 99"),
     (_no_output, "it has no output"),
@@ -625,6 +635,24 @@ REFUSED: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
 def test_other_files_are_refused(edit: Callable[[onnx.ModelProto], None], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         read_onnx(_small(edit, tmp_path), ASKED)
+
+
+def test_what_a_trunk_can_not_do_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bias that is computed from the image, and a network without weights."""
+    weight = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32)))
+    axes = helper.make_node("ReduceMean", ["x"], ["b"], axes=[0, 2, 3], keepdims=0)
+    biased = [weight, axes, helper.make_node("Conv", ["x", "w", "b"], ["y"])]
+    for nodes, message in (
+        (biased, "b is a reduction over the batch"),
+        ([helper.make_node("GlobalAveragePool", ["x"], ["y"])], "Expected a network with weights"),
+    ):
+        onnx.save(_map_to_last(nodes), tmp_path / "net.onnx")
+        with pytest.raises(SystemExit) as left:
+            words = ["--channels", "rgb", "--mean", "127.5", "--std", "127.5"]
+            main([str(tmp_path / "net.onnx"), str(tmp_path / "net.safetensors"), *words])
+        assert left.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "net.safetensors").exists()
 
 
 def test_a_value_before_what_is_refused_is_taken(tmp_path: Path) -> None:

@@ -133,7 +133,10 @@ class Runner:
         options.log_severity_level = 4
         try:
             self.session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                model.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # it would print, and try the same again
             )
         except Exception as error:  # ONNX Runtime raises exceptions of its own
             raise _unrunnable(error) from None

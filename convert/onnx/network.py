@@ -104,6 +104,8 @@ def _steps(path: Path, model: onnx.ModelProto, constants: set[str]) -> list[Step
     known = {step.name: step for step in steps}
     for node in graph.node:
         inputs = [name for name in node.input if name and name not in constants]
+        if not node.output or not node.output[0]:
+            raise damaged(path, f"a node {node.op_type} has no output")
         if missing := [name for name in inputs if name not in known]:
             raise damaged(path, f"{node.output[0]} reads {missing[0]}, which is not there")
         role = _ROLES.get(node.op_type, "other")
@@ -139,8 +141,9 @@ def _image(path: Path, model: onnx.ModelProto, features: str) -> onnx.ValueInfoP
         raise UserError(f"Expected features of one image, but {features} in {path} needs the inputs {names}.")
     kind = inputs[0].type.tensor_type.elem_type
     if kind != TensorProto.FLOAT:
+        known = {number: name for name, number in TensorProto.DataType.items()}
         raise UserError(
-            f"Expected an input of floats, but {inputs[0].name} in {path} takes {TensorProto.DataType.Name(kind)}; "
+            f"Expected an input of floats, but {inputs[0].name} in {path} takes {known.get(kind, f'type {kind}')}; "
             "export the network without its preprocessing."
         )
     return inputs[0]
