@@ -647,9 +647,9 @@ def test_what_a_trunk_can_not_do_is_refused(tmp_path: Path, capsys: pytest.Captu
         ([helper.make_node("GlobalAveragePool", ["x"], ["y"])], "Expected a network with weights"),
     ):
         onnx.save(_map_to_last(nodes), tmp_path / "net.onnx")
+        words = [str(tmp_path / "net.onnx"), str(tmp_path / "net.safetensors"), "--channels", "rgb"]
         with pytest.raises(SystemExit) as left:
-            words = ["--channels", "rgb", "--mean", "127.5", "--std", "127.5"]
-            main([str(tmp_path / "net.onnx"), str(tmp_path / "net.safetensors"), *words])
+            main([*words, "--mean", "127.5", "--std", "127.5"])
         assert left.value.code == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "net.safetensors").exists()
