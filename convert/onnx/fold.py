@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from convert.onnx.editor import Editor, set_nodes, settings_of
 from convert.onnx.file import Runner
-from convert.onnx.rewrite import Editor, set_nodes, settings_of
 from convert.plain.shapes import check_sizes
 from facecls.errors import UserError
 

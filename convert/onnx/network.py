@@ -9,9 +9,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
+from convert.onnx.editor import rewrite, set_nodes
 from convert.onnx.file import Runner, damaged, load, widen
 from convert.onnx.fold import fold, fold_constants, free_batch, remove_identities
-from convert.onnx.rewrite import DOWN, OLD, PLAIN, rewrite, set_nodes, set_squeezed_axes
+from convert.onnx.opsets import DOWN, OLD
+from convert.onnx.rewrite import PLAIN, set_squeezed_axes
 from convert.plain.features import Role, Step, choose_features, downstream
 from convert.plain.network import INPUT, IR_VERSION, OPSET, PLAIN_OPERATORS, RESERVED, Asked, Contract, Network
 from convert.plain.shapes import check_work, has_channels_last, rename, upstream, value_shapes

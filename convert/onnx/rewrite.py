@@ -1,200 +1,13 @@
-"""Rewrites ONNX nodes in place, until a model has only the operators of a plain one."""
+"""Rewrites the operators of an ONNX model to those of a plain one; the shapes of all values are known."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""By value: its shape without the batch, and those of constants in full."""
-
-
-class Editor:
-    """A graph whose nodes are replaced one after the other.
-
-    Args:
-        graph: The graph, changed in place.
-
-    Attributes:
-        constants: All initializers by name.
-    """
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._values = {name for node in graph.node for name in node.output} | set(self.constants)
-
-    def array(self, value: str) -> NDArray[Any]:
-        """A constant."""
-        found: NDArray[Any] = numpy_helper.to_array(self.constants[value])
-        return found
-
-    def add(self, near: str, array: Any) -> str:
-        """Adds a constant, named after a value near it."""
-        name = self.unused(f"{near}/constant")
-        self.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
-        self.constants[name] = self.graph.initializer[-1]
-        return name
-
-    def unused(self, name: str) -> str:
-        """A name that no value has."""
-        while name in self._values:
-            name += "_"
-        self._values.add(name)
-        return name
-
-    def chain(self, value: str, output: str, *parts: tuple[Any, ...]) -> list[onnx.NodeProto]:
-        """Nodes that are applied one after the other.
-
-        Args:
-            value: What the first one reads.
-            output: The value of the last one.
-            *parts: For each its operator, its further inputs, and its attributes.
-
-        Returns:
-            The nodes.
-        """
-        nodes = []
-        for number, (kind, inputs, attributes) in enumerate(parts, start=1):
-            end = output if number == len(parts) else self.unused(f"{output}/{kind.lower()}")
-            nodes.append(helper.make_node(kind, [value, *inputs], [end], **attributes))
-            value = end
-        return nodes
-
-
-Rewrite = Callable[[Editor, onnx.NodeProto, Shapes], "Sequence[onnx.NodeProto] | None"]
-"""Returns the nodes that take the place of one, or ``None`` to leave it."""
-
-
-def rewrite(graph: onnx.GraphProto, rewrites: Mapping[str, Rewrite], shapes: Shapes) -> None:
-    """Replaces nodes, in place.
-
-    Args:
-        graph: The graph.
-        rewrites: What to do, by operator.
-        shapes: The shapes of all values; empty if no rewrite needs them.
-
-    Raises:
-        ValueError: If a node has a setting that can't be rewritten.
-    """
-    editor = Editor(graph)
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        apply = rewrites.get(node.op_type)
-        replaced = apply(editor, node, shapes) if apply else None
-        nodes.extend([node] if replaced is None else replaced)
-    set_nodes(graph, nodes)
-
-
-def set_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Gives a graph other nodes, some of which may be its own."""
-    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # deleting empties its own
-    del graph.node[:]
-    graph.node.extend(copied)
-
-
-def settings_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes of a node by name."""
-    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
-
-
-def _set(node: onnx.NodeProto, **settings: Any) -> None:
-    """Sets attributes; ``None`` removes one."""
-    kept = [each for each in node.attribute if each.name not in settings]
-    made = [helper.make_attribute(name, value) for name, value in settings.items() if value is not None]
-    del node.attribute[:]
-    node.attribute.extend([*kept, *made])
-
-
-# From opset 18 to 21 down to 17
-
-
-def _reduce_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
-    if len(node.input) > 1 and node.input[1] and node.op_type != "ReduceSum":
-        if node.input[1] not in editor.constants:
-            raise ValueError(f"{node.output[0]} reduces axes that are not constant")
-        _set(node, axes=editor.array(node.input[1]).tolist(), noop_with_empty_axes=None)
-    if node.op_type != "ReduceSum":
-        del node.input[1:]
-
-
-def _split_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
-    _set(node, num_outputs=None)  # the sizes are added where shapes are known
-
-
-def _pad_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
-    if len(node.input) > 3:
-        raise ValueError(f"{node.output[0]} pads some axes only")
-
-
-def _resize_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
-    settings = settings_of(node)
-    policy = settings.get("keep_aspect_ratio_policy", b"stretch")
-    if settings.get("antialias") or settings.get("axes") or policy != b"stretch":
-        raise ValueError(f"{node.output[0]} is resized in a way that is not known")
-    _set(node, antialias=None, axes=None, keep_aspect_ratio_policy=None)
-
-
-def _gelu(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
-    x, output = node.input[0], node.output[0]
-    half, one = (editor.add(output, np.float32(value)) for value in (0.5, 1.0))
-    share = editor.unused(f"{output}/share")
-    if settings_of(node).get("approximate", b"none") == b"tanh":
-        cube, scale = (editor.add(output, np.float32(value)) for value in (0.044715, np.sqrt(2 / np.pi)))
-        square, inner = editor.unused(f"{output}/square"), editor.unused(f"{output}/inner")
-        nodes = [helper.make_node("Mul", [x, x], [square])]
-        nodes += editor.chain(square, inner, ("Mul", [cube], {}), ("Add", [one], {}), ("Mul", [x], {}))
-        nodes += editor.chain(inner, share, ("Mul", [scale], {}), ("Tanh", [], {}), ("Add", [one], {}))
-    else:
-        root = editor.add(output, np.float32(np.sqrt(0.5)))
-        nodes = editor.chain(x, share, ("Mul", [root], {}), ("Erf", [], {}), ("Add", [one], {}))
-    return [*nodes, *editor.chain(x, output, ("Mul", [share], {}), ("Mul", [half], {}))]
-
-
-def _mish(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto]:
-    gate = editor.unused(f"{node.output[0]}/gate")
-    gated = editor.chain(node.input[0], gate, ("Softplus", [], {}), ("Tanh", [], {}))
-    return [*gated, helper.make_node("Mul", [node.input[0], gate], node.output)]
-
-
-def _cast_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
-    _set(node, saturate=None)
-
-
-def _average_pool_down(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
-    if any(each != 1 for each in settings_of(node).get("dilations", [])):
-        raise ValueError(f"{node.output[0]} averages pixels that are not side by side")
-    _set(node, dilations=None)
-
-
-_REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare")
-DOWN: Mapping[str, Rewrite] = {
-    **dict.fromkeys(_REDUCTIONS, _reduce_down),
-    "AveragePool": _average_pool_down,
-    "Cast": _cast_down,
-    "Gelu": _gelu,
-    "Mish": _mish,
-    "Pad": _pad_down,
-    "Resize": _resize_down,
-    "Split": _split_down,
-}
-
-
-# Before opset 11, whose linear resizing the version converter takes for a newer one's
-
-
-def _old_resize(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
-    if settings_of(node).get("mode", b"nearest") != b"nearest":
-        raise ValueError(f"{node.output[0]} is resized linearly from the corner, which torch does otherwise")
-
-
-OLD: Mapping[str, Rewrite] = {"Resize": _old_resize, "Upsample": _old_resize}
-
-
-# To the operators of a plain model; shapes are known
+from convert.onnx.editor import REDUCTIONS, Editor, Rewrite, Shapes, set_attributes, settings_of
 
 
 def set_squeezed_axes(model: onnx.ModelProto) -> None:
@@ -231,7 +44,7 @@ def _window(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
         pads = [*small, *large] if how == b"SAME_UPPER" else [*large, *small]
     elif how == b"VALID":
         pads = [0] * 2 * rank
-    _set(node, kernel_shape=kernel, pads=pads, strides=strides, auto_pad=None)
+    set_attributes(node, kernel_shape=kernel, pads=pads, strides=strides, auto_pad=None)
     if node.op_type == "Conv":
         return
     del node.output[1:]  # the places of the largest
@@ -247,13 +60,15 @@ def _window(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
             (size + pads[axis] + pads[axis + rank] - wide[axis]) // strides[axis] + 1 for axis, size in enumerate(sizes)
         ]
         if tuple(exact) == tuple(found):
-            _set(node, ceil_mode=None)
+            set_attributes(node, ceil_mode=None)
         elif node.op_type == "MaxPool":
             extra = [
                 (count - 1) * strides[axis] + wide[axis] - sizes[axis] - pads[axis] - pads[axis + rank]
                 for axis, count in enumerate(found)
             ]
-            _set(node, ceil_mode=None, pads=[*pads[:rank], *(p + e for p, e in zip(pads[rank:], extra, strict=True))])
+            set_attributes(
+                node, ceil_mode=None, pads=[*pads[:rank], *(p + e for p, e in zip(pads[rank:], extra, strict=True))]
+            )
 
 
 def _average_pool(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> list[onnx.NodeProto] | None:
@@ -448,7 +263,7 @@ def _batch_norm(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
     if settings_of(node).get("training_mode"):
         raise ValueError(f"{node.output[0]} is normalised by its own batch; export the network in evaluation mode")
     del node.output[1:]
-    _set(node, training_mode=None, spatial=None)
+    set_attributes(node, training_mode=None, spatial=None)
 
 
 def _all_axes(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
@@ -462,7 +277,7 @@ def _all_axes(editor: Editor, node: onnx.NodeProto, shapes: Shapes) -> None:
 
 
 PLAIN: Mapping[str, Rewrite] = {
-    **dict.fromkeys(_REDUCTIONS, _all_axes),
+    **dict.fromkeys(REDUCTIONS, _all_axes),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Conv": _window,
