@@ -195,7 +195,7 @@ def _pth(source: Path, dest: Path, rng: random.Random) -> None:
     kept = torch.load(source, weights_only=True)
     state = kept["state_dict"]
     for _ in range(rng.choice((1, 1, 3))):
-        name = rng.choice(list(state))
+        name = rng.choice([name for name, tensor in state.items() if isinstance(tensor, torch.Tensor)])
         tensor = state[name]
         match rng.randrange(7):
             case 0:
