@@ -109,7 +109,7 @@ class _Description:
                 create_operator(kind, settings, {key: list(tensor.shape) for key, tensor in tensors.items()})
         except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
             raise UserError(
-                f"Expected operators that a trunk can have, but {value} is made by {kind} in another way ({error!r}); "
+                f"Expected operators that a trunk can have, but {value} is made by {kind} in another way ({error}); "
                 "name a layer before it by --output."
             ) from None
         entry: dict[str, Any] = {"name": name, "op": kind, "inputs": inputs}

@@ -434,8 +434,9 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "other axis": (setting("norm", axis=[1]), "norm .* axis is 1, not the last"),
     "causal": (setting("conv", padding="causal"), "padding is causal, not valid or same"),
     "training": (argument("norm", training=True), "norm .* called with training=True"),
-    "number": (argument("norm", y=3.0), "norm .* it has 1 inputs and 1 numbers"),
+    "number": (argument("norm", y=3.0), "norm .* it is called with the number 3"),
     "argument": (argument("norm", axis=2), "norm .* it is called with axis 2"),
+    "argument of zero": (argument("norm", axis=0), "norm .* it is called with axis 0"),
     "sum of one": (kind("norm", "Add"), "norm .* it has 1 inputs and 0 numbers"),
     "operation": (
         configured(lambda config: layer(config, "norm").update(class_name="Average", config={"name": "norm"})),

@@ -7,7 +7,7 @@ from typing import cast
 
 from convert.keras import activations, layers, shapes
 from convert.keras.activations import SIGMOID, SOFTMAX, activation_name
-from convert.keras.graph import INPUT_KIND, MODEL_OUTPUT, Layer, brief
+from convert.keras.graph import ARITHMETIC, INPUT_KIND, MODEL_OUTPUT, Layer, brief
 from convert.keras.nodes import Maker, Nodes, Shape, Value
 from convert.plain.features import Role, Step
 from convert.plain.network import INPUT
@@ -141,6 +141,8 @@ def _emit_layer(path: Path, layer: Layer, values: Mapping[str, Value | UserError
     try:
         if layer.problem:
             raise ValueError(layer.problem)
+        if layer.numbers and layer.kind not in ARITHMETIC:
+            raise ValueError(f"it is called with the number {layer.numbers[0][1]:g}")
         if kind.merges != (len(layer.inputs) + len(layer.numbers) > 1) or not layer.inputs:
             raise ValueError(f"it has {len(layer.inputs)} inputs and {len(layer.numbers)} numbers")
         value = kind.make(Maker(nodes, layer), *(cast(Value, values[name]) for name in layer.inputs))

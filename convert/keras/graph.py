@@ -91,7 +91,7 @@ _OPERATIONS = {
     "math.minimum": "Minimum",
 }
 """Functions of TensorFlow in a ``TFOpLambda``, and the layers that do the same."""
-_ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum")
+ARITHMETIC = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum")
 """Operations of Keras 3 that do what the layers of these names do."""
 
 
@@ -269,7 +269,7 @@ def _kind(entry: Any) -> str:
         function = _text(entry["config"]["function"])
         return _OPERATIONS.get(function, f"{kind} of {function}")
     if ".ops" in module:
-        return kind if kind in _ARITHMETIC else f"{module}.{kind}"
+        return kind if kind in ARITHMETIC else f"{module}.{kind}"
     is_own = ">" in registered or (registered and not is_of_keras(module))
     return f"{registered} of your own" if is_own and kind not in _OWN_BEFORE_KERAS else kind
 
@@ -339,7 +339,7 @@ def _arguments(node: Any) -> Iterator[Ref | float | str]:
             yield float(node)
         elif key == "training" and node is True:
             yield "it is called with training=True"
-        elif key not in ("name", "training") and node not in (None, False):
+        elif key not in ("name", "training") and node is not None and node is not False:  # 0 counts
             yield f"it is called with {key or 'the argument'} {brief(ValueError(node))}"
 
 

@@ -203,7 +203,8 @@ def _plain(
     """The part of a model that computes the features, in the form of a plain model."""
     try:
         if opset < OPSET:
-            rewrite(model.graph, OLD if opset < _HALF_PIXEL_SINCE else {}, {})
+            if opset < _HALF_PIXEL_SINCE:
+                rewrite(model.graph, OLD, {})
             model = version_converter.convert_version(model, OPSET)
         else:
             rewrite(model.graph, DOWN, {})
