@@ -73,6 +73,20 @@ def test_uint8_and_float_give_the_same(trunk: Trunk) -> None:
         assert torch.equal(trunk(images), trunk(images.float()))
 
 
+@pytest.mark.parametrize("count", [0, 1, 16, 37])
+def test_a_batch_in_pieces_gives_what_it_gives_at_once(count: int) -> None:
+    trunk = create_trunk("test_resnet").eval()
+    images = torch.randint(0, 256, (count, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    at_once = trunk(images)  # with gradients nothing is cut
+    sizes = []
+    trunk.net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.inference_mode():
+        in_pieces = trunk(images)
+    assert sum(sizes) == count
+    assert max(sizes) <= 16
+    torch.testing.assert_close(in_pieces, at_once, rtol=1e-5, atol=1e-6)
+
+
 def test_floats_of_0_to_1_are_refused(trunk: Trunk) -> None:
     with pytest.raises(ValueError, match=r"Expected images with values 0\.\.255, but got floats up to 1"):
         trunk(torch.ones(1, 3, 64, 64))

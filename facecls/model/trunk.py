@@ -31,6 +31,9 @@ MIN_SIZE = 64
 CLASSIFIER = "classifier"
 """Begins the names of a classifier's tensors in a trunk file, ``classifier.weight`` (C, D) and ``classifier.bias``."""
 _METADATA_KEY = "facecls"
+_PIECE = 16
+"""Faces that go through the net at a time on a CPU where nothing is learned; the maps of larger batches don't fit its
+caches, and convolutional networks are about half as fast."""
 
 
 class _StrideFirstBottleneck(Bottleneck):  # type: ignore[misc]
@@ -119,9 +122,19 @@ class Trunk(nn.Module):
             ValueError: If shape or range are wrong.
         """
         _check(images, self.fixed_size, self.least_size)
+        if images.device.type == "cpu" and not (self.training or torch.is_grad_enabled() or _is_exported()):
+            return torch.cat([self._features(piece) for piece in images.split(_PIECE)])  # (N, D)
+        return self._features(images)
+
+    def _features(self, images: Tensor) -> Tensor:
         x = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W); before any zero padding
         features: Tensor = self.net(x)
         return features  # (N, D)
+
+
+def _is_exported() -> bool:
+    """Whether torch is tracing a graph, for ONNX or its own compiler, in which a batch is whole."""
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
 def _check(images: Tensor, fixed_size: int | None, least_size: int) -> None:
@@ -131,7 +144,7 @@ def _check(images: Tensor, fixed_size: int | None, least_size: int) -> None:
         wanted = f"H and W {fixed_size}" if fixed_size else f"H and W at least {least_size}"
         raise ValueError(f"Expected images of shape (N, 3, H, W) with {wanted}, but got {tuple(images.shape)}.")
     # batches come as uint8, whose range needs no check; reading values back would make a GPU wait
-    if images.is_floating_point() and not torch.compiler.is_compiling():
+    if images.is_floating_point() and not _is_exported():
         top = images.max().item() if images.numel() else 255.0
         if top <= 1:
             raise ValueError(
