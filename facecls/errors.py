@@ -1,8 +1,12 @@
 """User errors, and how a command reports them and exits."""
 
+import argparse
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -40,3 +44,37 @@ def program(module: str) -> str:
     """
     started_as_module = f" -m {module} " in f" {' '.join(sys.orig_argv)} "
     return f"python -m {module}" if started_as_module else f"facecls {module.removeprefix('facecls.')}"
+
+
+def options_in(text: str) -> list[str]:
+    """The options that a help text mentions, with their dashes."""
+    return list(dict.fromkeys(re.findall(r"--[\w.]+", text)))
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Suggests what a misspelt name may stand for.
+
+    Args:
+        name: What was written.
+        known: The names there are.
+
+    Returns:
+        The end of a sentence.
+
+    Examples:
+        >>> near("batchsize", ["batch_size", "seed"]), near("x", ["seed"])
+        ('; did you mean batch_size?', '; --help lists them.')
+    """
+    found = get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]}?" if found else "; --help lists them."
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with near names for an option that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a ``UserError``."""
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            known = options_in(self.format_help())
+            raise UserError(f"Expected an option that is known, but got {unknown[1]}{near(unknown[1], known)}")
+        raise UserError(f"{message[:1].upper()}{message[1:]}; --help says what is expected.")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace
-from pytorch_lightning.cli import LightningArgumentParser
 
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
@@ -22,6 +21,7 @@ from facecls.training.checkpoint_options import check_split, has_faces_of_traini
 from facecls.training.cli import RUNS, create_logger, interruptible, parse, parse_with_checkpoint, without_noise
 from facecls.training.collector import PredictionCollector
 from facecls.training.labels import check_some_labels, describe_labels
+from facecls.training.option_parser import OptionParser
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.precision import choose_precision
 from facecls.training.progress import create_progress
@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         console().print(labels)
     check_some_labels(data, checkpoint.module.model.tasks.values())
     folder = run_folder(trainer)
-    write_faces(folder, data.faces, data.rejects, data.tasks)
+    write_faces(folder, data.faces, data.rejects, data.unread, data.tasks)
     with replacing(folder / CONFIG) as part:
         parser.save(config, part, overwrite=True)
     with without_noise(), interruptible(trainer):
@@ -65,9 +65,9 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     return save_outcome(folder, trainer, checkpoint.module, data, collector, facts)
 
 
-def create_parser() -> LightningArgumentParser:
+def create_parser() -> OptionParser:
     """Creates the parser of the command's options; those of the data default to those of training."""
-    parser = LightningArgumentParser(
+    parser = OptionParser(
         prog=program("facecls.evaluate"), description=__doc__, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument(

@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         out.print(labels)
     check_labels(data, cli.model.model.tasks.values(), has_validation=trainer.limit_val_batches != 0)
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        write_faces(run_folder(trainer), data.faces, data.rejects, data.tasks)
+        write_faces(run_folder(trainer), data.faces, data.rejects, data.unread, data.tasks)
     if cli.config.probe:
         out.print(use_features(trainer, cli.model, data))
     try:

@@ -3,7 +3,6 @@
 The whole image is resized to the network's size, as in keras-vggface's own test, so faces should be cropped closely.
 """
 
-import argparse
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from facecls.console import console
 from facecls.data.store import decode, why_unusable
-from facecls.errors import UserError, command, program
+from facecls.errors import CommandParser, UserError, command, program
 from facecls.model.trunk import CLASSIFIER, create_trunk, read_trunk
 
 _DESCRIPTION = "Prints the most probable of a network's identities for a face: a quick check of converted weights."
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on stderr if weights, labels or an image can't be used.
     """
-    parser = argparse.ArgumentParser(prog=program("facecls.identify"), description=_DESCRIPTION)
+    parser = CommandParser(prog=program("facecls.identify"), description=_DESCRIPTION)
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="trunk file converted with --keep-classifier")
     parser.add_argument("images", type=Path, metavar="IMAGE", nargs="+", help="a closely cropped face")
     parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="names, rcmalli_vggface_labels_v2.npy")

@@ -15,6 +15,7 @@ import yaml
 
 from facecls.data.file_names import parse_name
 from facecls.data.parsing import LabelError
+from facecls.data.sources import is_drawn, roots_of
 from facecls.data.tasks import UTKFACE, Tasks, classifications, create_tasks
 from facecls.errors import UserError
 from facecls.events import read_scalars
@@ -22,7 +23,7 @@ from facecls.files import replacing
 
 CONFIG = "config.yaml"
 """The options."""
-FACES, REJECTS = "faces.parquet", "rejects.csv"
+FACES, REJECTS, UNREAD = "faces.parquet", "rejects.csv", "unread_labels.csv"
 """All faces of the data with labels and splits; the files that are not used, and why."""
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 """The results of the test with the tasks, and one row per tested face."""
@@ -90,7 +91,7 @@ class Run:
     @property
     def is_drawn(self) -> bool:
         """Whether its faces were drawn by ``facecls.data.synthetic``, not photographed."""
-        return str(self.data.get("root", "")).startswith("synthetic:")
+        return all(map(is_drawn, roots_of(self.data.get("root", ""))))
 
     @property
     def is_utkface(self) -> bool:
@@ -98,14 +99,15 @@ class Run:
         return "root" in self.data and not self.is_drawn and all(map(_has_utkface_name, self.predictions["path"]))
 
 
-def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, tasks: Tasks) -> None:
-    """Writes all faces of the data and the files that are not used.
+def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, unread: pd.DataFrame, tasks: Tasks) -> None:
+    """Writes all faces of the data, the files that are not used, and the labels that are not, if there are any.
 
     Args:
         folder: Folder of the run; created if need be.
         faces: With ``path``, ``sha1``, ``split`` and the label columns of the tasks. Columns of age ranges may be
             missing.
         rejects: ``path`` and ``reason``.
+        unread: ``path``, ``label``, ``text`` and ``reason``.
         tasks: The tasks of the data.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,9 @@ def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, tasks:
         faces[[*_FACE_COLUMNS, *labels]].to_parquet(part, index=False)
     with replacing(folder / REJECTS) as part:
         rejects.to_csv(part, index=False)
+    if len(unread):
+        with replacing(folder / UNREAD) as part:
+            unread.to_csv(part, index=False)
 
 
 def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.DataFrame, tasks: Tasks) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_archives_are_read_in_place_and_in_order(archive: str) -> None:
     pack(archive, members | {"__MACOSX/in/._3.png": b"x", "in/readme.txt": b"hello"})
     inputs = list(stream([archive]))
     assert [each.path for each in inputs] == [f"{archive}/{name}" for name in [*members, "in/readme.txt"]]
-    assert reason(inputs.pop()) == "not an image"
+    assert reason(inputs.pop()) == "not a photo"
     for number, each in zip((3, 1, 2), inputs, strict=True):  # long after the archive was closed
         assert (each.load() == np.asarray(picture(number))).all()
     assert {path.name for path in Path().iterdir()} == {archive}
@@ -411,3 +411,74 @@ def test_threads_keep_the_order_and_take_no_more_than_they_may() -> None:
         assert taken - given <= 24 + 8
     assert given == taken == 1000
     assert WORKERS >= 1
+
+
+# --- lists as people write them ---
+
+
+LISTS = {
+    "plain": b"in/1.png\nin/b 2.png\n",
+    "BOM and CRLF": b"\xef\xbb\xbfin/1.png\r\nin/b 2.png\r\n",
+    "quotes": b"\"in/1.png\"\n'in/b 2.png'\n",
+    "backslashes": b'in\\1.png\r\n"in\\b 2.png"\r\n',
+    "spaces and empty lines": b"\n  in/1.png  \n\n\tin/b 2.png\n\n",
+    "no end": b"in/1.png\nin/b 2.png",
+}
+
+
+@pytest.fixture
+def listed() -> None:
+    Path("in").mkdir()
+    for name in ("1.png", "b 2.png"):
+        Path("in", name).write_bytes(encoded())
+
+
+@pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_on_standard_input_is_read_however_it_is_written(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(LISTS[kind])))
+    assert reasons("-") == {"in/1.png": None, "in/b 2.png": None}
+
+
+@pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("place", ["list.txt", "lists/list.txt", "in/../list.TXT"])
+def test_a_text_file_of_paths_is_a_list(place: str, kind: str) -> None:
+    Path("lists").mkdir()
+    Path(place).write_bytes(LISTS[kind])
+    assert reasons(place) == {"in/1.png": None, "in/b 2.png": None}
+    assert count([place]) == 2
+
+
+@pytest.mark.usefixtures("listed")
+def test_the_paths_of_a_list_may_be_relative_to_it() -> None:
+    Path("in/list.txt").write_text("1.png\nb 2.png\n3.png\n")
+    assert reasons("in/list.txt") == {"in/1.png": None, "in/b 2.png": None, "3.png": "missing file"}
+
+
+@pytest.mark.usefixtures("listed")
+def test_a_text_file_with_a_header_is_a_manifest_and_one_of_words_is_no_image() -> None:
+    Path("in/faces.txt").write_text("file\tage\n1.png\t30\n")
+    assert [(each.path, dict(each.labels)) for each in stream(["in/faces.txt"], tasks=UTKFACE)] == [
+        ("in/1.png", {"age": "30"})
+    ]
+    Path("notes.txt").write_text("Holidays in Rome\nwith Anna\n")
+    assert reasons("notes.txt") == {"notes.txt": "not an image"}
+
+
+@pytest.mark.usefixtures("listed")
+def test_a_list_may_name_folders_and_archives() -> None:
+    pack("faces.zip", {"9.png": encoded()})
+    Path("list.txt").write_text("in\nfaces.zip\n")
+    assert paths("list.txt") == ["in/1.png", "in/b 2.png", "faces.zip/9.png"]
+
+
+def test_archives_in_a_folder_are_read_with_it() -> None:
+    Path("in").mkdir()
+    Path("in/1.png").write_bytes(encoded())
+    pack("in/a.zip", {"x\\2.png": encoded(), "Thumbs.db": b"x"})
+    Path("in/cut.tar").write_bytes(b"no archive" * 100)
+    found = reasons("in")
+    assert list(found) == ["in/1.png", "in/a.zip/x/2.png", "in/cut.tar"]
+    assert found["in/1.png"] is found["in/a.zip/x/2.png"] is None
+    assert "Can't read the archive in/cut.tar" in str(found["in/cut.tar"])

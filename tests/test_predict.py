@@ -90,8 +90,9 @@ def test_every_input_has_its_row_in_order(ending: str, model: str, drawn: Path, 
     assert main([model, str(drawn), "gone.png", "--out", out, "--batch_size", "7"]) == 1
     table = table_of(out)
     wanted = facecls.load(model, device="cpu").predict([*files, "gone.png"], batch_size=7)
+    wanted.loc[wanted["path"].str.endswith("readme.txt"), "error"] = "not a photo"  # as it is among others
     pd.testing.assert_frame_equal(table, wanted, check_exact=True)
-    assert set(table["error"].dropna()) == {"truncated", "not an image", "missing file"}
+    assert set(table["error"].dropna()) == {"truncated", "not a photo", "not an image", "missing file"}
     assert table["error"].notna().sum() == 4
     assert [path.name for path in Path().iterdir()] == [out]
 
@@ -100,6 +101,20 @@ def test_nothing_failed(model: str, files: list[str]) -> None:
     faces = [path for path in files if path.endswith("chip.jpg")]
     assert main([model, faces[0], "--out", "out.csv", faces[1], "--tta", "flip", *faces[:1]]) == 0
     assert table_of("out.csv")["path"].tolist() == [faces[0], faces[1], faces[0]]
+
+
+def test_what_is_no_photo_among_photos_is_no_failure(model: str, files: list[str]) -> None:
+    Path("in").mkdir()
+    Path("in/1.jpg").write_bytes(Path(next(path for path in files if path.endswith("chip.jpg"))).read_bytes())
+    for name in ("notes.txt", "labels.json", "Thumbs.db", "desktop.ini", ".DS_Store"):
+        Path("in", name).write_text("hello")
+    assert main([model, "in", "--out", "out.csv"]) == 0
+    table = table_of("out.csv")
+    assert table["path"].tolist() == ["in/1.jpg", "in/labels.json", "in/notes.txt"]
+    assert table["error"].fillna("").tolist() == ["", "not a photo", "not a photo"]
+    assert main([model, "in", "--out", "out.csv", "--resume"]) == 0
+    Path("in/2.jpg").write_text("hello")
+    assert main([model, "in", "--out", "other.csv"]) == 1
 
 
 def test_archives_and_lists(model: str, drawn: Path, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,10 +594,12 @@ def test_misuse_is_one_line_and_status_2(
     "words", [[], ["best.ckpt"], ["best.ckpt", "x", "--tta", "rotate"], ["best.ckpt", "x", "--no"]]
 )
 def test_wrong_options_have_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as end, command("facecls.predict"):
         main(words)
     assert end.value.code == 2
-    assert "usage: facecls predict" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert shown.startswith("facecls.predict: error: ")
+    assert shown.count("\n") == 1
 
 
 ROW = {"path": "x.jpg", "gender": "female", "race": "asian", "age": 30.6}

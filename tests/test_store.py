@@ -7,9 +7,10 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pillow_heif
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 
 from facecls.data import store as store_module
@@ -102,6 +103,47 @@ def test_grey_alpha_and_16_bit_pictures_become_rgb_bytes() -> None:
         assert pixels.shape == (9, 8, 3)
         assert pixels.dtype == np.uint8
         assert (pixels == expected).all()
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [1, 257])
+def test_16_bits_that_hold_8_are_not_black(ending: str, channels: int, scale: int) -> None:
+    """Some programs write 0..255 into files of 16 bits, others 0..65535."""
+    values = np.random.default_rng(0).integers(0, 256, (40, 30, channels)).astype(np.uint16)
+    values.flat[:2] = 0, 255
+    data = cv2.imencode(ending, (scale * values)[..., ::-1])[1]
+    np.testing.assert_array_equal(decode(data), np.broadcast_to(values, (40, 30, 3)))
+
+
+@pytest.mark.parametrize("side", [False, True])
+def test_what_telephones_write_is_read(side: bool) -> None:
+    image = Image.fromarray(picture(size=200)[:120])
+    stream = io.BytesIO()
+    written = pillow_heif.from_pillow(image.rotate(90, expand=True) if side else image)
+    if side:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter, clockwise
+        written.info["exif"] = exif.tobytes()
+    written.save(stream, quality=95)
+    pixels = decode(np.frombuffer(stream.getvalue(), np.uint8))
+    assert pixels.shape == (120, 200, 3)
+    assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "I;16"])
+def test_a_tiff_may_be_larger_than_pillow_likes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(picture())
+    image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else image
+    stream = io.BytesIO()
+    image.convert(mode).save(stream, "TIFF")
+    data = np.frombuffer(stream.getvalue(), np.uint8)
+    wanted = decode(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # and refuses twice as many
+    with pytest.raises(ValueError, match="not an image"):
+        decode(data)
+    monkeypatch.setattr(store_module, "_TIFF_PIXELS", 100)
+    np.testing.assert_array_equal(decode(data), wanted)
 
 
 def test_pictures_lying_on_their_side_are_set_upright() -> None:

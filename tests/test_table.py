@@ -273,12 +273,16 @@ def test_file_names_say_nothing_about_further_tasks(tmp_path: Path) -> None:
 def test_file_names_give_classes_and_not_codes(tmp_path: Path) -> None:
     tasks = create_tasks({"race": {"classes": ["Indian", "Black", "White"]}, "age": {"highest": 60}})
     table = read_table(as_tar(tmp_path), 0, tasks)
-    assert list(table.faces["race"]) == [1, 2, 2]  # black, white, white
-    why = reasons(table)
-    assert why["UTKFace/26_1_2_20170116174525125.jpg.chip.jpg"] == "race is not 0 (Indian), 1 (Black), 2 (White)"
-    assert why["UTKFace/part 2/116_1_3_20170120134921760.png"] == (
-        "age is not a whole number of years from 0 to 60 or a range of them"
-    )
+    races, ages = table.faces["race"].astype(object), table.faces["age"].astype(object)
+    named = [parse_name(path.rpartition("/")[2])["race"] for path in table.faces["path"]]
+    codes = {"indian": 0, "black": 1, "white": 2}
+    assert races.where(races.notna(), None).tolist() == [codes.get(race) for race in named]
+    assert "asian" in named
+    assert ages.max() <= 60
+    assert dict(zip(table.unread["label"], table.unread["reason"], strict=True)) == {
+        "race": "race is not 0 (Indian), 1 (Black), 2 (White)",
+        "age": "age is not a whole number of years from 0 to 60 or a range of them",
+    }
 
 
 def test_drawn_faces_carry_their_names_labels() -> None:
@@ -336,33 +340,61 @@ def test_labels_are_not_read_from_the_names_in_a_manifest(ending: str, tmp_path:
     assert labels_of(table) == [(None, None, None)]
 
 
+NO_GENDER = "gender is not 0 (male), 1 (female)"
+NO_RACE = "race is not 0 (white), 1 (black), 2 (asian), 3 (indian), 4 (others)"
+NO_AGE = "age is not a whole number of years from 0 to 116 or a range of them"
+
+
 @both_kinds
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
-        ("gender", "femal", "gender is not 0 (male), 1 (female)"),
-        ("gender", "2", "gender is not 0 (male), 1 (female)"),
-        ("gender", "True", "gender is not 0 (male), 1 (female)"),
-        ("race", "-1", "race is not 0 (white), 1 (black), 2 (asian), 3 (indian), 4 (others)"),
-        ("age", "117", "age is not a whole number of years from 0 to 116 or a range of them"),
-        ("age", "26.5", "age is not a whole number of years from 0 to 116 or a range of them"),
-        ("age", "inf", "age is not a whole number of years from 0 to 116 or a range of them"),
-        ("path", "4.jpg", "missing file"),
-        ("path", ".", "unreadable (Is a directory)"),
-        ("path", "", "no path"),
-        ("path", "text.jpg", "not an image"),
-        ("path", "cut.jpg", "truncated"),
+        ("gender", "femal", NO_GENDER),
+        ("gender", "2", NO_GENDER),
+        ("gender", "True", NO_GENDER),
+        ("race", "5", NO_RACE),
+        ("age", "117", NO_AGE),
+        ("age", "young", NO_AGE),
+        ("age", "inf", NO_AGE),
     ],
 )
-def test_a_bad_row_of_a_manifest_is_a_reject(ending: str, column: str, value: str, reason: str, tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_bytes(b"no image")
-    (tmp_path / "cut.jpg").write_bytes(face(1)[:-9])
+def test_a_bad_label_costs_that_label_alone(ending: str, column: str, value: str, reason: str, tmp_path: Path) -> None:
     columns: dict[str, list[object]] = {"path": ["0.jpg", "1.jpg"], "age": ["1", "2"], "gender": ["0", "1"]}
     columns |= {"race": ["0", "1"]}
     columns[column][1] = value
     table = read_table(manifest(tmp_path, columns, ending), seed=0)
-    assert labels_of(table) == [(0, 0, 1)]
-    assert reasons(table) == {columns["path"][1]: reason}
+    expected: list[int | None] = [1, 1, 2]
+    expected[LABELS.index(column)] = None
+    assert labels_of(table) == [(0, 0, 1), tuple(expected)]
+    assert not len(table.rejects)
+    assert table.unread.to_dict("records") == [{"path": "1.jpg", "label": column, "text": value, "reason": reason}]
+
+
+def test_a_face_whose_labels_are_all_bad_is_a_reject(tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {"path": ["0.jpg", "1.jpg"], "age": ["1", "young"], "race": ["?", ""]}
+    table = read_table(manifest(tmp_path, columns, ".csv"), seed=0)
+    assert labels_of(table) == [(None, None, 1)]
+    assert reasons(table) == {"1.jpg": NO_AGE}
+    assert not len(table.unread)
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("4.jpg", "missing file"),
+        (".", "unreadable (Is a directory)"),
+        ("", "no path"),
+        ("text.jpg", "not an image"),
+        ("cut.jpg", "truncated"),
+    ],
+)
+def test_a_bad_file_of_a_manifest_is_a_reject(ending: str, value: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_bytes(b"no image")
+    (tmp_path / "cut.jpg").write_bytes(face(1)[:-9])
+    table = read_table(manifest(tmp_path, {"path": ["0.jpg", value], "age": ["1", "2"]}, ending), seed=0)
+    assert labels_of(table) == [(None, None, 1)]
+    assert reasons(table) == {value: reason}
 
 
 @pytest.mark.parametrize("empty", ["", " ", "NA", "nan", "None", "NULL", "<NA>"])
@@ -435,7 +467,7 @@ def test_a_split_column_is_passed_on(ending: str, tmp_path: Path) -> None:
 @both_kinds
 @pytest.mark.parametrize(
     ("splits", "message"),
-    [(["train", "dev", None, "val"], "1 of 4 have none"), (["train", "dev", "Test", "val"], "got 'dev'")],
+    [(["train", "dev", None, "val"], "1 of 4 have none"), (["train", "1", "Test", "val"], "got '1'")],
 )
 def test_a_split_column_must_be_complete_and_known(
     ending: str, splits: list[object], message: str, tmp_path: Path
@@ -563,7 +595,7 @@ def test_an_exact_name_wins(ending: str, tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("nowhere", None, "folder, a .tar.*there is nothing at .*nowhere"),
-        ("faces.rar", b"Rar!", r"folder, a \.tar.*got .*faces\.rar"),
+        ("faces.rar", b"Rar!", r"folder, a \.tar.*got .*faces\.rar; unpack it"),
         ("faces.tar", b"", "archive .*faces.tar: empty file"),
         ("faces.tar", bytes(10240), "no file in it"),
         ("faces.tar", b"<html>" * 200, "archive .*faces.tar"),
@@ -571,7 +603,8 @@ def test_an_exact_name_wins(ending: str, tmp_path: Path) -> None:
         ("faces.zip", b"PK<html>", "archive .*faces.zip"),
         ("faces.csv", b"", "CSV .*faces.csv"),
         ("faces.csv", b"path,age\n", "no file in it"),
-        ("faces.csv", b"file;age\nx;1\n", "columns path .*path is missing among file;age"),
+        ("faces.csv", b"name;age\nx;1\n", "columns path .*path is missing among name, age"),
+        ("faces.7z", b"7z\xbc\xaf", r"folder, a \.tar.*got .*faces\.7z; unpack it"),
         ("faces.csv", b"path,age,path\nx,1,y\n", "one column for path .* path and path could both be it"),
         ("faces.csv", b"file,image\nx,y\n", "file and image could both be it; rename the right one to path"),
         ("faces.csv", b"path,AGE,Age\nx,1,2\n", "one column for age .* AGE and Age"),

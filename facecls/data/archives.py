@@ -44,13 +44,18 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, Read]]:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 if member.isreg():
-                    yield member.name, partial(_tar_bytes, archive, tar, member)
+                    yield _divided(member.name), partial(_tar_bytes, archive, tar, member)
                 tar.members.clear()  # type: ignore[attr-defined] # else it keeps them all, a kilobyte each
             # tarfile takes a damaged or cut header for the end; only zeros follow the true end
             stream.seek(tar.offset)
             while rest := stream.read(1 << 20):
                 if rest.strip(b"\0"):
                     raise tarfile.ReadError("damaged in the middle")
+
+
+def _divided(name: str) -> str:
+    """A member's name with forward slashes, which some archivers of Windows don't write."""
+    return name.replace("\\", "/")
 
 
 def _tar_bytes(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -64,7 +69,7 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, Read]]:
     with zipfile.ZipFile(archive) as members:
         for member in members.infolist():
             if not member.is_dir():
-                yield member.filename, partial(_zip_bytes, archive, members, member)
+                yield _divided(member.filename), partial(_zip_bytes, archive, members, member)
 
 
 def _zip_bytes(archive: Path, members: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

@@ -1,7 +1,11 @@
 """Columns of a CSV or Parquet file that a person wrote, as text."""
 
+import codecs
+import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -11,11 +15,103 @@ from facecls.errors import UserError
 CHUNK = 65_536
 """Rows that are read at a time."""
 ALIASES: Mapping[str, tuple[str, ...]] = {
-    "path": ("file", "image", "img_name", "filename"),
+    "path": ("file", "image", "img_name", "img_path", "image_path", "image_name", "filename", "file_name", "filepath"),
     "gender": ("sex",),
     "race": ("ethnicity",),
 }
 """Other names of a column that are common; ``file`` is FairFace's."""
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_START = 1 << 16
+"""Bytes in which the header must end."""
+
+
+class Writing(NamedTuple):
+    """How a table is written as text.
+
+    Attributes:
+        encoding: Python's name of it: ``utf-8``, ``utf-8-sig``, ``utf-16``, ``utf-16-le``, ``utf-16-be``, ``cp1252``.
+        separator: One character between cells.
+        skipped: Lines before the header.
+    """
+
+    encoding: str
+    separator: str
+    skipped: int
+
+
+def writing_of(path: Path) -> Writing:
+    """Finds out how a table is written as text.
+
+    A byte order mark, or else the bytes themselves, decide the encoding: UTF-8 if they are, else Windows' cp1252. A
+    first line ``sep=;``, which spreadsheets write, decides the separator, or else the header does: it is what divides
+    it into most cells.
+
+    Args:
+        path: The file.
+
+    Returns:
+        How it is written.
+
+    Raises:
+        ValueError: If it is neither UTF-8 nor UTF-16 nor cp1252.
+        OSError: If it can't be read.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(_START)
+    encoding = next((name for mark, name in _MARKS if start.startswith(mark)), None) or _unmarked(path, start)
+    lines = codecs.getincrementaldecoder(encoding)().decode(start).splitlines()  # a character may be cut at the end
+    first = lines[0] if lines else ""
+    if first.lower().startswith("sep=") and len(first) == 5:
+        return Writing(encoding, first[4], 1)
+    header = next((line for line in lines if line.strip()), "")
+    counts = {separator: len(next(csv.reader([header], delimiter=separator), [])) for separator in _SEPARATORS}
+    return Writing(encoding, max(counts, key=lambda separator: counts[separator]), 0)
+
+
+def _unmarked(path: Path, start: bytes) -> str:
+    """The encoding of a file without a byte order mark."""
+    # the header of a UTF-16 file in English has a zero in each of its letters, and no other text has any
+    for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if len(start) >= 8 and not any(start[first:64:2]):
+            return encoding
+    if b"\0" in start:
+        raise ValueError("it holds zero bytes, which no text has")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            while stream.read(_START):
+                pass
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8"
+
+
+def describe(path: Path, wanted: Sequence[str]) -> str:
+    """Says how a table is read, for people to check.
+
+    Args:
+        path: As for ``read_columns``.
+        wanted: Names of the columns that were asked for.
+
+    Returns:
+        One line, such as ``faces.csv (cp1252, semicolons): path from img_path, age``.
+
+    Raises:
+        UserError: As ``read_columns``.
+    """
+    with _errors(path):
+        names = _names(path)
+        chosen = _choose(names, wanted, path)
+        parts = []
+        if not _is_parquet(path):
+            writing = writing_of(path)
+            encoding = {"utf-8-sig": "utf-8"}.get(writing.encoding, writing.encoding.removesuffix("-le"))
+            parts = [encoding] if encoding != "utf-8" else []
+            if writing.separator != ",":
+                parts.append(_SEPARATORS.get(writing.separator, f"separated by {writing.separator}"))
+    columns = ", ".join(name if own == name else f"{name} from {own.strip()}" for name, own in chosen.items())
+    how = f" ({', '.join(parts)})" if parts else ""
+    return f"{path.name}{how}: {columns}"
 
 
 def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
@@ -24,7 +120,7 @@ def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = 
     A column is known by its name, else by its name in any case, else by one of its ``ALIASES`` in any case.
 
     Args:
-        path: A Parquet file if its name ends so, else a CSV file in UTF-8 with a header.
+        path: A Parquet file if its name ends so, else a table with a header, written as ``writing_of`` finds out.
         required: Names of columns that must be there.
         optional: Names of columns that are read if they are there.
 
@@ -52,9 +148,8 @@ def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] 
     Raises:
         UserError: As ``read_columns``.
     """
-    kind, names_of, read = ("Parquet", _parquet_names, _parquet) if _is_parquet(path) else ("CSV", _csv_names, _csv)
-    try:
-        names = names_of(path)
+    with _errors(path):
+        names = _names(path)
         chosen = _choose(names, [*required, *optional], path)
         if lacking := [name for name in required if name not in chosen]:
             raise UserError(
@@ -62,10 +157,18 @@ def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] 
                 f"{', '.join(names) or 'none'}; rename or add it."
             )
         yield pd.DataFrame({name: pd.Series(dtype="str") for name in chosen})
-        for rows in read(path, list(chosen.values())):
+        for rows in (_parquet if _is_parquet(path) else _csv)(path, list(chosen.values())):
             texts = {name: rows[own].astype("string").fillna("").str.strip() for name, own in chosen.items()}
             yield pd.DataFrame(texts).astype("str")
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turns what pandas and pyarrow raise for a damaged file into a ``UserError``."""
+    try:
+        yield
     except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
+        kind = "Parquet" if _is_parquet(path) else "CSV"
         raise UserError(f"Expected a {kind} file in {path}, but it can't be read as one: {error}") from None
 
 
@@ -94,30 +197,37 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def _csv_names(path: Path) -> list[str]:
+def _names(path: Path) -> list[str]:
+    """The names of all columns."""
+    if _is_parquet(path):
+        return list(pq.read_schema(path).names)
+    writing = writing_of(path)
     # as a row, since pandas renames columns of the same name
-    return (
-        pd.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
-        .iloc[0]
-        .tolist()
-    )
+    names: list[str] = pd.read_csv(path, nrows=1, header=None, **_options(writing)).iloc[0].tolist()
+    return names
+
+
+def _options(writing: Writing) -> dict[str, Any]:
+    """What pandas must know to read cells as the texts that they are."""
+    return {
+        "dtype": str,
+        "keep_default_na": False,
+        "skipinitialspace": True,
+        "sep": writing.separator,
+        "encoding": writing.encoding,
+        "skiprows": writing.skipped,
+    }
 
 
 def _csv(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
     with pd.read_csv(
         path,
         usecols=used,
-        index_col=False,  # else a comma at the end of each row shifts all columns by one
-        dtype=str,
-        keep_default_na=False,
-        skipinitialspace=True,
+        index_col=False,  # else a separator at the end of each row shifts all columns by one
         chunksize=CHUNK,
+        **_options(writing_of(path)),
     ) as chunks:
         yield from chunks
-
-
-def _parquet_names(path: Path) -> list[str]:
-    return list(pq.read_schema(path).names)
 
 
 def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:

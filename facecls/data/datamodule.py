@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader
 
 from facecls.data.buffers import SharedBuffers
 from facecls.data.dataset import FaceDataset, FeatureDataset
+from facecls.data.manifests import describe_manifest
 from facecls.data.parsing import MISSING
 from facecls.data.sampler import FaceBatchSampler
+from facecls.data.sources import Root, is_manifest, roots_of
 from facecls.data.split import assign_split, leaks, read_split_file
 from facecls.data.store import ImageStore, decode
 from facecls.data.table import read_table
@@ -62,12 +64,23 @@ def _check_size(name: str, transform: Transform, size: int) -> None:
         )
 
 
+def _manifests(root: Root) -> list[Path]:
+    places = [Path(each).expanduser() for each in roots_of(root)]
+    return [place for place in places if is_manifest(place) and place.is_file()]
+
+
+def _reasons(left_out: pd.DataFrame) -> str:
+    """Such as `` (3 malformed name, 1 truncated)``."""
+    counts = left_out["reason"].value_counts().items()
+    return f" ({', '.join(f'{count:,} {reason}' for reason, count in counts)})" if len(left_out) else ""
+
+
 class FacesDataModule(pl.LightningDataModule):
     """Faces of a folder, archive or manifest as batches for training, validation and test.
 
     Args:
-        root: Folder, .tar, .tar.gz or .zip of UTKFace-like file names, a .csv or .parquet manifest, or ``synthetic:N``
-            for N drawn faces.
+        root: Folder, .tar, .tar.gz or .zip of UTKFace-like file names, a .csv, .tsv, .txt or .parquet manifest, or
+            ``synthetic:N`` for N drawn faces; or a list of these.
         image_size: Side of the images in pixels, 64 or more.
         batch_size: Faces in a batch, on each device.
         num_workers: Processes that prepare batches for a device; null for one per core, at most 16.
@@ -86,14 +99,16 @@ class FacesDataModule(pl.LightningDataModule):
         tasks: All that faces are labelled with, by name.
         faces: The table with its ``split`` column, after ``setup``.
         rejects: Which files are not used and why, after ``setup``.
+        unread: Which labels are not used and why, after ``setup``.
     """
 
     faces: pd.DataFrame
     rejects: pd.DataFrame
+    unread: pd.DataFrame
 
     def __init__(
         self,
-        root: str,
+        root: list[str] | str,
         image_size: int = 224,
         batch_size: int = 64,
         num_workers: int | None = None,
@@ -150,7 +165,7 @@ class FacesDataModule(pl.LightningDataModule):
             rejects = pd.concat([rejects, extra], ignore_index=True)
         elif "split" not in faces:
             faces["split"] = assign_split(faces, *self.fractions, self.seed, self.tasks)
-        self.faces, self.rejects, self._store = faces, rejects, table.store
+        self.faces, self.rejects, self.unread, self._store = faces, rejects, table.unread, table.store
         self._labels = {
             column: faces[column].fillna(MISSING).to_numpy(np.int64)
             for task in self.tasks.values()
@@ -170,17 +185,17 @@ class FacesDataModule(pl.LightningDataModule):
         self.split = "test"
 
     def describe(self) -> str:
-        """What was read, in a line or two, always with the number of rejects."""
+        """What was read, in a few lines, always with the number of rejects."""
         counts = self.faces["split"].value_counts()
         parts = ", ".join(f"{counts[name]:,} {name}" for name in ("train", "val", "test", HOLDOUT) if name in counts)
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejects["reason"].value_counts().items())
-        text = (
-            f"{int(counts.sum()):,} faces ({parts}); {len(self.rejects):,} rejects{f' ({reasons})' if reasons else ''}"
-        )
-        crossing = leaks(self.faces, self.faces["split"])
-        if crossing:
-            text += f"\n{crossing:,} faces have a byte-identical copy in another part of the split that was given"
-        return text
+        lines = [describe_manifest(file, self.tasks) for file in _manifests(self.root)]
+        rejects = f"{len(self.rejects):,} rejects{_reasons(self.rejects)}"
+        lines.append(f"{int(counts.sum()):,} faces ({parts}); {rejects}")
+        if len(self.unread):
+            lines.append(f"{len(self.unread):,} labels left out{_reasons(self.unread)}")
+        if crossing := leaks(self.faces, self.faces["split"]):
+            lines.append(f"{crossing:,} faces have a byte-identical copy in another part of the split that was given")
+        return "\n".join(lines)
 
     def picture(self, face: int) -> np.ndarray:
         """A face as it is stored.
@@ -246,7 +261,8 @@ class FacesDataModule(pl.LightningDataModule):
         rows = np.flatnonzero(wanted.fillna(False).to_numpy(bool))
         if not len(rows):
             raise UserError(
-                f"Expected faces in the {name} part of {self.root}, but it has none; see the data.* options."
+                f"Expected faces in the {name} part of {', '.join(roots_of(self.root))}, but it has none; see the "
+                "data.* options."
             )
         return rows
 

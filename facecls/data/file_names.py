@@ -8,6 +8,9 @@ from facecls.data.parsing import LabelError
 from facecls.data.tasks import UTKFACE
 
 _NAME = re.compile(r"(\d{1,9})_(\d{1,9})_(\d{1,9})_\d{8,}.*", re.ASCII)
+_PHOTO = re.compile(r"(\d{1,9}_\d{1,9}_\d{1,9}_\d{17})(?!\d)", re.ASCII)
+"""Labels and a time in milliseconds, which no two photos of UTKFace share."""
+_ALIGNED = ".chip.jpg"
 _FIELDS = ("age", "gender", "race")
 
 
@@ -47,3 +50,20 @@ def parse_name(name: str) -> Mapping[str, str]:
         raise LabelError("malformed name")
     age, gender, race = map(int, match.groups())
     return _labels_of_codes(age, gender, race)
+
+
+def photo_of(name: str) -> tuple[str, bool] | None:
+    """Tells which photo of UTKFace a file shows, in whichever of its copies.
+
+    Args:
+        name: File name without its folder.
+
+    Returns:
+        What all files of the photo share, and whether the face was cut out and aligned; ``None`` for another name.
+
+    Examples:
+        >>> photo_of("26_1_2_20170116174525125.jpg.chip.jpg"), photo_of("26_1_2_20170116174525125.jpg")
+        (('26_1_2_20170116174525125', True), ('26_1_2_20170116174525125', False))
+    """
+    match = _PHOTO.match(name)
+    return (match[1], name.endswith(_ALIGNED)) if match else None

@@ -4,11 +4,12 @@ import re
 
 MISSING = -1
 """Stands in a batch for a label that a face does not have."""
-UNKNOWN = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
-"""Lower-case texts that mean a missing label."""
+UNKNOWN = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>", "-1", "-1.0", "unknown", "?", "u"})
+"""Lower-case texts that mean a missing label; ``u`` is Adience's."""
 
 _YEARS = re.compile(r"\s*(?:years?|yrs?)(?:\s+old)?$")
 _AGE = r"(\d{1,3})"
+_DECIMAL = re.compile(r"\+?(\d{1,3})(?:[.,]\d*)?", re.ASCII)
 _RANGES = (
     (re.compile(rf"{_AGE}\s*(?:-|\N{{EN DASH}}|to)\s*{_AGE}"), lambda low, high, top: (low, min(high, top))),
     (re.compile(rf"\(\s*{_AGE}\s*,\s*{_AGE}\s*\)"), lambda low, high, top: (low, min(high, top))),
@@ -29,7 +30,7 @@ def parse_years(text: str, highest: int) -> tuple[int, int, int] | None:
     """Reads an age or a range of ages.
 
     Args:
-        text: Such as ``26``, ``26.0``, ``20-29``, ``more than 70`` or ``60+``.
+        text: Such as ``26``, ``26.5``, ``20-29``, ``more than 70`` or ``60+``.
         highest: The highest age in years.
 
     Returns:
@@ -43,9 +44,8 @@ def parse_years(text: str, highest: int) -> tuple[int, int, int] | None:
     text = _YEARS.sub("", text.strip().lower())
     if text in UNKNOWN:
         return MISSING, MISSING, MISSING
-    number = whole_number(text)
-    if number is not None and 0 <= number <= highest:
-        return number, MISSING, MISSING
+    if (match := _DECIMAL.fullmatch(text)) and (number := int(match[1])) <= highest:
+        return number, MISSING, MISSING  # rounded down, as birthdays are
     for pattern, ends in _RANGES:
         if match := pattern.fullmatch(text):
             low, high = ends(int(match[1]), int(match[match.lastindex or 1]), highest)

@@ -1,6 +1,8 @@
 """The encoded images of a table, held once in memory, and how they are decoded."""
 
 import io
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +12,30 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 import torch
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from pillow_heif import HeifImageFile
 
 _JPEG = b"\xff\xd8\xff"
 _START_OF_SCAN = 0xDA
 _END_OF_IMAGE = b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_FOR_PILLOW = ((0, b"II*\0"), (0, b"MM\0*"), (0, b"GIF8"), (4, b"ftypavif"))
-"""Offset and magic bytes of TIFF, GIF and AVIF. OpenCV 5.0 blends transparent pixels of TIFF and GIF onto a background
-and ignores the orientation of AVIF; OpenCV 4.11 reads neither GIF nor AVIF."""
+_PNG_DEPTH = 24
+"""Where a PNG says how many bits a value has."""
+_PIXELS = 1 << 30
+"""OpenCV's own limit for an image, for Pillow's formats as well."""
+_TIFF_PIXELS = 1 << 26
+"""Pillow warns about a TIFF of 1.3 times as many and refuses one of 2.7 times as many."""
+_PILLOW: tuple[tuple[int, tuple[bytes, ...], Callable[[io.BytesIO], PIL.Image.Image]], ...] = (
+    (0, (b"II*\0", b"MM\0*"), TiffImageFile),
+    (0, (b"GIF8",), GifImageFile),
+    (4, (b"ftypavif", b"ftypavis"), AvifImageFile),
+    (4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1"), HeifImageFile),
+)
+"""Offset and magic bytes of what Pillow reads. OpenCV 5.0 blends transparent pixels of TIFF and GIF onto a background
+and ignores the orientation of AVIF; OpenCV 4.11 reads neither GIF nor AVIF; none reads HEIF, as telephones write. The
+classes are called themselves, since ``PIL.Image.open`` refuses images that OpenCV would read in another format."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,16 +80,27 @@ class ImageStore:
         view: npt.NDArray[np.uint8] = self.data.numpy()[start : self.ends[index]]
         return view
 
+    def without(self, left_out: Collection[int]) -> "ImageStore":
+        """A store of the other images, which are copied.
+
+        Args:
+            left_out: Numbers of images.
+        """
+        kept = sorted(set(range(len(self))) - set(left_out))
+        images = [self[index] for index in kept]
+        data = torch.from_numpy(np.concatenate(images)) if images else torch.empty(0, dtype=torch.uint8)
+        return ImageStore(data, np.cumsum([len(image) for image in images], dtype=np.int64))
+
 
 def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Decodes an image.
 
-    Grey, palette and CMYK images become RGB, the latter by the plain formula without a colour profile. The upper 8
-    of 16 bits are kept. Transparency is dropped, leaving the colour that is stored beneath it. The EXIF orientation
-    is applied. Of several frames the first is taken.
+    Grey, palette and CMYK images become RGB, the latter by the plain formula without a colour profile. Of 16 bits the
+    upper 8 are kept, or the lower if no value needs the upper. Transparency is dropped, leaving the colour that is
+    stored beneath it. The EXIF orientation is applied. Of several frames the first is taken.
 
     Args:
-        encoded: uint8 ``(b,)``, any format that OpenCV reads, GIF or AVIF.
+        encoded: uint8 ``(b,)``, any format that OpenCV reads, GIF, AVIF or HEIF.
 
     Returns:
         RGB, uint8 ``(H, W, 3)``, 0..255.
@@ -79,20 +108,46 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: If the bytes are not an image, or one of more than 2^30 pixels (OpenCV's own limit).
     """
-    image: Any = None
     try:
-        start = encoded[:12].tobytes()
-        if any(start.startswith(mark, at) for at, mark in _FOR_PILLOW):
-            with PIL.Image.open(io.BytesIO(encoded.tobytes())) as opened:
-                image = pillow_pixels(opened)
-        else:
-            image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+        image = _decoded(encoded)
     except Exception:  # for damaged files Pillow raises anything from SyntaxError to struct.error
         image = None
     if image is None:
         raise ValueError("not an image")
-    pixels: npt.NDArray[np.uint8] = image
-    return pixels
+    return image
+
+
+def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+    start = encoded[: _PNG_DEPTH + 1].tobytes()
+    if start.startswith(_PNG) and start[_PNG_DEPTH:] == b"\x10":
+        return _deep(encoded)
+    for at, marks, create in _PILLOW:
+        if start.startswith(marks, at):
+            with create(io.BytesIO(encoded.tobytes())) as opened:
+                if math.prod(opened.size) > _PIXELS:
+                    return None
+                return _deep(encoded) if _is_beyond_pillow(opened) else pillow_pixels(opened)
+    image: npt.NDArray[np.uint8] | None = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    return image
+
+
+def _is_beyond_pillow(opened: PIL.Image.Image) -> bool:
+    """Whether it is a TIFF that Pillow refuses, or of whose three channels of 16 bits it would keep the upper 8."""
+    if not isinstance(opened, TiffImageFile):
+        return False
+    return math.prod(opened.size) > _TIFF_PIXELS or opened.tag_v2.get(BITSPERSAMPLE) == (16, 16, 16)
+
+
+def _deep(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+    # for a TIFF of 16 bits OpenCV 5.0 gives nonsense in the order RGB
+    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return None if image is None else np.ascontiguousarray(_of_16_bits(image)[..., ::-1])
+
+
+def _of_16_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The upper 8 bits, or the lower where no value needs the upper, as some programs write 0..255 into 16."""
+    shift = 8 if values.max(initial=0) > np.iinfo(np.uint8).max else 0
+    return (values.astype(np.int64) >> shift).clip(0, 255).astype(np.uint8)
 
 
 def pillow_pixels(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
@@ -109,8 +164,7 @@ def pillow_pixels(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
     """
     upright = PIL.ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-        grey = (np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.stack([grey] * 3, axis=2)
+        return np.stack([_of_16_bits(np.asarray(upright))] * 3, axis=2)
     if "transparency" in upright.info:
         upright = upright.convert("RGBA")  # without this step Pillow warns about transparent palettes
     return np.asarray(upright.convert("RGB"))

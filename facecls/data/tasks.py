@@ -18,8 +18,14 @@ from facecls.errors import UserError
 WRONG_YEARS = 6
 """An age further off counts as a mistake in pictures, as in the original notebook's grid."""
 
-_ALIASES = {"male": ("m", "man", "boy"), "female": ("f", "woman", "girl"), "others": ("other",)}
-"""Further words for a class of that name."""
+_ALIASES = {
+    "male": ("m", "man", "boy"),
+    "female": ("f", "woman", "girl"),
+    "asian": ("east asian", "southeast asian"),
+    "others": ("other", "latino hispanic", "latino", "hispanic", "middle eastern"),
+}
+"""Further words for a class of that name. UTKFace says that its others are "like Hispanic, Latino, Middle Eastern"; the
+words are FairFace's."""
 _COLUMNS = {"path", "file", "sha1", "split", "image", "index", "features", "error", "face", "faces", "reason"}
 _SECTIONS = {
     "verdict",
@@ -222,7 +228,7 @@ class Age(_Task):
         return f"a whole number of years from 0 to {self.highest} or a range of them"
 
     def parse(self, text: str) -> tuple[int, ...]:
-        """Reads an age as people write it: ``26``, ``26.0``, or a range such as ``20-29``, ``more than 70``, ``60+``.
+        """Reads an age as people write it: ``26``, ``26.5``, or a range such as ``20-29``, ``more than 70``, ``60+``.
 
         Args:
             text: A cell of a table, or a part of a file name.
@@ -236,7 +242,7 @@ class Age(_Task):
 
         Examples:
             >>> age = UTKFACE["age"]
-            >>> age.parse("26.0"), age.parse("20-29"), age.parse("more than 70")
+            >>> age.parse("26.5"), age.parse("20-29"), age.parse("more than 70")
             ((26, -1, -1), (-1, 20, 29), (-1, 70, 116))
         """
         years = parse_years(text, self.highest)

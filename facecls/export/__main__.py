@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facecls.console import console
-from facecls.errors import UserError, command, program
+from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import replacing
 
 # heavy libraries are imported late, so that --help and mistakes are answered at once
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         return _export(options, part)
 
 
-def _create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program("facecls.export"), description=_DESCRIPTION, allow_abbrev=False)
+def _create_parser() -> CommandParser:
+    parser = CommandParser(prog=program("facecls.export"), description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint such as best.ckpt")
     parser.add_argument("dest", type=Path, metavar="DEST", help="the .onnx file to write or replace")
     parser.add_argument("--int8", action="store_true", help="quantise the trunk to 8 bits and report what that changes")
@@ -109,10 +109,9 @@ def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
 
 def _open_data(checkpoint: "Checkpoint", options: argparse.Namespace) -> "FacesDataModule":
     """The faces that a model was trained on, or others split in the same way; its test part is the training faces."""
-    from pytorch_lightning.cli import LightningArgumentParser
-
     from facecls.data.datamodule import FacesDataModule
     from facecls.training.cli import parse
+    from facecls.training.option_parser import OptionParser
 
     if not checkpoint.data:
         raise UserError(
@@ -123,7 +122,7 @@ def _open_data(checkpoint: "Checkpoint", options: argparse.Namespace) -> "FacesD
     if options.root is not None:
         kept.pop("split_file", None)  # it lists the faces that the model was trained on
         words.append(f"--data.root={options.root}")
-    parser = LightningArgumentParser(exit_on_error=False)
+    parser = OptionParser(exit_on_error=False)
     parser.add_lightning_class_args(FacesDataModule, "data")
     parser.set_defaults({f"data.{name}": value for name, value in kept.items()})
     data: FacesDataModule = parser.instantiate(parse(parser.parse_args, words)).data

@@ -123,7 +123,7 @@ class Trunk(nn.Module):
         """
         _check(images, self.fixed_size, self.least_size)
         if images.device.type == "cpu" and not (self.training or torch.is_grad_enabled() or _is_exported()):
-            return torch.cat([self._features(piece) for piece in images.split(_PIECE)])  # (N, D)
+            return torch.cat([self._features(piece) for piece in torch.split(images, _PIECE)])  # (N, D)
         return self._features(images)
 
     def _features(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from facecls.errors import UserError, command, program
+from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import sha256
 from facecls.ranks import Rank, launched
 
@@ -90,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def create_parser() -> argparse.ArgumentParser:
+def create_parser() -> CommandParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog=program("facecls.predict"), description=_ABOUT)
+    parser = CommandParser(prog=program("facecls.predict"), description=_ABOUT)
     parser.add_argument("model", type=Path, metavar="CKPT", help="a checkpoint such as best.ckpt, or an exported .onnx")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=_INPUTS)
     parser.add_argument(

@@ -3,11 +3,13 @@
 Held in memory are the names in a folder and those above it, the matches of one glob, and some rows of a manifest.
 """
 
+import codecs
 import glob
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, NoReturn
@@ -17,13 +19,27 @@ import numpy.typing as npt
 
 from facecls.data.archives import Read, UnreadableError
 from facecls.data.file_names import parse_name
-from facecls.data.sources import Record, file_bytes, is_archive, is_clutter, is_drawn, is_manifest, open_source
+from facecls.data.folders import file_bytes
+from facecls.data.manifests import stream_rows
+from facecls.data.sources import Record, is_archive, is_clutter, is_drawn, is_manifest, open_source
 from facecls.data.store import read_image
 from facecls.data.tasks import Tasks
 from facecls.errors import UserError
 
 STDIN = "-"
 """Stands for a list of paths on standard input, one a line."""
+NO_PHOTO = "not a photo"
+"""Why a file among photos can't be read whose name does not say that it is one."""
+NO_FAILURES = frozenset({NO_PHOTO})
+"""Reasons for which an input has no prediction although nothing went wrong."""
+_LIST = ".txt"
+_PHOTOS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Endings of images, in lower case."""
+_LOOKED_AT = 20
+"""Lines of a text file that tell whether it is a list."""
 
 
 class Input(NamedTuple):
@@ -47,13 +63,15 @@ def stream(
     """Lists the inputs that arguments name.
 
     - A file is one input, and a path that does not exist is an unreadable input.
-    - A folder is all files below it, sorted by path, except files that macOS leaves behind.
+    - A folder is all files below it, sorted by path, except files that macOS and Windows leave behind; an archive in
+      it is its members.
     - A glob is what it matches, sorted; ``**`` goes through folders, and only files count then. A path that exists is
       no glob.
     - An archive (``.tar``, ``.tar.gz``, ``.tgz``, ``.zip``) is its members, in their order, read in place.
-    - A manifest (``.csv``, ``.parquet``) is the files in its column ``path``, absolute or relative to its folder.
+    - A manifest (``.csv``, ``.tsv``, ``.parquet``, or a ``.txt`` with a header) is the files in its column ``path``.
     - ``synthetic:N`` is N drawn faces.
-    - ``-`` is the paths on standard input, one a line, each one of the above but no glob.
+    - ``-`` is the paths on standard input, one a line, each one of the above but no glob; so is a ``.txt`` whose lines
+      are paths, relative to the working directory or else to its folder. Quotes around a path are no part of it.
 
     Whatever is damaged, such as the rest of an archive that is cut off, is one unreadable input.
 
@@ -124,13 +142,46 @@ def _places(arguments: Sequence[str]) -> Iterator[Path | Input]:
     """The paths that arguments name; an unreadable input for a glob that matches nothing."""
     for argument in arguments:
         if argument == STDIN:
-            for line in sys.stdin.buffer:
-                if name := os.fsdecode(line.rstrip(b"\r\n")):
-                    yield Path(name)
+            yield from _listed(sys.stdin.buffer)
         elif glob.has_magic(argument) and not _is(Path.exists, Path(argument)):
             yield from _matches(argument)
+        elif (place := Path(argument).expanduser()).suffix.lower() == _LIST and _is(_is_list, place):
+            with place.open("rb") as lines:
+                yield from _listed(lines, place.parent)
         else:
-            yield Path(argument).expanduser()
+            yield place
+
+
+def _listed(lines: Iterable[bytes], folder: Path = Path()) -> Iterator[Path]:
+    """The paths in a list, however they are written; a relative one that leads nowhere is taken to be in the folder."""
+    for line in lines:
+        text = os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))
+        bare = text.strip()
+        if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
+            bare = bare[1:-1]
+        if bare:
+            plain = bare.replace("\\", "/")
+            places = [Path(text), Path(bare), folder / bare, Path(plain), folder / plain]
+            yield next((place for place in places if _is(Path.exists, place)), Path(bare))
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a text file lists paths: its first lines are some, and it is no manifest."""
+    if not file.is_file() or _is_table(file):
+        return False
+    with file.open("rb") as lines:
+        return any(_is(Path.exists, place) for place in _listed(islice(lines, _LOOKED_AT), file.parent))
+
+
+def _is_table(file: Path) -> bool:
+    """Whether a file is a manifest, by its name or, for a text file, by its header."""
+    if not is_manifest(file) or file.suffix.lower() != _LIST:
+        return is_manifest(file)
+    try:
+        next(stream_rows(file, {}))
+    except UserError:
+        return False
+    return True
 
 
 def _matches(pattern: str) -> Iterator[Path | Input]:
@@ -151,14 +202,14 @@ def _is(question: Callable[[Path], bool], place: Path) -> bool:
 
 
 def _is_source(file: Path) -> bool:
-    return is_drawn(file) or ((is_archive(file) or is_manifest(file)) and _is(Path.is_file, file))
+    return is_drawn(file) or (_is(Path.is_file, file) and (is_archive(file) or _is_table(file)))
 
 
 def _in_folder(folder: Path, is_left_out: Callable[[Path], bool]) -> Iterator[Input]:
     for record in open_source(folder, skip_unreadable=True):
         file = folder / record.path
         if not is_clutter(record.path) and not is_left_out(file):
-            yield _input(file.as_posix(), record)
+            yield _input(file.as_posix(), record, is_photo=_is_photo(record.path))
 
 
 def _in_file(file: Path, tasks: Tasks) -> Iterator[Input]:
@@ -189,7 +240,7 @@ def _in_archive(archive: Path) -> Iterator[Input]:
         except UnreadableError as error:
             yield _failed(path, str(error))
         else:
-            yield _input(path, record._replace(read=partial(bytes, data)))
+            yield _input(path, record._replace(read=partial(bytes, data)), is_photo=_is_photo(path))
 
 
 def _in_manifest(manifest: Path, tasks: Tasks) -> Iterator[Input]:
@@ -215,13 +266,18 @@ def _raise(reason: str) -> NoReturn:
     raise UnreadableError(reason)
 
 
-def _input(path: str, record: Record) -> Input:
+def _is_photo(path: str) -> bool:
+    """Whether a file among others should be an image, by its name; one without an ending may be one."""
+    return Path(path).suffix.lower() in ("", *_PHOTOS)
+
+
+def _input(path: str, record: Record, is_photo: bool = True) -> Input:
     text = path.encode(errors="backslashreplace").decode()  # names on disk may hold bytes that are no text
-    return Input(text, partial(_decoded, record.read), record.labels)
+    return Input(text, partial(_decoded, record.read, is_photo), record.labels)
 
 
-def _decoded(read: Read) -> npt.NDArray[np.uint8]:
+def _decoded(read: Read, is_photo: bool) -> npt.NDArray[np.uint8]:
     try:
         return read_image(read())
     except ValueError as error:
-        raise UnreadableError(str(error)) from None
+        raise UnreadableError(str(error) if is_photo else NO_PHOTO) from None

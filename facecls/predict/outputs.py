@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from facecls.errors import UserError
 from facecls.files import replacing
+from facecls.predict.inputs import NO_FAILURES
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
 _GROUP = 50_000
@@ -141,7 +142,7 @@ class Journal:
     Attributes:
         done: Number of rows by path that were in the journal at the start.
         rows: Number of rows.
-        failed: Number of rows with an error.
+        failed: Number of rows whose error is a failure.
         is_interactive: Whether rows go to a terminal.
 
     Raises:
@@ -189,7 +190,7 @@ class Journal:
         """
         self._write(_json_text(table))
         self.rows += len(table)
-        self.failed += int(table["error"].notna().sum())
+        self.failed += count_failed(table)
 
     def finish(self) -> None:
         """Converts the journal into the file that was asked for, and removes it.
@@ -234,7 +235,7 @@ class Journal:
                     f"{self.done.total() + 1} has other columns; was it written with another model? Name another file."
                 )
             self.done[row["path"]] += 1
-            self.failed += bool(row["error"])
+            self.failed += row["error"] is not None and row["error"] not in NO_FAILURES
             end += len(line)
         return end
 
@@ -270,6 +271,11 @@ def _write_parquet(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[
     with pq.ParquetWriter(dest, table_of([]).schema) as writer:
         while group := list(islice(rows, _GROUP)):
             writer.write_table(table_of(group))
+
+
+def count_failed(table: pd.DataFrame) -> int:
+    """How many rows have an error that is a failure."""
+    return int((table["error"].notna() & ~table["error"].isin(NO_FAILURES)).sum())
 
 
 def cells_of(table: pd.DataFrame) -> Iterator[tuple[Any, ...]]:

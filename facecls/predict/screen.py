@@ -10,7 +10,7 @@ from typing import Any, Self
 import pandas as pd
 
 from facecls.data.tasks import Classification, Task, Tasks
-from facecls.predict.outputs import cells_of
+from facecls.predict.outputs import cells_of, count_failed
 
 
 class Screen:
@@ -53,7 +53,7 @@ class Screen:
         sys.stdout.write(text)
         sys.stdout.flush()
         self.rows += len(table)
-        self.failed += int(table["error"].notna().sum())
+        self.failed += count_failed(table)
 
 
 def _line(tasks: Tasks, row: Mapping[Hashable, Any]) -> str:

@@ -3,7 +3,6 @@
 ``python -m facecls.report RUN_DIR [RUN_B ...] [--data.root WHERE] [--out FILE]``
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from facecls.console import console
 from facecls.data.sources import ACCEPTED
 from facecls.data.store import decode
 from facecls.data.table import read_table
-from facecls.errors import UserError, command, program
+from facecls.errors import CommandParser, UserError, command, program
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.network import FaceModel
 from facecls.report.page import write_comparison, write_report
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     Raises:
         UserError: For a mistake in the options or in a run's folder.
     """
-    parser = argparse.ArgumentParser(prog=program("facecls.report"), description=_DESCRIPTION)
+    parser = CommandParser(prog=program("facecls.report"), description=_DESCRIPTION)
     parser.add_argument("runs", type=Path, metavar="RUN_DIR", nargs="+", help="such as runs/faces/version_0")
     parser.add_argument("--data.root", dest="root", help=f"where the faces are now: {ACCEPTED}")
     parser.add_argument("--out", type=Path, help=f"file of the comparison (default: {COMPARISON} in the first run)")

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from facecls.data.columns import stream_columns
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.sources import is_manifest
+from facecls.data.manifests import stream_rows
+from facecls.data.sources import Root, is_drawn, is_manifest, roots_of
 from facecls.data.tasks import Task, Tasks, create_tasks
 from facecls.errors import UserError
 from facecls.model.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ def has_faces_of_training(data: FacesDataModule, trained: Mapping[str, Any]) -> 
         trained: Options of the data in training, as ``Checkpoint.data``.
     """
     same_seed = data.seed == trained.get("seed")
-    return data.root == trained.get("root") and (same_seed or not data.root.startswith("synthetic:"))
+    return data.root == trained.get("root") and (same_seed or not any(map(is_drawn, roots_of(data.root))))
 
 
 def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
@@ -54,8 +54,8 @@ def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
             ", ".join(f"data.{name} {values.get(name)}" for name in differing) for values in (trained, options)
         )
         raise UserError(
-            f"Expected {before} as in training, since the split of {data.root} depends on it, but got {now}; use the "
-            "same, or other faces."
+            f"Expected {before} as in training, since the split of {', '.join(roots_of(data.root))} depends on it, but "
+            f"got {now}; use the same, or other faces."
         )
 
 
@@ -89,9 +89,9 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
     check_split(data, trained.data)
 
 
-def _has_split_column(root: str) -> bool:
-    file = Path(root).expanduser()
-    return is_manifest(file) and file.is_file() and "split" in next(stream_columns(file, ["path"], ["split"]))
+def _has_split_column(root: Root) -> bool:
+    files = [Path(place).expanduser() for place in roots_of(root)]
+    return any("split" in next(stream_rows(file, {})) for file in files if is_manifest(file) and file.is_file())
 
 
 def _describe(tasks: Tasks, others: Tasks) -> str:

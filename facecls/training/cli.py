@@ -31,6 +31,7 @@ from facecls.run import BEST_CHECKPOINT
 from facecls.training import probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
 from facecls.training.collector import PredictionCollector
+from facecls.training.option_parser import OptionParser
 from facecls.training.precision import choose_precision, uses_cuda
 from facecls.training.progress import create_progress
 
@@ -87,6 +88,7 @@ class FaceCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
+            parser_class=OptionParser,
             parser_kwargs={"exit_on_error": False, "prog": self.prog, "allow_abbrev": False},
             args=None if args is None else list(args),
             run=False,

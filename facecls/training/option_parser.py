@@ -1,0 +1,90 @@
+"""The parser of options that are written on the command line and in YAML files, with errors that say what to write."""
+
+import inspect
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError
+from pytorch_lightning.cli import LightningArgumentParser
+
+from facecls.errors import UserError, near, options_in
+
+_UNKNOWN = (
+    re.compile(r"unrecognized arguments: --(?P<option>[^\s=]+)"),
+    re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'"),
+    re.compile(r"Parser key \"(?P<group>[^\"]+)\":.*Option '(?P<option>[^']+)' is not accepted", re.DOTALL),
+    re.compile(r"Option '(?P<option>[^']+)' is not accepted"),
+)
+"""How jsonargparse 4.49 speaks of an unknown option: on the command line, in a file, of a class, at the top."""
+_CLASS = re.compile(r"class_path='([\w.]+)'")
+
+
+class OptionParser(LightningArgumentParser):
+    """Lightning's parser, which suggests near names for an option that it does not know."""
+
+    def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As jsonargparse's.
+
+        Raises:
+            UserError: For an option that is not known, with those that are and where it is written.
+            ArgumentError: For other mistakes.
+        """
+        try:
+            return super().parse_args(args, **kwargs)
+        except ArgumentError as error:
+            if (message := _explain(str(error), self, args or ())) is None:
+                raise
+            raise UserError(message) from None
+
+
+def _explain(text: str, parser: LightningArgumentParser, words: Sequence[str]) -> str | None:
+    """Says which option is not known and what may be meant; ``None`` for another error."""
+    match = next((found for pattern in _UNKNOWN if (found := pattern.search(text))), None)
+    if match is None:
+        return None
+    group, option = match.groupdict().get("group"), match["option"]
+    class_name = _CLASS.search(text) if group is not None else None
+    if class_name is None:
+        name = option if group is None else f"{group}.{option}"
+        known = [each.removeprefix("--") for each in options_in(parser.format_help())]
+    else:
+        name = f"{group}.init_args.{option}"
+        module, _, own_name = class_name[1].rpartition(".")
+        of_class = getattr(sys.modules[module], own_name)  # jsonargparse has imported it
+        known = [f"{group}.init_args.{parameter}" for parameter in inspect.signature(of_class).parameters]
+    place = _place(name.split("."), words)
+    dashes = "" if place else "--"
+    suggestion = near(f"{dashes}{name}", [f"{dashes}{each}" for each in known])
+    return f"Expected an option that is known, but got {dashes}{name}{place}{suggestion}"
+
+
+def _place(keys: list[str], words: Sequence[str]) -> str:
+    """The file and line of a YAML file, named on the command line, in which an option is written; else nothing."""
+    places = [word.partition("=")[2] for word in words if word.startswith(("--config=", "-c="))]
+    places += [after for word, after in pairwise(words) if word in ("--config", "-c")]
+    for file in reversed(places):
+        try:
+            node = yaml.compose(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if (line := _line(node, keys)) is not None:
+            return f" in {file}, line {line}"
+    return ""
+
+
+def _line(node: Any, keys: list[str]) -> int | None:
+    """The line of the key that a path of keys leads to."""
+    line = None
+    for key in keys:
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        entries: Mapping[str, Any] = {each[0].value: each for each in node.value}
+        if key not in entries:
+            return None
+        line, node = entries[key][0].start_mark.line + 1, entries[key][1]
+    return line
