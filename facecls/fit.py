@@ -26,6 +26,7 @@ from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_resumed
 from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.collector import all_gather
+from facecls.training.framing import describe_frame, measure_frame
 from facecls.training.labels import check_labels, describe_labels
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.probe import use_features
@@ -63,6 +64,9 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     check_labels(data, cli.model.model.tasks.values(), has_validation=trainer.limit_val_batches != 0)
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         write_faces(run_folder(trainer), data.faces, data.rejects, data.unread, data.tasks)
+    frame = measure_frame(data)
+    out.print(describe_frame(frame))
+    cli.model.hparams["face_frame"] = None if frame is None else frame.options()
     if cli.config.probe:
         out.print(use_features(trainer, cli.model, data))
     try:

@@ -61,6 +61,10 @@ def files(drawn: Path) -> list[str]:
     return sorted(path.as_posix() for path in drawn.iterdir())
 
 
+WHOLE = "the detector found no faces in this model's training images: photos are taken whole\n"
+"""What is said of a model that was not trained on aligned faces."""
+
+
 def table_of(out: str) -> pd.DataFrame:
     """What a file of predictions holds, in the types that the library gives."""
     if out.endswith("parquet"):
@@ -235,7 +239,7 @@ ODD = ["a.png", 'qu"ote,.png', "new\nline.png", "é\\udcff.png", "last.png"]
 
 
 def journal_to(out: Path, **others: Any) -> Journal:
-    return Journal(out, **{"columns": TYPES, "model": "1f", "tta": "none"} | others)
+    return Journal(out, **{"columns": TYPES, "model": "1f", "options": ["--tta none"]} | others)
 
 
 def rows_of(paths: Sequence[str]) -> pd.DataFrame:
@@ -290,7 +294,7 @@ def test_a_csv_file_has_the_rows_exactly() -> None:
     pd.testing.assert_frame_equal(table, rows_of(ODD), check_exact=True)
 
 
-HEADER = b'{"model": "1f", "tta": "none", "columns": ["path", "p_male", "age_low", "error"]}\n'
+HEADER = b'{"model": "1f", "options": ["--tta none"], "columns": ["path", "p_male", "age_low", "error"]}\n'
 
 
 def test_the_first_line_says_what_was_run() -> None:
@@ -306,7 +310,7 @@ def test_the_first_line_says_what_was_run() -> None:
     [
         b"path,p_male,age_low,error\nx,0.5,3,\n",
         b'{"path": "x", "p_male": 0.5, "age_low": 3, "error": null}\n',
-        b'["model", "tta", "columns"]\n',
+        b'["model", "options", "columns"]\n',
         b"7\n",
         b"hello\n",
         HEADER + b'{"path": "x", "p_male": 0.5}\n',
@@ -332,7 +336,7 @@ def test_other_files_are_refused_and_left_alone(data: bytes) -> None:
     ("now", "said"),
     [
         ({"model": "2e"}, r"the same model \(SHA-256\), but it was begun with 1f, not 2e; repeat the first command"),
-        ({"tta": "flip"}, "the same --tta, but it was begun with none, not flip; "),
+        ({"options": ["--tta flip"]}, "the same options, but it was begun with --tta none, not --tta flip; "),
         (
             {"columns": {"path": "str", "error": "str"}},
             "the same columns, .* path, p_male, age_low, error, not path, e",
@@ -362,7 +366,7 @@ def test_models_are_not_mixed_in_one_file(
         (str(save_checkpoint(tmp_path / "same.ckpt", dropout=0.3)), []),  # the same columns
         (model, ["--tta", "flip"]),
     ]
-    for (other, options), said in zip(others, ("model", "model", "--tta"), strict=True):
+    for (other, options), said in zip(others, ("model", "model", "options"), strict=True):
         with pytest.raises(UserError, match=f"Expected to continue out.csv.journal.jsonl with the same {said}"):
             main([other, *files, "--out", "out.csv", "--resume", *options])
         assert journal_of(Path("out.csv")).read_bytes() == before
@@ -407,9 +411,7 @@ def test_only_what_holds_all_rows_is_called_complete(
         Path(f"out.{ending}").write_bytes(finished[ending])
         assert main([*words, f"out.{ending}"]) == 0
         assert f"out.{ending} is complete" in capsys.readouterr().err
-        with pytest.raises(
-            UserError, match=rf"Expected out\.{ending}, .*\(34\), but the number of its whole rows is 33; "
-        ):
+        with pytest.raises(UserError, match=rf"Expected out\.{ending}, .*\(34\), but it has whole rows for 33; "):
             main([*words, f"out.{ending}", "gone.png"])  # one input more
         assert Path(f"out.{ending}").read_bytes() == finished[ending]
     for ending, data in wrong_outputs(finished):
@@ -496,7 +498,7 @@ def test_ctrl_c_says_how_to_resume(
         main([model, *files, "--out", out, "--batch_size", "5"])
     assert end.value.code == 130
     assert capsys.readouterr().err == (
-        "facecls.predict: interrupted after 10 rows; run the same command with --resume to continue\n"
+        f"{WHOLE}facecls.predict: interrupted after 10 rows; run the same command with --resume to continue\n"
     )
     main([model, *files, "--out", out, "--resume"])
     assert table_of(out)["path"].tolist() == files
@@ -509,12 +511,13 @@ def test_without_out_a_program_reads_csv(
     said = capsys.readouterr()
     Path("out.csv").write_text(said.out)
     assert table_of("out.csv")["path"].tolist() == files
-    assert said.err.endswith("/s); 3 could not be read\n")
-    assert said.err.count("\n") == 1
+    assert said.err.startswith(WHOLE)
+    assert said.err.endswith(" faces/s); 3 could not be read\n")
+    assert said.err.count("\n") == 2
     interrupt(monkeypatch, 1)
     with pytest.raises(SystemExit):
         main([model, *files])
-    assert capsys.readouterr().err == "facecls.predict: interrupted; use --out to make a run resumable\n"
+    assert capsys.readouterr().err == f"{WHOLE}facecls.predict: interrupted; use --out to make a run resumable\n"
 
 
 def test_without_out_a_person_reads_lines(
@@ -553,7 +556,7 @@ def test_standard_error_is_only_ours(model: str, files: list[str], capfd: pytest
     facecls.load(model, device="cpu").predict("stray.jpg")
     assert "JPEG" in capfd.readouterr().err
     assert main([model, "stray.jpg", "--out", "out.csv"]) == 0
-    assert capfd.readouterr().err.startswith("1 faces in ")
+    assert capfd.readouterr().err.startswith(f"{WHOLE}1 photo, 1 face in ")
 
 
 @pytest.mark.parametrize(
@@ -623,20 +626,20 @@ ROW = {"path": "x.jpg", "gender": "female", "race": "asian", "age": 30.6}
 )
 def test_titles_of_the_grid(labels: dict[str, str], text: str, is_wrong: bool) -> None:
     grid = Grid(UTKFACE)
-    grid.add(Batch(pd.DataFrame([ROW]), [np.zeros((SIZE, SIZE, 3), np.uint8)], [labels]))
+    grid.add(Batch(pd.DataFrame([ROW]), [np.zeros((SIZE, SIZE, 3), np.uint8)], [labels], 1))
     assert grid.titles == [(text, is_wrong)]
 
 
 def batch_of(count: int, draw: Callable[[int], Any]) -> Batch:
     rows = [ROW | {"path": f"25_1_2_2017011617452512{number}.jpg"} for number in range(count)]
-    return Batch(pd.DataFrame(rows), [draw(number) for number in range(count)], [{}] * count)
+    return Batch(pd.DataFrame(rows), [draw(number) for number in range(count)], [{}] * count, count)
 
 
 def test_the_grid_shows_the_first_faces_that_can_be_read() -> None:
     grid = Grid(UTKFACE)
     drawn = [np.full((SIZE, SIZE, 3), number, np.uint8) for number in range(70)]
     grid.add(batch_of(10, lambda number: drawn[number] if number else None))
-    grid.add(Batch(pd.DataFrame([ROW | {"age": 99.0}]), [drawn[9]], [{"gender": "1", "race": "2", "age": "26"}]))
+    grid.add(Batch(pd.DataFrame([ROW | {"age": 99.0}]), [drawn[9]], [{"gender": "1", "race": "2", "age": "26"}], 1))
     axes = draw(grid.pictures, grid.titles).axes
     assert len(axes) == 10
     assert [int(each.get_images()[0].get_array().max()) for each in axes] == [*range(1, 10), 9]  # type: ignore[union-attr]

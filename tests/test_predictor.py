@@ -28,6 +28,7 @@ from facecls.export import graph
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.predictor import OnnxPredictor, TorchPredictor, averaged, open_predictor
 from facecls.predict.faces import FacePredictor, predict_stream
+from facecls.predict.finder import Finder
 from facecls.predict.inputs import Input
 
 GENDERS, RACES = ("male", "female"), ("white", "black", "asian", "indian", "others")
@@ -214,7 +215,7 @@ def test_what_cannot_be_read_has_a_row_with_the_reason(model: Path, files: list[
         "truncated",
         np.nan,
         "missing file",
-        "unreadable (Is a directory)",
+        "truncated",  # the same file, in its folder
         "not an image",
     ]
     assert table.loc[[0, 2, 3, 4], COLUMNS[1:-1]].isna().all(axis=None)
@@ -292,7 +293,7 @@ def test_exported_files_of_version_0_1_are_still_read(
 
 def test_no_more_faces_are_taken_than_two_batches_ahead(model: Path) -> None:
     class Counting:
-        image_size, tasks, outputs = SIZE, {"gender": UTKFACE["gender"]}, ("gender",)
+        image_size, tasks, outputs, frame = SIZE, {"gender": UTKFACE["gender"]}, ("gender",), None
 
         def estimate(self, images: torch.Tensor) -> dict[str, npt.NDArray[np.float32]]:
             ahead.append(taken - seen)
@@ -308,7 +309,8 @@ def test_no_more_faces_are_taken_than_two_batches_ahead(model: Path) -> None:
             taken += 1
             yield Input(str(number), partial(np.full, (80, 70, 3), number, np.uint8))
 
-    for batch in predict_stream(Counting(), inputs(), batch_size=4):  # type: ignore[arg-type]
+    counting: Any = Counting()
+    for batch in predict_stream(counting, Finder(counting), inputs(), batch_size=4):
         numbers = list(range(seen, seen + 4))
         assert batch.table["path"].tolist() == list(map(str, numbers))
         assert batch.table["p_male"].tolist() == numbers  # each with its own pixels
@@ -366,4 +368,7 @@ def test_the_names_of_the_package() -> None:
 
 
 def test_a_model_says_what_it_predicts(model: Path) -> None:
-    assert repr(facecls.load(model, device="cpu")) == "FacePredictor(gender, race, age; 64 x 64 pixels)"
+    assert (
+        repr(facecls.load(model, device="cpu"))
+        == "FacePredictor(gender, race, age; 64 x 64 pixels; photos as they are)"
+    )

@@ -82,6 +82,7 @@ def metadata(module: FaceModule, checkpoint: Path) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")},
         "tasks": {name: task.options for name, task in module.model.tasks.items()},
         "image_size": module.hparams["image_size"],
+        "face_frame": module.hparams["face_frame"],
         "temperatures": {name: head.temperature.item() for name, head in module.model.heads.items()},
         "precision": "fp32",
         "licence": LICENCE,

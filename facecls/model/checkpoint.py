@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from facecls.errors import UserError
+from facecls.finding.frame import Frame, read_frame
 from facecls.model.module import FaceModule
 from facecls.model.upgrade import upgrade
 
@@ -21,10 +22,14 @@ class Checkpoint(NamedTuple):
     Attributes:
         module: The trained model, on the CPU and in evaluation mode.
         data: Options of ``FacesDataModule`` by name, as in the training.
+        frame: How the faces of the training lie in their images; ``None`` if no faces were found in them.
+        is_frame_assumed: Whether the checkpoint does not say it, and the frame is UTKFace's.
     """
 
     module: FaceModule
     data: Mapping[str, Any]
+    frame: Frame | None
+    is_frame_assumed: bool
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -53,6 +58,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         names = inspect.signature(FaceModule.__init__).parameters.keys() - _OWN
         module = FaceModule(**{name: options[name] for name in names if name in options})
         module.load_state_dict(kept["state_dict"])
+        frame, is_assumed = read_frame(options)
         del module.hparams["optimizer"]  # the default is a function, which Lightning can't pickle and warns about
     except UserError:
         raise
@@ -61,4 +67,4 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {reason}.") from error
     data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
-    return Checkpoint(module.eval(), data)
+    return Checkpoint(module.eval(), data, frame, is_assumed)

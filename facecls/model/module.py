@@ -52,6 +52,7 @@ class FaceModule(pl.LightningModule):
         image_size: Side of the images in pixels; follows ``data.image_size``.
         task_options: What the tasks are; follows ``data.tasks``.
         graph: What a trunk ``graph`` is, in a checkpoint; otherwise follows ``weights``.
+        face_frame: How the faces of the training lie in their images, in a checkpoint; otherwise measured by fit.
 
     Raises:
         UserError: If a value is out of range or the weights do not fit.
@@ -75,6 +76,7 @@ class FaceModule(pl.LightningModule):
         image_size: int = 224,
         task_options: dict[str, TaskOptions | None] = {},  # noqa: B006 - as above
         graph: dict[str, Any] | None = None,
+        face_frame: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         known = create_tasks(task_options)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from facecls.data.tasks import Age, Task, Tasks, create_tasks
 from facecls.errors import UserError
-from facecls.model.checkpoint import read_checkpoint
-from facecls.model.network import FaceModel
+from facecls.finding.frame import Frame, read_frame
+from facecls.model.checkpoint import Checkpoint, read_checkpoint
 
 Device = Literal["auto", "cpu", "cuda"]
 Tta = Literal["none", "flip"]
@@ -28,11 +28,15 @@ class Predictor(Protocol):
         image_size: Side S of the faces that it takes, in pixels.
         tasks: What it predicts, by name.
         outputs: Names of its estimates (``Head.outputs``).
+        frame: How the faces that it was trained on lie in their images; ``None`` if none were found in them.
+        is_frame_assumed: Whether its file does not say it, and the frame is UTKFace's.
     """
 
     image_size: int
     tasks: Tasks
     outputs: tuple[str, ...]
+    frame: Frame | None
+    is_frame_assumed: bool
 
     def estimate(self, images: Tensor) -> Estimates:
         """Estimates labels in float32.
@@ -47,18 +51,20 @@ class Predictor(Protocol):
 
 
 class TorchPredictor:
-    """A ``FaceModel``.
+    """The model of a checkpoint.
 
     Args:
-        model: The model; it is moved to the device and set to evaluation mode.
-        image_size: Side of the faces it was trained with, in pixels.
+        checkpoint: The checkpoint; its model is moved to the device and set to evaluation mode.
         device: Where to compute.
         tta: Whether to average over mirror images.
     """
 
-    def __init__(self, model: FaceModel, image_size: int, device: torch.device, tta: Tta = "none") -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, tta: Tta = "none") -> None:
+        model = checkpoint.module.model
         self.model = model.to(device).eval()
-        self.image_size = image_size
+        self.image_size: int = checkpoint.module.hparams["image_size"]
+        self.frame = checkpoint.frame
+        self.is_frame_assumed = checkpoint.is_frame_assumed
         self.tasks: Tasks = model.tasks
         self.outputs = tuple(name for head in model.heads.values() for name in head.outputs)
         self.device = device
@@ -112,6 +118,7 @@ class OnnxPredictor:
             )
         metadata = json.loads(about)
         self.image_size: int = metadata["image_size"]
+        self.frame, self.is_frame_assumed = read_frame(metadata)
         self.tasks = _tasks(metadata)
         self.outputs = tuple(output.name for output in self.session.get_outputs())
         self.temperatures: Mapping[str, float] = metadata["temperatures"]
@@ -203,7 +210,7 @@ def open_predictor(path: str | Path, device: Device = "auto", tta: Tta = "none",
         return OnnxPredictor(path, device, tta, gpu)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("Expected a GPU, but there is none that torch can use; omit --device or use cpu.")
-    module = read_checkpoint(path).module
+    checkpoint = read_checkpoint(path)
     use_cuda = device != "cpu" and torch.cuda.is_available()
     where = torch.device("cuda", gpu) if use_cuda else torch.device("cpu")
-    return TorchPredictor(module.model, module.hparams["image_size"], where, tta)
+    return TorchPredictor(checkpoint, where, tta)

@@ -1,7 +1,4 @@
-"""``python -m facecls.predict``: attributes of any number of faces, one row for each.
-
-Each image is taken as one face; faces are not detected in larger images.
-"""
+"""``python -m facecls.predict``: attributes of the faces in any number of photos, one row for each face."""
 
 import argparse
 import os
@@ -24,19 +21,22 @@ if TYPE_CHECKING:
 
     from facecls.model.predictor import Predictor
     from facecls.predict.faces import Batch
+    from facecls.predict.finder import Finder
     from facecls.predict.grid import Grid
     from facecls.predict.inputs import Input
     from facecls.predict.outputs import Journal
     from facecls.predict.screen import Screen
 
 _ABOUT = (
-    "Predicts gender, race, age and whatever else a model was trained for, one row per face. Each image is taken as "
-    "one face; faces are not detected in larger images."
+    "Predicts gender, race, age and whatever else a model was trained for: finds the faces in photos, brings each into "
+    "the frame of the faces that the model was trained on, and prints a row for it."
 )
 _INPUTS = (
     "image files, folders (with all below them), globs, .tar, .tar.gz and .zip archives, .csv and .parquet manifests "
     "with a column path, synthetic:N for N drawn faces, or - for a list of paths on standard input"
 )
+_NO_FRAME = "the detector found no faces in this model's training images: photos are taken whole"
+_FRAME_ASSUMED = "this model does not say how its faces lie in their images: as UTKFace's, it is assumed"
 _INTERRUPTED = 130
 
 
@@ -74,17 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     check(options.inputs)
     from facecls.model.predictor import open_predictor
+    from facecls.predict.faces import columns
 
     predictor = open_predictor(options.model, options.device, options.tta, rank.local)
+    finder = _open_finder(options, predictor)
     inputs = stream(options.inputs, outputs.written, predictor.tasks)
     if (first := next(inputs, None)) is None:
         raise UserError(f"Expected images to predict, but there is no file in {', '.join(options.inputs)}.")
     own = (each for each in chain([first], inputs) if rank.takes(str(each.path)))
-    if options.resume and _is_complete(outputs.out, predictor, own):
+    if options.resume and _is_complete(outputs.out, columns(predictor, finder), own):
         print(f"facecls.predict: {outputs.out} is complete; for further inputs name another file", file=sys.stderr)
         return 0
     try:
-        return _run(options, rank, predictor, own, outputs)
+        return _run(options, rank, predictor, finder, own, outputs)
     except BrokenPipeError:  # whoever reads standard output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -103,6 +105,19 @@ def create_parser() -> CommandParser:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(default: %(default)s)")
     parser.add_argument(
         "--tta", choices=["none", "flip"], default="none", help="flip averages over mirror images (default: none)"
+    )
+    parser.add_argument(
+        "--faces",
+        choices=["all", "largest", "whole"],
+        default="all",
+        help="all that are found, the largest of each photo, or whole photos, each as one face (default: all)",
+    )
+    parser.add_argument("--detector", type=Path, metavar="FILE", help="another YuNet as .onnx")
+    parser.add_argument(
+        "--threshold", type=float, default=0.6, help="least score of a face, 0 to 1 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--smallest_face", type=int, metavar="PIXELS", help="width of the smallest face to look for (default: 48)"
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run with the same --out")
     return parser
@@ -140,19 +155,31 @@ def _own_outputs(options: argparse.Namespace, rank: Rank) -> _Outputs:
     return _Outputs(out, grids[rank.number] if grids else None, written)
 
 
-def _is_complete(out: Path | None, predictor: "Predictor", inputs: "Iterator[Input]") -> bool:
-    """Whether a file is finished; one with other columns or another number of rows is rejected."""
-    from facecls.predict.faces import columns
+def _open_finder(options: argparse.Namespace, predictor: "Predictor") -> "Finder":
+    """What takes faces out of photos."""
+    from facecls.finding.detector import Detector
+    from facecls.predict.finder import Finder
+
+    return Finder(predictor, options.faces, Detector(options.detector, options.threshold, options.smallest_face))
+
+
+def _is_complete(out: Path | None, columns: "dict[str, str]", inputs: "Iterator[Input]") -> bool:
+    """Whether a file is finished; one with other columns or rows for another number of inputs is rejected."""
     from facecls.predict.outputs import check_complete, is_finished
 
     if out is None or not is_finished(out):
         return False
-    check_complete(out, columns(predictor), count=sum(1 for _ in inputs))
+    check_complete(out, columns, count=sum(1 for _ in inputs))
     return True
 
 
 def _run(
-    options: argparse.Namespace, rank: Rank, predictor: "Predictor", inputs: "Iterator[Input]", outputs: _Outputs
+    options: argparse.Namespace,
+    rank: Rank,
+    predictor: "Predictor",
+    finder: "Finder",
+    inputs: "Iterator[Input]",
+    outputs: _Outputs,
 ) -> int:
     from facecls.predict.faces import columns, predict_stream
     from facecls.predict.grid import Grid
@@ -166,11 +193,15 @@ def _run(
     def open_output() -> Journal | Screen:
         if outputs.out is None:
             return Screen(predictor.tasks)
-        return Journal(outputs.out, columns(predictor), sha256(options.model), options.tta)
+        return Journal(outputs.out, columns(predictor, finder), sha256(options.model), _deciding(options))
 
+    if options.faces != "whole" and predictor.frame is None:
+        print(_NO_FRAME, file=sys.stderr)
+    elif options.faces != "whole" and predictor.is_frame_assumed:
+        print(_FRAME_ASSUMED, file=sys.stderr)
     grid = Grid(predictor.tasks)
     with open_output() as output:
-        batches = predict_stream(predictor, _remaining(inputs, output.done), options.batch_size)
+        batches = predict_stream(predictor, finder, _remaining(inputs, output.done), options.batch_size)
         try:
             _write_all(batches, output, grid, count_own, rank)
             output.finish()
@@ -183,6 +214,18 @@ def _run(
         else:
             print(f"no face was predicted, so there is no {outputs.grid}", file=sys.stderr)
     return int(output.failed > 0)
+
+
+def _deciding(options: argparse.Namespace) -> list[str]:
+    """The options that decide what is predicted, which must be the same when a run is resumed."""
+    from facecls.files import sha256
+
+    words = [f"--tta {options.tta}", f"--faces {options.faces}", f"--threshold {options.threshold:g}"]
+    if options.smallest_face is not None:
+        words.append(f"--smallest_face {options.smallest_face}")
+    if options.detector is not None:
+        words.append(f"--detector {sha256(options.detector)[:12]}")
+    return words
 
 
 def _how_to_resume(rows: int, out: Path | None) -> str:
@@ -201,21 +244,31 @@ def _write_all(
     from rich.console import Console
 
     from facecls.data.sources import quiet
+    from facecls.predict.inputs import NO_FACE
 
-    started, before = time.monotonic(), output.rows
+    started = time.monotonic()
+    counts: Counter[str] = Counter()
     with quiet() as stderr, os.fdopen(stderr, "w", closefd=False) as file:
         console = Console(file=file)
         is_shown = console.is_terminal and not output.is_interactive and rank.number == 0
         with _create_progress(console, is_shown) as progress:
-            task = progress.add_task("", total=count_all() if is_shown else None, completed=before)
+            task = progress.add_task("", total=count_all() if is_shown else None, completed=output.done.total())
             for batch in batches:
                 output.append(batch.table)
                 grid.add(batch)
-                progress.update(task, completed=output.rows)
-    rows, seconds = output.rows - before, time.monotonic() - started
-    failed = f"; {output.failed:,} could not be read" if output.failed else ""
+                progress.update(task, advance=batch.photos)
+                errors = batch.table["error"]
+                counts += Counter(photo=batch.photos, face=int(errors.isna().sum()), none=int(errors.eq(NO_FACE).sum()))
     which = f"process {rank.number} of {rank.count}: " if rank.count > 1 else ""
-    print(f"{which}{rows:,} faces in {seconds:.0f} s ({rows / seconds:.0f}/s){failed}", file=sys.stderr)
+    print(f"{which}{_summary(counts, time.monotonic() - started, output.failed)}", file=sys.stderr)
+
+
+def _summary(counts: Counter[str], seconds: float, failed: int) -> str:
+    """Such as ``3 photos, 7 faces in 2 s (4 faces/s); no face found in 1; 1 could not be read``."""
+    photos, faces = (f"{counts[word]:,} {word}{'s' * (counts[word] != 1)}" for word in ("photo", "face"))
+    text = f"{photos}, {faces} in {seconds:.0f} s ({counts['face'] / seconds:.0f} faces/s)"
+    text += f"; no face found in {counts['none']:,}" if counts["none"] else ""
+    return text + (f"; {failed:,} could not be read" if failed else "")
 
 
 def _create_progress(console: "Console", is_shown: bool) -> "Progress":
@@ -224,7 +277,7 @@ def _create_progress(console: "Console", is_shown: bool) -> "Progress":
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.0f} faces/s" if task.speed else "")
+            return Text(f"{task.speed:.1f} photos/s" if task.speed else "")
 
     return Progress(
         BarColumn(),

@@ -1,8 +1,8 @@
-"""Predictions as a table: of a stream of inputs in batches, and of images in memory."""
+"""Predictions as a table: of a stream of photos in batches, and of images in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from facecls.analysis.predictions import estimate_columns
 from facecls.data.archives import UnreadableError
 from facecls.data.parallel import in_order
 from facecls.data.store import pillow_pixels
-from facecls.data.transforms import EvalTransform
+from facecls.finding.detector import Detector
 from facecls.model.predictor import Estimates, Predictor
-from facecls.predict.inputs import Input, on_disk
+from facecls.predict.finder import Faces, Finder, Taken
+from facecls.predict.inputs import NO_FACE, Input, stream
 
 Image = str | Path | npt.NDArray[np.uint8] | PIL.Image.Image
 """The path of an image file, RGB pixels (H, W, 3), or a Pillow image."""
@@ -30,68 +31,95 @@ _HIGHEST_NORMALISED = 3
 
 
 class Batch(NamedTuple):
-    """Inputs that were predicted together.
+    """Photos that were predicted together.
 
     Attributes:
-        table: One row per input, as ``FacePredictor.predict`` returns them.
-        pixels: Per row, uint8 (S, S, 3) as the model saw it, or None for an input that can't be read.
+        table: One row per face, as ``FacePredictor.predict`` returns them.
+        pixels: Per row, uint8 (S, S, 3) as the model saw it, or None for a photo that can't be read or has no face.
         labels: Per row, the labels of a manifest as texts by task; empty without one.
+        photos: How many photos the rows are of.
     """
 
     table: pd.DataFrame
     pixels: list[npt.NDArray[np.uint8] | None]
     labels: list[Mapping[str, str]]
+    photos: int
 
 
-class _Face(NamedTuple):
+class _Photo(NamedTuple):
     given: Input
-    pixels: npt.NDArray[np.uint8] | None = None
+    faces: list[Taken]
     error: str | None = None
 
 
-def predict_stream(predictor: Predictor, inputs: Iterator[Input], batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
-    """Predicts inputs in batches, while threads read and decode at most the next two.
+class _Row(NamedTuple):
+    """A face of a photo, or what stands for one that can't be read or has none."""
+
+    given: Input
+    number: int | None
+    taken: Taken | None
+    error: str | None
+
+
+def predict_stream(
+    predictor: Predictor, finder: Finder, inputs: Iterator[Input], batch_size: int = BATCH_SIZE
+) -> Iterator[Batch]:
+    """Predicts the faces of photos in batches, while threads read, decode and search the next photos.
 
     Args:
         predictor: The model.
+        finder: Takes faces out of photos.
         inputs: Taken as they are needed.
-        batch_size: Rows that are predicted together.
+        batch_size: Faces that are predicted together.
 
     Yields:
-        ``batch_size`` rows at a time in the order of the inputs, fewer in the last batch.
+        Whole photos with ``batch_size`` faces or a few more, in the order of the inputs, fewer in the last batch.
     """
-    prepare = partial(_prepare, EvalTransform(predictor.image_size))
-    faces = in_order(prepare, inputs, ahead=2 * batch_size)
-    while batch := list(islice(faces, batch_size)):
-        yield _predict(predictor, batch)
+    photos = in_order(partial(_prepare, finder), inputs, ahead=2 * batch_size)
+    waiting: list[_Photo] = []
+    for photo in photos:
+        waiting.append(photo)
+        if sum(max(1, len(each.faces)) for each in waiting) >= batch_size:
+            yield _predict(predictor, finder, waiting)
+            waiting = []
+    if waiting:
+        yield _predict(predictor, finder, waiting)
 
 
-def _prepare(resize: EvalTransform, given: Input) -> _Face:
+def _prepare(finder: Finder, given: Input) -> _Photo:
     try:
-        return _Face(given, pixels=resize(image=given.load())["image"])
+        taken = finder.take(given.load())
     except UnreadableError as error:
-        return _Face(given, error=str(error))
+        return _Photo(given, [], str(error))
+    return _Photo(given, taken, None if taken else NO_FACE)
 
 
-def _predict(predictor: Predictor, faces: Sequence[_Face]) -> Batch:
-    pixels = [face.pixels for face in faces]
+def _predict(predictor: Predictor, finder: Finder, photos: Sequence[_Photo]) -> Batch:
+    rows = [row for photo in photos for row in _rows(photo)]
+    pixels = [None if row.taken is None else row.taken.pixels for row in rows]
     estimates: Estimates = {}
-    if readable := [image for image in pixels if image is not None]:
-        estimates = predictor.estimate(torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2))
-    table = _table(predictor, [face.given.path for face in faces], [face.error for face in faces], estimates)
-    return Batch(table, pixels, [face.given.labels for face in faces])
+    if known := [image for image in pixels if image is not None]:
+        estimates = predictor.estimate(torch.from_numpy(np.stack(known)).permute(0, 3, 1, 2))
+    return Batch(_table(predictor, finder, rows, estimates), pixels, [row.given.labels for row in rows], len(photos))
 
 
-def columns(predictor: Predictor) -> dict[str, str]:
+def _rows(photo: _Photo) -> list[_Row]:
+    if not photo.faces:
+        return [_Row(photo.given, None, None, photo.error)]
+    return [_Row(photo.given, number, taken, None) for number, taken in enumerate(photo.faces, 1)]
+
+
+def columns(predictor: Predictor, finder: Finder) -> dict[str, str]:
     """The columns of the table, in order.
 
     Args:
         predictor: The model; its tasks and outputs decide which columns there are.
+        finder: Decides whether there are columns about the place of a face.
 
     Returns:
-        ``str``, ``float32`` or ``Int16`` by name.
+        ``str``, ``float32``, ``Int16`` or ``Int32`` by name.
     """
-    types = {"path": "str"}
+    types = {"path": "str", **finder.columns}
     for name, task in predictor.tasks.items():
         has_interval = f"{name}_distribution" in predictor.outputs
         of_interval = () if has_interval else (f"{name}_low", f"{name}_high")
@@ -99,24 +127,35 @@ def columns(predictor: Predictor) -> dict[str, str]:
     return types | {"error": "str"}
 
 
-def _table(
-    predictor: Predictor, paths: Sequence[str | None], errors: Sequence[str | None], estimates: Estimates
-) -> pd.DataFrame:
-    types = columns(predictor)
+def _table(predictor: Predictor, finder: Finder, rows: Sequence[_Row], estimates: Estimates) -> pd.DataFrame:
+    types = columns(predictor, finder)
     values: dict[str, Any] = {}
     for name, task in predictor.tasks.items():
         if name in estimates:
             values |= estimate_columns(task, estimates)
             if types[name] == "str":
                 values[name] = [task.text(code) for code in values[name]]
-    is_readable = np.array([error is None for error in errors], bool)
-    cells: dict[str, Sequence[Any]] = {"path": paths, "error": errors}
+    is_known = np.array([row.taken is not None for row in rows], bool)
+    cells: dict[str, Sequence[Any]] = {"path": [row.given.path for row in rows], "error": [row.error for row in rows]}
+    if finder.columns:
+        cells |= _places(rows)
     for name in types.keys() - cells:
-        spread = np.full(len(paths), None, object)
+        spread = np.full(len(rows), None, object)
         if name in values:
-            spread[is_readable] = values[name]
+            spread[is_known] = values[name]
         cells[name] = spread.tolist()
     return pd.DataFrame({name: pd.Series(cells[name], dtype=dtype) for name, dtype in types.items()})
+
+
+def _places(rows: Sequence[_Row]) -> dict[str, Sequence[Any]]:
+    """The cells about the place of each face, in whole pixels."""
+    faces = [None if row.taken is None else row.taken.face for row in rows]
+    boxes = {
+        name: [None if face is None else round(getattr(face, name)) for face in faces]
+        for name in ("x", "y", "width", "height")
+    }
+    scores = [None if face is None else face.score for face in faces]
+    return {"face": [row.number for row in rows], **boxes, "score": scores}
 
 
 class FacePredictor:
@@ -133,34 +172,47 @@ class FacePredictor:
         self.predictor = predictor
 
     def __repr__(self) -> str:
-        """Tasks and size of the images."""
-        size = self.predictor.image_size
-        return f"FacePredictor({', '.join(self.predictor.tasks)}; {size} x {size} pixels)"
+        """Tasks, size of the images, and the frame of the faces."""
+        size, frame = self.predictor.image_size, self.predictor.frame
+        framed = "photos as they are" if frame is None else f"faces in the frame of {frame.source}"
+        return f"FacePredictor({', '.join(self.predictor.tasks)}; {size} x {size} pixels; {framed})"
 
-    def predict(self, images: Image | Tensor | Sequence[Image], batch_size: int = BATCH_SIZE) -> pd.DataFrame:
-        """Predicts faces, each of which fills its image.
+    def predict(
+        self,
+        images: Image | Tensor | Sequence[Image],
+        batch_size: int = BATCH_SIZE,
+        faces: Faces = "all",
+        detector: Detector | None = None,
+    ) -> pd.DataFrame:
+        """Predicts the faces in photos.
 
         Args:
-            images: One or many: paths of image files (str or ``Path``; no folders or archives), RGB pixels as uint8
-                arrays (H, W, 3), Pillow images, of any sizes, also mixed; or one uint8 or float tensor (N, 3, H, W),
-                RGB, 0..255. Floats are rounded. All are resized to the model's size.
-            batch_size: How many go through the model at a time.
+            images: One or many: paths of image files, folders, globs, archives, videos or manifests (str or ``Path``),
+                RGB pixels as uint8 arrays (H, W, 3), Pillow images, of any sizes, also mixed; or one uint8 or float
+                tensor (N, 3, H, W), RGB, 0..255. Floats are rounded.
+            batch_size: How many faces go through the model at a time.
+            faces: ``all`` that are found, the ``largest`` of each photo, or ``whole`` for photos that are taken as they
+                are, each as one face.
+            detector: Finds the faces; ``None`` for the usual one.
 
         Returns:
-            One row per image, in order: ``path`` (str, missing for what is not a path); for each task of the model its
-            columns; ``error`` (str, why an image can't be read; the columns of the tasks are missing then). A
-            classification such as gender has ``gender`` (str, a class) and the probability of each class, ``p_male``
-            and ``p_female`` (float32; ``p_<task>_<class>`` for tasks other than gender and race). An age has ``age``
-            (float32, years) and, from a distribution, ``age_low`` and ``age_high`` (Int16, years), which bound 90 % of
-            it.
+            One row per face, photos in order and their faces from left to right; one for a photo that can't be read or
+            has no face. ``path`` (str, missing for what is not a path); ``face`` (Int16, from 1), ``x``, ``y``,
+            ``width``, ``height`` (Int32, pixels) and ``score`` (float32, 0..1) of its box, unless photos are taken as
+            they are; for each task of the model its columns; ``error`` (str, why there is no prediction; the other
+            columns are missing then). A classification such as gender has ``gender`` (str, a class) and the probability
+            of each class, ``p_male`` and ``p_female`` (float32; ``p_<task>_<class>`` for tasks other than gender and
+            race). An age has ``age`` (float32, years) and, from a distribution, ``age_low`` and ``age_high`` (Int16,
+            years), which bound 90 % of it.
 
         Raises:
             TypeError: If an image is of no such kind.
             ValueError: If an array or a tensor has another shape, or float values that look like 0..1 or standardised.
         """
-        inputs = [_input(image) for image in _separated(images)]
-        tables = [batch.table for batch in predict_stream(self.predictor, iter(inputs), batch_size)]
-        return pd.concat(tables or [_table(self.predictor, [], [], {})], ignore_index=True)
+        finder = Finder(self.predictor, faces, detector)
+        inputs = chain.from_iterable(map(_inputs, _separated(images)))
+        tables = [batch.table for batch in predict_stream(self.predictor, finder, inputs, batch_size)]
+        return pd.concat(tables or [_table(self.predictor, finder, [], {})], ignore_index=True)
 
 
 def _separated(images: Any) -> Sequence[Any]:
@@ -186,16 +238,17 @@ def _bytes(images: Tensor) -> Tensor:
     return images.cpu()
 
 
-def _input(image: Any) -> Input:
+def _inputs(image: Any) -> Iterator[Input]:
     if isinstance(image, str | Path):
-        return on_disk(Path(image))
-    if isinstance(image, PIL.Image.Image):
-        return Input(None, partial(_of_pillow, image))
-    if not isinstance(image, np.ndarray):
+        yield from stream([str(image)])
+    elif isinstance(image, PIL.Image.Image):
+        yield Input(None, partial(_of_pillow, image))
+    elif not isinstance(image, np.ndarray):
         raise TypeError(f"Expected paths, uint8 arrays, Pillow images or a tensor, but got {type(image).__name__}.")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+    elif image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"Expected uint8 pixels of shape (H, W, 3), but got {image.dtype} of shape {image.shape}.")
-    return Input(None, partial(np.ascontiguousarray, image))
+    else:
+        yield Input(None, partial(np.ascontiguousarray, image))
 
 
 def _of_pillow(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:

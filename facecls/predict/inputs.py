@@ -30,7 +30,9 @@ STDIN = "-"
 """Stands for a list of paths on standard input, one a line."""
 NO_PHOTO = "not a photo"
 """Why a file among photos can't be read whose name does not say that it is one."""
-NO_FAILURES = frozenset({NO_PHOTO})
+NO_FACE = "no face found"
+"""Why a photo has no prediction in which the detector finds nothing."""
+NO_FAILURES = frozenset({NO_FACE, NO_PHOTO})
 """Reasons for which an input has no prediction although nothing went wrong."""
 _LIST = ".txt"
 _PHOTOS = (

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -25,11 +25,13 @@ from facecls.files import replacing
 from facecls.predict.inputs import NO_FAILURES
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
+_NUMBER = "face"
+"""The column that counts the faces of a photo, where they are found."""
 _GROUP = 50_000
 """Rows of a group in a Parquet file; so many are in memory when it is written."""
-_HEADER = {"model": "model (SHA-256)", "tta": "--tta", "columns": "columns"}
+_HEADER = {"model": "model (SHA-256)", "options": "options", "columns": "columns"}
 """The entries of a journal's header as messages call them."""
-_ARROW = {"str": pa.string(), "float32": pa.float32(), "Int16": pa.int16()}
+_ARROW = {"str": pa.string(), "float32": pa.float32(), "Int16": pa.int16(), "Int32": pa.int32()}
 
 
 def journal_of(out: Path) -> Path:
@@ -77,7 +79,7 @@ def check_complete(out: Path, columns: Mapping[str, str], count: int) -> None:
     Args:
         out: The file, which has no journal.
         columns: Types by name, as ``facecls.predict.faces.columns`` returns them.
-        count: Number of inputs of the run.
+        count: Number of inputs of the run, each with a row or with one for each face.
 
     Raises:
         UserError: If it can't be read, or has other columns or another number of whole rows. Version 0.1 left such
@@ -92,33 +94,37 @@ def check_complete(out: Path, columns: Mapping[str, str], count: int) -> None:
         if rows and names != list(columns):
             problem = "it has other columns"
         elif rows != count:
-            problem = f"the number of its whole rows is {rows:,}"
+            problem = f"it has whole rows for {rows:,}"
         else:
             return
     raise UserError(
-        f"Expected {out}, which has no journal to continue from, to hold one row for each input ({count:,}), but "
+        f"Expected {out}, which has no journal to continue from, to hold rows for each input ({count:,}), but "
         f"{problem}; delete it or name another file."
     )
 
 
 def _csv_shape(file: Path) -> tuple[list[str], int]:
-    """Names of the columns, and number of whole rows."""
+    """Names of the columns, and number of photos in whole rows."""
     with file.open(newline="", encoding="utf-8") as stream:
         rows = csv.reader((line for line in stream if line.endswith("\n")), strict=True)
         names = next(rows, [])
-        return names, sum(len(row) == len(names) for row in rows)
+        whole = (dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names))
+        return names, sum(map(is_first_row, whole))
 
 
 def _jsonl_shape(file: Path) -> tuple[list[str], int]:
     with file.open("rb") as stream:
         names = list(_parsed(stream.readline()))
         stream.seek(0)
-        return names, sum(line.endswith(b"\n") for line in stream)
+        return names, sum(is_first_row(_parsed(line)) for line in stream if line.endswith(b"\n"))
 
 
 def _parquet_shape(file: Path) -> tuple[list[str], int]:
     with pq.ParquetFile(file) as parquet:
-        return parquet.schema_arrow.names, parquet.metadata.num_rows
+        names = parquet.schema_arrow.names
+        if _NUMBER not in names:
+            return names, parquet.metadata.num_rows
+        return names, sum(map(is_first_row, parquet.read([_NUMBER]).to_pylist()))
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -137,10 +143,10 @@ class Journal:
         out: The file; ``check_output`` has accepted it.
         columns: Types by name, as ``facecls.predict.faces.columns`` returns them.
         model: SHA-256 of the model's file.
-        tta: The option of that name.
+        options: Those that decide what is predicted, as words of the command line.
 
     Attributes:
-        done: Number of rows by path that were in the journal at the start.
+        done: Number of photos by path that were in the journal at the start.
         rows: Number of rows.
         failed: Number of rows whose error is a failure.
         is_interactive: Whether rows go to a terminal.
@@ -149,13 +155,14 @@ class Journal:
         UserError: If the journal was begun with other arguments, holds something else, or can't be written.
     """
 
-    def __init__(self, out: Path, columns: Mapping[str, str], model: str, tta: str) -> None:
+    def __init__(self, out: Path, columns: Mapping[str, str], model: str, options: Sequence[str]) -> None:
         self.out = out
         self.columns = columns
         self.done: Counter[str] = Counter()
+        self.rows = 0
         self.failed = 0
         self.is_interactive = False
-        self._header: dict[str, Any] = {"model": model, "tta": tta, "columns": list(columns)}
+        self._header: dict[str, Any] = {"model": model, "options": list(options), "columns": list(columns)}
         self._file = journal_of(out)
         try:
             self._stream = self._file.open("a+b")
@@ -169,7 +176,6 @@ class Journal:
         except UserError:
             self._stream.close()
             raise
-        self.rows = self.done.total()
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -220,24 +226,38 @@ class Journal:
             ) from None
 
     def _read(self) -> int:
-        """Counts the rows of the journal and returns its length in bytes, without a last line that is cut."""
+        """Counts the rows of the journal and returns its length in bytes, without what may not be whole.
+
+        That is a last line that is cut and, where photos have several rows, the rows of the last photo.
+        """
         self._stream.seek(0)
         lines = takewhile(lambda line: line.endswith(b"\n"), self._stream)
         header = next(lines, b"")
         if header:
             self._check_header(_parsed(header))
         end = len(header)
+        last: list[tuple[dict[str, Any], int]] = []
         for line in lines:
             row = _parsed(line)
             if list(row) != list(self.columns) or not isinstance(row["path"], str):
                 raise UserError(
                     f"Expected predictions with the columns {', '.join(self.columns)} in {self._file}, but row "
-                    f"{self.done.total() + 1} has other columns; was it written with another model? Name another file."
+                    f"{self.rows + len(last) + 1} has other columns; was it written with another model? Name another "
+                    "file."
                 )
-            self.done[row["path"]] += 1
+            if is_first_row(row):
+                end += self._count(last)
+                last = []
+            last.append((row, len(line)))
+        return end if _NUMBER in self.columns else end + self._count(last)
+
+    def _count(self, rows: Sequence[tuple[dict[str, Any], int]]) -> int:
+        """Counts the rows of a photo and returns their length in bytes."""
+        for row, _ in rows:
+            self.done[row["path"]] += is_first_row(row)
+            self.rows += 1
             self.failed += row["error"] is not None and row["error"] not in NO_FAILURES
-            end += len(line)
-        return end
+        return sum(length for _, length in rows)
 
     def _check_header(self, header: Mapping[str, Any]) -> None:
         if header.keys() != self._header.keys():
@@ -271,6 +291,11 @@ def _write_parquet(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[
     with pq.ParquetWriter(dest, table_of([]).schema) as writer:
         while group := list(islice(rows, _GROUP)):
             writer.write_table(table_of(group))
+
+
+def is_first_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row of predictions is the first, or only, one of its photo."""
+    return row.get(_NUMBER) in (None, 1, "", "1")
 
 
 def count_failed(table: pd.DataFrame) -> int:

@@ -57,10 +57,12 @@ class Screen:
 
 
 def _line(tasks: Tasks, row: Mapping[Hashable, Any]) -> str:
-    """Such as ``female  98 %   asian   71 %    34 (28-41)     faces/1.jpg``."""
+    """Such as ``female  98 %   asian   71 %    34 (28-41)     photos/1.jpg, face 2``."""
     if not pd.isna(row["error"]):
         return f"{row['path']}: {row['error']}"
-    return "   ".join([*(_in_line(task, row) for task in tasks.values()), row["path"]])
+    number = row.get("face", 1)
+    where = row["path"] if pd.isna(number) or number == 1 else f"{row['path']}, face {number}"
+    return "   ".join([*(_in_line(task, row) for task in tasks.values()), where])
 
 
 def _in_line(task: Task, row: Mapping[Hashable, Any]) -> str:

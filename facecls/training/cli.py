@@ -109,8 +109,9 @@ class FaceCLI(LightningCLI):
         )
         parser.link_arguments("data.image_size", "model.image_size")
         parser.link_arguments("data.tasks", "model.task_options")
-        # only a checkpoint gives it; linked, so that it is no option
+        # only a checkpoint gives these; linked, so that they are no options
         parser.link_arguments("model.weights", "model.graph", compute_fn=lambda weights: None)
+        parser.link_arguments("data.image_size", "model.face_frame", compute_fn=lambda size: None)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_check_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
