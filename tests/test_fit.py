@@ -553,7 +553,13 @@ def test_ctrl_c_ends_cleanly_and_the_last_checkpoint_goes_on(faces: Path) -> Non
     assert process.returncode == 130
     assert err == ""  # nothing of any library
     said = [line for line in out.splitlines() if line]
-    beginnings = ["precision ", "test_resnet from random weights", "80 faces ", "predict will find", "stopped; to continue"]
+    beginnings = [
+        "precision ",
+        "test_resnet from random weights",
+        "80 faces ",
+        "predict will find",
+        "stopped; to continue",
+    ]
     assert [line[: len(start)] for line, start in zip(said, beginnings, strict=True)] == beginnings
     assert said[-1].endswith("--ckpt_path runs/tiny/version_0/checkpoints/last.ckpt")
     last = Path("runs/tiny/version_0/checkpoints/last.ckpt")

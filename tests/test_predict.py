@@ -30,6 +30,7 @@ from facecls.model.predictor import TorchPredictor
 from facecls.predict.__main__ import main
 from facecls.predict.faces import Batch
 from facecls.predict.grid import Grid, draw
+from facecls.predict.inputs import Input
 from facecls.predict.outputs import Journal, journal_of
 
 ENDINGS = ["csv", "jsonl", "parquet"]
@@ -626,20 +627,26 @@ ROW = {"path": "x.jpg", "gender": "female", "race": "asian", "age": 30.6}
 )
 def test_titles_of_the_grid(labels: dict[str, str], text: str, is_wrong: bool) -> None:
     grid = Grid(UTKFACE)
-    grid.add(Batch(pd.DataFrame([ROW]), [np.zeros((SIZE, SIZE, 3), np.uint8)], [labels], 1))
+    grid.add(Batch(pd.DataFrame([ROW]), [np.zeros((SIZE, SIZE, 3), np.uint8)], [labelled(labels)], 1))
     assert grid.titles == [(text, is_wrong)]
+
+
+def labelled(labels: dict[str, str]) -> Input:
+    return Input("x.jpg", lambda: np.zeros((1, 1, 3), np.uint8), labels)
 
 
 def batch_of(count: int, draw: Callable[[int], Any]) -> Batch:
     rows = [ROW | {"path": f"25_1_2_2017011617452512{number}.jpg"} for number in range(count)]
-    return Batch(pd.DataFrame(rows), [draw(number) for number in range(count)], [{}] * count, count)
+    return Batch(pd.DataFrame(rows), [draw(number) for number in range(count)], [labelled({})] * count, count)
 
 
 def test_the_grid_shows_the_first_faces_that_can_be_read() -> None:
     grid = Grid(UTKFACE)
     drawn = [np.full((SIZE, SIZE, 3), number, np.uint8) for number in range(70)]
     grid.add(batch_of(10, lambda number: drawn[number] if number else None))
-    grid.add(Batch(pd.DataFrame([ROW | {"age": 99.0}]), [drawn[9]], [{"gender": "1", "race": "2", "age": "26"}], 1))
+    grid.add(
+        Batch(pd.DataFrame([ROW | {"age": 99.0}]), [drawn[9]], [labelled({"gender": "1", "race": "2", "age": "26"})], 1)
+    )
     axes = draw(grid.pictures, grid.titles).axes
     assert len(axes) == 10
     assert [int(each.get_images()[0].get_array().max()) for each in axes] == [*range(1, 10), 9]  # type: ignore[union-attr]

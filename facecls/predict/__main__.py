@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from facecls.predict.grid import Grid
     from facecls.predict.inputs import Input
     from facecls.predict.outputs import Journal
+    from facecls.predict.pictures import Pictures
     from facecls.predict.screen import Screen
 
 _ABOUT = (
@@ -32,8 +33,9 @@ _ABOUT = (
     "the frame of the faces that the model was trained on, and prints a row for it."
 )
 _INPUTS = (
-    "image files, folders (with all below them), globs, .tar, .tar.gz and .zip archives, .csv and .parquet manifests "
-    "with a column path, synthetic:N for N drawn faces, or - for a list of paths on standard input"
+    "photos, folders (with all below them), globs, .tar, .tar.gz and .zip archives, videos, .csv, .tsv and .parquet "
+    "manifests with a column path, .txt lists of paths, synthetic:N for N drawn faces, or - for a list on standard "
+    "input"
 )
 _NO_FRAME = "the detector found no faces in this model's training images: photos are taken whole"
 _FRAME_ASSUMED = "this model does not say how its faces lie in their images: as UTKFace's, it is assumed"
@@ -71,14 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_options(options, rank)
     outputs = _own_outputs(options, rank)
     from facecls.predict.inputs import check, stream
+    from facecls.predict.pictures import check_folder
 
     check(options.inputs)
+    for option, folder in (("--annotate", options.annotate), ("--crops", options.crops)):
+        if folder is not None:
+            check_folder(option, folder, options.inputs)
     from facecls.model.predictor import open_predictor
     from facecls.predict.faces import columns
 
     predictor = open_predictor(options.model, options.device, options.tta, rank.local)
     finder = _open_finder(options, predictor)
-    inputs = stream(options.inputs, outputs.written, predictor.tasks)
+    inputs = stream(options.inputs, outputs.written, predictor.tasks, options.every)
     if (first := next(inputs, None)) is None:
         raise UserError(f"Expected images to predict, but there is no file in {', '.join(options.inputs)}.")
     own = (each for each in chain([first], inputs) if rank.takes(str(each.path)))
@@ -119,12 +125,19 @@ def create_parser() -> CommandParser:
     parser.add_argument(
         "--smallest_face", type=int, metavar="PIXELS", help="width of the smallest face to look for (default: 48)"
     )
+    parser.add_argument("--annotate", type=Path, metavar="DIR", help="folder for the photos with boxes and texts")
+    parser.add_argument("--crops", type=Path, metavar="DIR", help="folder for the faces as the model saw them")
+    parser.add_argument(
+        "--every", type=float, default=1.0, metavar="SECONDS", help="between frames of a video (default: %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run with the same --out")
     return parser
 
 
 def _check_options(options: argparse.Namespace, rank: Rank) -> None:
     """Rejects options that make no sense."""
+    if not options.every > 0:
+        raise UserError(f"Expected --every to be more than 0 seconds, but got {options.every:g}; name another number.")
     if options.batch_size < 1:
         raise UserError(f"Expected --batch_size to be at least 1, but got {options.batch_size}; name another number.")
     if not options.model.is_file():
@@ -185,6 +198,7 @@ def _run(
     from facecls.predict.grid import Grid
     from facecls.predict.inputs import count
     from facecls.predict.outputs import Journal
+    from facecls.predict.pictures import Pictures
     from facecls.predict.screen import Screen
 
     def count_own() -> int | None:
@@ -200,10 +214,11 @@ def _run(
     elif options.faces != "whole" and predictor.is_frame_assumed:
         print(_FRAME_ASSUMED, file=sys.stderr)
     grid = Grid(predictor.tasks)
+    pictures = Pictures(predictor.tasks, options.annotate, options.crops)
     with open_output() as output:
         batches = predict_stream(predictor, finder, _remaining(inputs, output.done), options.batch_size)
         try:
-            _write_all(batches, output, grid, count_own, rank)
+            _write_all(batches, output, (grid, pictures), count_own, rank)
             output.finish()
         except KeyboardInterrupt:
             print(f"facecls.predict: interrupted{_how_to_resume(output.rows, outputs.out)}", file=sys.stderr)
@@ -237,7 +252,7 @@ def _how_to_resume(rows: int, out: Path | None) -> str:
 def _write_all(
     batches: "Iterator[Batch]",
     output: "Journal | Screen",
-    grid: "Grid",
+    pictures: "tuple[Grid, Pictures]",
     count_all: Callable[[], int | None],
     rank: Rank,
 ) -> None:
@@ -255,7 +270,8 @@ def _write_all(
             task = progress.add_task("", total=count_all() if is_shown else None, completed=output.done.total())
             for batch in batches:
                 output.append(batch.table)
-                grid.add(batch)
+                for each in pictures:
+                    each.add(batch)
                 progress.update(task, advance=batch.photos)
                 errors = batch.table["error"]
                 counts += Counter(photo=batch.photos, face=int(errors.isna().sum()), none=int(errors.eq(NO_FACE).sum()))

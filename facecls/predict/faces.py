@@ -1,6 +1,6 @@
 """Predictions as a table: of a stream of photos in batches, and of images in memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -36,13 +36,13 @@ class Batch(NamedTuple):
     Attributes:
         table: One row per face, as ``FacePredictor.predict`` returns them.
         pixels: Per row, uint8 (S, S, 3) as the model saw it, or None for a photo that can't be read or has no face.
-        labels: Per row, the labels of a manifest as texts by task; empty without one.
+        inputs: Per row, the photo.
         photos: How many photos the rows are of.
     """
 
     table: pd.DataFrame
     pixels: list[npt.NDArray[np.uint8] | None]
-    labels: list[Mapping[str, str]]
+    inputs: list[Input]
     photos: int
 
 
@@ -100,7 +100,7 @@ def _predict(predictor: Predictor, finder: Finder, photos: Sequence[_Photo]) -> 
     estimates: Estimates = {}
     if known := [image for image in pixels if image is not None]:
         estimates = predictor.estimate(torch.from_numpy(np.stack(known)).permute(0, 3, 1, 2))
-    return Batch(_table(predictor, finder, rows, estimates), pixels, [row.given.labels for row in rows], len(photos))
+    return Batch(_table(predictor, finder, rows, estimates), pixels, [row.given for row in rows], len(photos))
 
 
 def _rows(photo: _Photo) -> list[_Row]:

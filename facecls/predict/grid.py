@@ -43,9 +43,9 @@ class Grid:
         """
         if len(self.pictures) == MOST_FACES:
             return
-        for pixels, row, labels in zip(batch.pixels, batch.table.to_dict("records"), batch.labels, strict=True):
+        for pixels, row, given in zip(batch.pixels, batch.table.to_dict("records"), batch.inputs, strict=True):
             if pixels is not None and len(self.pictures) < MOST_FACES:
-                known = _known(self.tasks, labels or _labels_in_name(str(row["path"])))
+                known = _known(self.tasks, given.labels or _labels_in_name(str(row["path"])))
                 self.pictures.append(pixels)
                 self.titles.append(title(self.tasks, _predicted(self.tasks, row), known))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -35,6 +36,7 @@ NO_FACE = "no face found"
 NO_FAILURES = frozenset({NO_FACE, NO_PHOTO})
 """Reasons for which an input has no prediction although nothing went wrong."""
 _LIST = ".txt"
+_VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 _PHOTOS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -42,6 +44,9 @@ _PHOTOS = (
 """Endings of images, in lower case."""
 _LOOKED_AT = 20
 """Lines of a text file that tell whether it is a list."""
+EVERY = 1.0
+"""Seconds between the frames of a video that are looked at."""
+_FRAME_QUALITY = 95
 
 
 class Input(NamedTuple):
@@ -60,7 +65,10 @@ class Input(NamedTuple):
 
 
 def stream(
-    arguments: Sequence[str], left_out: Collection[Path] = (), tasks: Tasks = MappingProxyType({})
+    arguments: Sequence[str],
+    left_out: Collection[Path] = (),
+    tasks: Tasks = MappingProxyType({}),
+    every: float = EVERY,
 ) -> Iterator[Input]:
     """Lists the inputs that arguments name.
 
@@ -71,6 +79,7 @@ def stream(
       no glob.
     - An archive (``.tar``, ``.tar.gz``, ``.tgz``, ``.zip``) is its members, in their order, read in place.
     - A manifest (``.csv``, ``.tsv``, ``.parquet``, or a ``.txt`` with a header) is the files in its column ``path``.
+    - A video (by its ending, also in a folder) is a frame every so many seconds, named ``clip.mp4#t=12.5``.
     - ``synthetic:N`` is N drawn faces.
     - ``-`` is the paths on standard input, one a line, each one of the above but no glob; so is a ``.txt`` whose lines
       are paths, relative to the working directory or else to its folder. Quotes around a path are no part of it.
@@ -81,6 +90,7 @@ def stream(
         arguments: As on the command line.
         left_out: Resolved paths that are passed over, such as what the command itself writes.
         tasks: The tasks whose labels are read from manifests; drawn faces wear glasses if ``glasses`` is one.
+        every: Seconds between the frames of a video.
 
     Yields:
         The inputs, in the order of the arguments.
@@ -94,9 +104,9 @@ def stream(
         if isinstance(place, Input):
             yield place
         elif _is(Path.is_dir, place):
-            yield from _in_folder(place, is_left_out)
+            yield from _in_folder(place, is_left_out, every)
         elif not is_left_out(place):
-            yield from _in_file(place, tasks)
+            yield from _in_file(place, tasks, every)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -135,7 +145,7 @@ def count(
     if STDIN in arguments:
         return None
     for place in _places(arguments):
-        if isinstance(place, Path) and _is_source(place) and not is_manifest(place):
+        if isinstance(place, Path) and (_is_video(place) or (_is_source(place) and not is_manifest(place))):
             return None
     return sum(map(is_wanted, stream(arguments, left_out)))
 
@@ -207,16 +217,21 @@ def _is_source(file: Path) -> bool:
     return is_drawn(file) or (_is(Path.is_file, file) and (is_archive(file) or _is_table(file)))
 
 
-def _in_folder(folder: Path, is_left_out: Callable[[Path], bool]) -> Iterator[Input]:
+def _in_folder(folder: Path, is_left_out: Callable[[Path], bool], every: float) -> Iterator[Input]:
     for record in open_source(folder, skip_unreadable=True):
         file = folder / record.path
-        if not is_clutter(record.path) and not is_left_out(file):
+        if _is_video(file) and not is_clutter(record.path):
+            yield from _in_video(file, every)
+        elif not is_clutter(record.path) and not is_left_out(file):
             yield _input(file.as_posix(), record, is_photo=_is_photo(record.path))
 
 
-def _in_file(file: Path, tasks: Tasks) -> Iterator[Input]:
+def _in_file(file: Path, tasks: Tasks, every: float) -> Iterator[Input]:
+    if _is_video(file):
+        yield from _in_video(file, every)
+        return
     if not _is_source(file):
-        yield on_disk(file)
+        yield _input(file.as_posix(), Record("", partial(file_bytes, file)))
         return
     try:
         if is_drawn(file):
@@ -251,13 +266,28 @@ def _in_manifest(manifest: Path, tasks: Tasks) -> Iterator[Input]:
         yield _input(path.as_posix(), record)
 
 
-def on_disk(file: Path) -> Input:
-    """The input that an image file is.
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in _VIDEOS and _is(Path.is_file, file)
 
-    Args:
-        file: Its path; there need not be such a file.
-    """
-    return _input(file.as_posix(), Record("", partial(file_bytes, file)))
+
+def _in_video(file: Path, every: float) -> Iterator[Input]:
+    """The first frame of a video, and the first one after each so many seconds."""
+    video = cv2.VideoCapture(str(file))
+    try:
+        wanted = 0.0
+        while video.grab():
+            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if seconds < wanted:
+                continue
+            wanted = (seconds // every + 1) * every
+            frame = video.retrieve()[1]
+            # as a JPEG, since many may wait for the model
+            data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _FRAME_QUALITY])[1].tobytes()
+            yield _input(f"{file.as_posix()}#t={round(seconds, 2):g}", Record("", partial(bytes, data)))
+        if not wanted:
+            yield _failed(file.as_posix(), "not a video that OpenCV reads")
+    finally:
+        video.release()
 
 
 def _failed(path: str, reason: str) -> Input:

@@ -1,0 +1,133 @@
+"""Photos with what was predicted drawn into them, and the faces as the model saw them, as files."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path, PurePath
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import PIL.Image
+from PIL import ImageDraw, ImageFont
+
+from facecls.data.tasks import Task, Tasks
+from facecls.errors import UserError
+from facecls.files import replacing
+from facecls.predict.faces import Batch
+from facecls.predict.inputs import Input
+
+_LEAST_SIDE = 480
+"""Pixels; smaller photos are enlarged, so that texts can be read."""
+_TEXT, _LEAST_TEXT = 1 / 45, 13
+"""Height of the text as a share of the photo's longer side, and at least in pixels."""
+_COLOUR, _INK = (255, 196, 0), (0, 0, 0)
+_QUALITY = 92
+
+
+def check_folder(option: str, folder: Path, inputs: Sequence[str]) -> None:
+    """Rejects a folder for pictures that would be read as an input, or that can't be written.
+
+    Args:
+        option: Its name, for messages.
+        folder: The folder; it is created if need be.
+        inputs: Words of the command line.
+
+    Raises:
+        UserError: If it is such a folder.
+    """
+    place = folder.resolve()
+    for each in inputs:
+        source = Path(each).expanduser()
+        if source.is_dir() and place.is_relative_to(source.resolve()):
+            raise UserError(f"Expected {option} outside of the photos, but {folder} is in {each}; name another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Expected a folder for {option} at {folder}, but {error.strerror}; name another.") from None
+
+
+class Pictures:
+    """Writes pictures of predictions.
+
+    Args:
+        tasks: What is predicted.
+        annotated: Folder of the photos with boxes and texts; ``None`` for none.
+        crops: Folder of the faces as the model saw them; ``None`` for none.
+    """
+
+    def __init__(self, tasks: Tasks, annotated: Path | None, crops: Path | None) -> None:
+        self.tasks = tasks
+        self.annotated = annotated
+        self.crops = crops
+
+    def add(self, batch: Batch) -> None:
+        """Writes the pictures of a batch.
+
+        Args:
+            batch: Predictions; photos without any are left out.
+
+        Raises:
+            UserError: If a file can't be written.
+        """
+        rows = zip(batch.inputs, batch.table.to_dict("records"), batch.pixels, strict=True)
+        known = [(given, row, pixels) for given, row, pixels in rows if pixels is not None]
+        if self.crops is not None:
+            for given, row, pixels in known:
+                number = row.get("face")
+                _save(self.crops / f"{flat_name(given)}{'' if number is None else f'.{number}'}.jpg", pixels)
+        if self.annotated is not None:
+            for _, group in groupby(known, key=lambda each: id(each[0])):
+                faces = list(group)
+                given = faces[0][0]
+                photo = annotate(given.load(), pd.DataFrame([row for _, row, _ in faces]), self.tasks)
+                _save(self.annotated / f"{flat_name(given)}.jpg", photo)
+
+
+def flat_name(given: Input) -> str:
+    """A file name that says where a photo lies.
+
+    Examples:
+        >>> flat_name(Input("../photos/2020/anna.jpg", load=lambda: None))
+        'photos_2020_anna'
+    """
+    path = PurePath(str(given.path))
+    stem = path.with_suffix("") if path.suffix.lower() in (".jpg", ".jpeg") else path
+    return "_".join(part for part in stem.parts if part not in (path.anchor, "..", "."))
+
+
+def annotate(photo: npt.NDArray[np.uint8], faces: pd.DataFrame, tasks: Tasks) -> npt.NDArray[np.uint8]:
+    """Draws boxes around faces, with what was predicted.
+
+    Args:
+        photo: RGB (H, W, 3).
+        faces: Their rows of the table of predictions; without places, the texts stand at the top.
+        tasks: What is predicted.
+
+    Returns:
+        RGB; a small photo is enlarged.
+    """
+    scale = max(1, -(-_LEAST_SIDE // max(photo.shape[:2])))
+    height, width = (side * scale for side in photo.shape[:2])
+    image = PIL.Image.fromarray(photo).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    size = max(_LEAST_TEXT, round(_TEXT * max(width, height)))
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    for row in faces.to_dict("records"):
+        box = [scale * row[name] for name in ("x", "y", "width", "height")] if "x" in row else [0, 0, width, height]
+        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+        pen.rectangle((left, top, right, bottom), outline=_COLOUR, width=max(2, size // 8))
+        text = ", ".join(_value(task, row[task.name]) for task in tasks.values())
+        across = pen.textlength(text, font)
+        x = min(max(0, left), max(0, width - across - size // 2))
+        y = top - 1.4 * size if top >= 1.4 * size else min(bottom, height - 1.4 * size)
+        pen.rectangle((x, y, x + across + size // 2, y + 1.35 * size), fill=_COLOUR)
+        pen.text((x + size // 4, y + 0.1 * size), text, _INK, font)
+    return np.asarray(image)
+
+
+def _value(task: Task, value: float | str) -> str:
+    return value if isinstance(value, str) else task.text(value)
+
+
+def _save(dest: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    with replacing(dest) as part:
+        PIL.Image.fromarray(pixels).save(part, "JPEG", quality=_QUALITY)

@@ -1,0 +1,287 @@
+"""Photos are predicted face by face, by the command and from Python, and what was predicted can be looked at."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+from photos import background, put
+from PIL import Image
+from trained_model import SIZE, save_checkpoint
+
+import facecls
+from facecls.data.store import decode
+from facecls.data.synthetic import draw_faces
+from facecls.data.tasks import UTKFACE
+from facecls.errors import UserError
+from facecls.finding.detector import Detector
+from facecls.finding.frame import align, measure
+from facecls.predict.__main__ import main
+from facecls.predict.finder import COLUMNS
+from facecls.predict.inputs import NO_FACE
+from facecls.predict.outputs import journal_of
+from facecls.predict.pictures import annotate
+
+Pixels = npt.NDArray[np.uint8]
+PLACES = [(150, 500, 110), (430, 200, 160), (700, 420, 240)]
+"""x, y and size of the faces of a photo, from left to right."""
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def faces() -> list[Pixels]:
+    return [decode(np.frombuffer(data, np.uint8)) for _, data in draw_faces(12, seed=3)]
+
+
+@pytest.fixture(scope="module")
+def model(faces: list[Pixels], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that knows the frame of drawn faces."""
+    detector = Detector()
+    frame = measure(map(detector.share_of_largest, faces), "drawn faces")
+    assert frame is not None
+    return str(save_checkpoint(tmp_path_factory.mktemp("framed") / "best.ckpt", face_frame=frame.options()))
+
+
+@pytest.fixture
+def photos(faces: list[Pixels]) -> list[str]:
+    """A photo of three faces, one without any, an aligned face, and one that is no image."""
+    Path("in").mkdir()
+    three = background("texture", 900, 650)
+    for face, (x, y, size) in zip(faces, PLACES, strict=False):
+        put(three, face, x, y, size)
+    pictures = {"a.png": three, "b.png": background("gradient", 500, 400), "c.png": faces[4]}
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(f"in/{name}")
+    Path("in/d.png").write_text("hello")
+    return [f"in/{name}" for name in ("a.png", "b.png", "c.png", "d.png")]
+
+
+def read(path: str) -> Pixels:
+    return decode(np.fromfile(path, np.uint8))
+
+
+def rows_of(out: str) -> pd.DataFrame:
+    return pd.read_csv(out, keep_default_na=False, na_values={"face": "", "x": ""})
+
+
+def read_table(out: Path) -> pd.DataFrame:
+    return {"csv": pd.read_csv, "parquet": pd.read_parquet, "jsonl": partial(pd.read_json, lines=True)}[out.suffix[1:]](
+        out
+    )
+
+
+def test_each_face_has_a_row(model: str, photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([model, "in", "--out", "out.csv"]) == 1  # d.png can't be read
+    table = rows_of("out.csv")
+    assert list(table)[:7] == ["path", *COLUMNS]
+    assert table["path"].tolist() == [photos[0]] * 3 + photos[1:]
+    assert table["face"].fillna(0).tolist() == [1, 2, 3, 0, 1, 0]
+    assert table["error"].tolist() == ["", "", "", NO_FACE, "", "not an image"]
+    for row, (x, y, size) in zip(table.to_dict("records"), PLACES, strict=False):
+        assert abs(int(row["x"]) + int(row["width"]) / 2 - x) < size / 4
+        assert abs(int(row["y"]) + int(row["height"]) / 2 - y) < size / 4
+    said = capsys.readouterr().err
+    assert said.startswith("4 photos, 4 faces in ")
+    assert said.endswith("; no face found in 1; 1 could not be read\n")
+
+
+def test_a_photo_without_a_face_is_no_failure(model: str, photos: list[str]) -> None:
+    assert main([model, photos[1], "--out", "out.jsonl"]) == 0
+    (row,) = map(json.loads, Path("out.jsonl").read_text().splitlines())
+    assert (row["error"], row["gender"], row["face"]) == (NO_FACE, None, None)
+
+
+def test_a_face_is_predicted_as_it_is_alone(model: str, photos: list[str], faces: list[Pixels]) -> None:
+    """What the model gives for a face of a photo is what it gives for that face brought into the frame by hand."""
+    predictor = facecls.load(model, device="cpu")
+    frame = predictor.predictor.frame
+    assert frame is not None
+    photo = read(photos[0])
+    aligned = [align(photo, face, frame, SIZE) for face in Detector().find(photo)]
+    alone = predictor.predict(aligned, faces="whole")
+    together = predictor.predict(photos[0])
+    shared = list(alone.columns[1:])
+    pd.testing.assert_frame_equal(together[shared], alone[shared])
+    whole = predictor.predict(photos[2], faces="whole")  # an aligned face is taken as it is
+    pd.testing.assert_frame_equal(predictor.predict(photos[2])[shared], whole[shared])
+
+
+@pytest.mark.parametrize("as_option", [True, False])
+def test_the_largest_face_or_the_whole_photo(as_option: bool, model: str, photos: list[str]) -> None:
+    def predict(faces: str) -> pd.DataFrame:
+        if not as_option:
+            given: Any = faces
+            return facecls.load(model, device="cpu").predict(photos[:2], faces=given)
+        assert main([model, *photos[:2], "--faces", faces, "--out", f"{faces}.parquet"]) == 0
+        return pd.read_parquet(f"{faces}.parquet")
+
+    largest = predict("largest")
+    assert largest["path"].tolist() == photos[:2]
+    assert abs(int(largest["x"][0]) + int(largest["width"][0]) / 2 - PLACES[2][0]) < 60
+    assert largest["error"].fillna("").tolist() == ["", NO_FACE]
+    whole = predict("whole")
+    assert not set(COLUMNS) & set(whole)
+    assert whole["error"].isna().all()
+
+
+def test_the_command_and_python_agree(model: str, photos: list[str]) -> None:
+    main([model, "in", "--out", "out.parquet"])
+    wanted = facecls.load(model, device="cpu").predict(["in/*.png"])
+    pd.testing.assert_frame_equal(pd.read_parquet("out.parquet"), wanted)
+    pd.testing.assert_frame_equal(facecls.load(model, device="cpu").predict(Path("in")), wanted)
+    assert "frame of drawn faces" in repr(facecls.load(model, device="cpu"))
+
+
+@pytest.mark.parametrize("cut", [1, 40, 900])
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_a_run_that_was_cut_within_a_photo_is_continued(ending: str, cut: int, model: str, photos: list[str]) -> None:
+    out = Path(f"out.{ending}")
+    words = [model, photos[1], photos[0], photos[0], "--out", str(out), "--batch_size", "1"]
+    assert main(words) == 0
+    wanted = read_table(out)
+    out.unlink()
+    assert main([*words[:-4], "--out", "all.jsonl"]) == 0
+    rows = Path("all.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(row)["face"] for row in rows] == [None, 1, 2, 3, 1, 2, 3]
+    header = {
+        "model": facecls.files.sha256(Path(model)),  # type: ignore[attr-defined]
+        "options": ["--tta none", "--faces all", "--threshold 0.6"],
+        "columns": list(json.loads(rows[0])),
+    }
+    text = json.dumps(header) + "\n" + "".join(rows)
+    journal_of(out).write_text(text[:-cut])
+    assert main([*words, "--resume"]) == 0
+    pd.testing.assert_frame_equal(read_table(out), wanted, rtol=1e-4)  # other batches, so other rounding
+    assert main([*words, "--resume"]) == 0  # complete
+    with pytest.raises(UserError, match="has whole rows for 3"):
+        main([*words[:2], *words[3:], "--resume"])
+
+
+def test_a_run_is_not_continued_with_other_faces(model: str, photos: list[str]) -> None:
+    words = [model, *photos, "--out", "out.csv"]
+    main(words)
+    Path("out.csv").unlink()
+    header = {"model": facecls.files.sha256(Path(model)), "options": ["--tta none"], "columns": []}  # type: ignore[attr-defined]
+    journal_of(Path("out.csv")).write_text(json.dumps(header) + "\n")
+    with pytest.raises(UserError, match="the same options, but it was begun with --tta none, not --tta none, --faces"):
+        main([*words, "--resume"])
+
+
+def test_photos_are_turned_as_their_cameras_say(model: str, photos: list[str]) -> None:
+    photo = Image.fromarray(read(photos[0]))
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter, clockwise
+    photo.rotate(90, expand=True).convert("RGB").save("turned.jpg", quality=97, exif=exif)
+    one, other = (facecls.load(model, device="cpu").predict(path) for path in (photos[0], "turned.jpg"))
+    assert other["face"].tolist() == [1, 2, 3]
+    assert (one[["x", "y", "width", "height"]] - other[["x", "y", "width", "height"]]).abs().max(axis=None) < 8
+
+
+def test_a_model_that_does_not_say_its_frame_takes_utkfaces(
+    photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    path = save_checkpoint(tmp_path / "old.ckpt")
+    kept = torch.load(path, weights_only=True)
+    del kept["hyper_parameters"]["face_frame"]
+    torch.save(kept, path)
+    assert main([str(path), photos[0], "--out", "out.csv"]) == 0
+    assert len(rows_of("out.csv")) == 3
+    assert "as UTKFace's, it is assumed" in capsys.readouterr().err
+
+
+# --- pictures ---
+
+
+def test_annotated_photos_and_crops(model: str, photos: list[str], faces: list[Pixels]) -> None:
+    assert main([model, "in", "--out", "out.csv", "--annotate", "seen/boxes", "--crops", "seen/faces"]) == 1
+    assert sorted(path.name for path in Path("seen/boxes").iterdir()) == ["in_a.png.jpg", "in_c.png.jpg"]
+    crops = sorted(path.name for path in Path("seen/faces").iterdir())
+    assert crops == ["in_a.png.1.jpg", "in_a.png.2.jpg", "in_a.png.3.jpg", "in_c.png.1.jpg"]
+    assert all(read(f"seen/faces/{name}").shape == (SIZE, SIZE, 3) for name in crops)
+    drawn, photo = (read(path).astype(int) for path in ("seen/boxes/in_a.png.jpg", photos[0]))
+    assert drawn.shape == photo.shape
+    changed = np.abs(drawn - photo).max(2) > 60
+    for row in rows_of("out.csv").to_dict("records")[:3]:
+        x, y, width, height = (int(row[name]) for name in ("x", "y", "width", "height"))
+        edge = changed[max(0, y) : y + height, max(0, x)]
+        assert edge.mean() > 0.6  # the left side of its box
+        assert changed[y + height // 4 : y + height // 2, x + width // 3 : x + 2 * width // 3].mean() < 0.05
+
+
+@pytest.mark.parametrize("size", [(60, 80), (900, 700), (4000, 3000)])
+def test_texts_can_be_read_at_any_size(size: tuple[int, int]) -> None:
+    width, height = size
+    rows = pd.DataFrame(
+        [
+            {"x": width * x // 10, "y": y, "width": width // 4, "height": height // 4, "gender": "female"}
+            | {"race": "asian", "age": 34.2}
+            for x, y in ((0, 0), (8, height // 2), (4, height * 9 // 10))
+        ]
+    )
+    picture = annotate(background("noise", width, height), rows, UTKFACE)
+    assert max(picture.shape[:2]) >= 480
+    labels = (np.abs(picture.astype(int) - (255, 196, 0)).max(2) < 10).astype(np.uint8)
+    opened = cv2.morphologyEx(labels, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    count, _, boxes, _ = cv2.connectedComponentsWithStats(cv2.dilate(opened, np.ones((9, 9), np.uint8)))
+    high = [box for box in boxes[1:count] if box[2] > 60]
+    assert len(high) >= 3
+    assert all(box[3] >= 12 for box in high)
+
+
+def test_pictures_do_not_become_inputs(model: str, photos: list[str]) -> None:
+    for option in ("--annotate", "--crops"):
+        with pytest.raises(UserError, match=f"Expected {option} outside of the photos, but in/seen is in in;"):
+            main([model, "in", option, "in/seen"])
+        Path("file").touch()
+        with pytest.raises(UserError, match=f"Expected a folder for {option} at file"):
+            main([model, photos[0], option, "file"])
+    assert not Path("in/seen").exists()
+
+
+# --- videos ---
+
+
+@pytest.fixture
+def video(faces: list[Pixels]) -> str:
+    """Four seconds: a face that moves, none in the third."""
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (640, 480))
+    for number in range(40):
+        frame = background("gradient", 640, 480)
+        if number // 10 != 2:
+            put(frame, faces[1], 150 + 8 * number, 240, 150)
+        writer.write(frame[..., ::-1])
+    writer.release()
+    return "clip.avi"
+
+
+def test_a_video_has_a_row_for_each_face_and_time(model: str, video: str) -> None:
+    assert main([model, video, "--out", "out.csv"]) == 0
+    table = rows_of("out.csv")
+    assert table["path"].tolist() == [f"clip.avi#t={second}" for second in range(4)]
+    assert table["error"].tolist() == ["", "", NO_FACE, ""]
+    middles = table["x"].astype(float) + table["width"].replace("", 0).astype(float) / 2
+    for second in (0, 1, 3):
+        assert abs(middles[second] - (150 + 80 * second)) < 25
+    Path("in").mkdir()
+    Path("clip.avi").rename("in/clip.avi")
+    assert main([model, "in", "--every", "0.5", "--out", "half.csv"]) == 0
+    assert rows_of("half.csv")["path"].tolist() == [f"in/clip.avi#t={number / 2:g}" for number in range(8)]
+
+
+def test_a_damaged_video_says_so(model: str) -> None:
+    Path("cut.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(2000))
+    assert main([model, "cut.mp4", "--out", "out.csv"]) == 1
+    assert rows_of("out.csv")["error"].tolist() == ["not a video that OpenCV reads"]
+    with pytest.raises(UserError, match="--every to be more than 0 seconds, but got 0"):
+        main([model, "cut.mp4", "--every", "0"])
