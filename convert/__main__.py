@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--keep-classifier", action="store_true", help="keep the classifier of a Keras file, for facecls.identify"
     )
-    options = parser.parse_args(arguments)
     with command("convert"):
+        options = parser.parse_args(arguments)
         _check_options(options)
         from convert.plain.network import Asked  # imports onnx
 

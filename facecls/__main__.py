@@ -11,11 +11,11 @@ COMMANDS = {
     "fit": ("facecls.fit", "train a model, test its best epoch and write the report"),
     "evaluate": ("facecls.evaluate", "test a trained model on any faces"),
     "report": ("facecls.report", "write the report of a run again, or compare runs"),
-    "predict": ("facecls.predict", "predict the attributes of faces in files, folders and archives"),
+    "predict": ("facecls.predict", "find the faces in photos and predict their attributes"),
     "export": ("facecls.export", "write a trained model as one ONNX file, float32 or int8"),
     "bench": ("facecls.bench", "time the training loop and its parts, and say what limits it"),
     "download": ("facecls.download", "fetch weights, labels or faces"),
-    "convert": ("convert", "turn a Keras VGGFace2 ResNet-50 into a trunk file"),
+    "convert": ("convert", "turn a face network (Keras, ONNX, CLIP) into a trunk file"),
     "identify": ("facecls.identify", "name the VGGFace2 identity of a face, to check a conversion"),
 }
 """Module and description of each command, in the order in which the help lists them."""

@@ -246,8 +246,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 after a user's mistake or a failed download, 130 after Ctrl-C.
     """
-    options = _parser().parse_args(args)
     with command("facecls.download"):
+        options = _parser().parse_args(args)
         if options.what == "imagenet":
             make_imagenet(options.dest)
         elif options.what == "weights":

@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", type=Path, metavar="IMAGE", nargs="+", help="a closely cropped face")
     parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="names, rcmalli_vggface_labels_v2.npy")
     parser.add_argument("--top", type=int, default=5, help="how many identities to print (default: %(default)s)")
-    options = parser.parse_args(arguments)
     with command("facecls.identify"):
+        options = parser.parse_args(arguments)
         if options.top < 1:
             raise UserError(f"Expected --top to be at least 1, but got {options.top}; choose another number.")
         labels = read_labels(options.labels) if options.labels else None

@@ -37,6 +37,8 @@ from facecls.training import cli
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
+OPTIONS = ["--tta none", "--faces all", "--threshold 0.6"]
+"""What the journal of a prediction with the usual options says of them."""
 FACES = 121
 """Of which 37 are tested and 13 validate, so that neither part divides by two."""
 WORDS = [
@@ -348,7 +350,7 @@ def test_a_process_resumes_its_own_shard(
     shard.unlink()
     rows = [json.dumps(row) for row in whole[:9].astype(object).where(whole[:9].notna(), None).to_dict("records")]
     digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
-    header = json.dumps({"model": digest, "tta": "none", "columns": list(whole)})
+    header = json.dumps({"model": digest, "options": OPTIONS, "columns": list(whole)})
     journal_of(shard).write_text("".join(f"{row}\n" for row in [header, *rows]) + '{"path": "cut')
     with pytest.raises(UserError, match=r"all\.rank1of3\.csv\.journal\.jsonl exists; continue with --resume"):
         _predict(1, words, monkeypatch)
