@@ -43,12 +43,13 @@ TIMM = (
     "ghostnet_100",
     "mobilenetv3_small_100",
     "resnet18",
+    "resnet18 fp16",
     "regnetx_002",
     "efficientnet_lite0",
     "iresnet18",
     "mobilefacenet",
 )
-"""Exported to ONNX at 112 pixels; the last two are written below."""
+"""Exported to ONNX at 112 pixels, one in half precision; the last two are those of face networks."""
 
 
 def images(size: int) -> NDArray[np.uint8]:
@@ -145,14 +146,19 @@ def make_onnx(folder: Path) -> None:
     own = {"iresnet18": iresnet18, "mobilefacenet": mobilefacenet}
     for name in TIMM:
         torch.manual_seed(0)
-        net = (own[name]() if name in own else timm.create_model(name, num_classes=0)).eval()
+        architecture, *half = name.split()
+        net = (own[name]() if name in own else timm.create_model(architecture, num_classes=0)).eval()
         for module in net.modules():
             if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
                 torch.nn.init.normal_(module.running_mean, std=0.2)
         inputs = torch.from_numpy(prepared(TF, 112))
+        if half:
+            net = net.half().float()  # the weights that the file holds; it is converted to float32
         with torch.inference_mode():
             np.save(folder / f"{name}.npy", net(inputs).numpy())
+        if half:
+            net, inputs = net.half(), inputs.half()
         dynamo = name != "iresnet18"
         torch.onnx.export(
             net, (inputs[:1],), folder / f"{name}.onnx", dynamo=dynamo, opset_version=18 if dynamo else 11
