@@ -153,16 +153,35 @@ def make_onnx(folder: Path) -> None:
                 torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
                 torch.nn.init.normal_(module.running_mean, std=0.2)
         inputs = torch.from_numpy(prepared(TF, 112))
-        if half:
-            net = net.half().float()  # the weights that the file holds; it is converted to float32
         with torch.inference_mode():
             np.save(folder / f"{name}.npy", net(inputs).numpy())
+        example = inputs[:1]
         if half:
-            net, inputs = net.half(), inputs.half()
+            net, example = net.half(), example.half()
         dynamo = name != "iresnet18"
-        torch.onnx.export(
-            net, (inputs[:1],), folder / f"{name}.onnx", dynamo=dynamo, opset_version=18 if dynamo else 11
-        )
+        path = folder / f"{name}.onnx"
+        torch.onnx.export(net, (example,), path, dynamo=dynamo, opset_version=18 if dynamo else 11)
+        if half:  # torch folds the BatchNorms in half precision, so the weights of the file count
+            np.save(folder / f"{name}.npy", run_in_float32(path, inputs.numpy()))
+
+
+def run_in_float32(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What ONNX Runtime computes with the weights of a model in half precision, one image after the other."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for tensor in model.graph.initializer:
+        if tensor.data_type == half:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("f4"), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = single
+    del model.graph.value_info[:]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    found: NDArray[np.float32] = np.concatenate([session.run(None, {name: image[None]})[0] for image in inputs])
+    return found
 
 
 def convert(source: Path, contract: Contract | None) -> tuple[str, float, float]:
