@@ -5,6 +5,7 @@ import importlib.util
 import math
 import threading
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ _STEP = 4
 """At most the factor between two passes, so that a face too large for one is found in the other."""
 _TILE, _OVERLAP = 1280, 320
 """Pixels; a face in two tiles is whole in one of them, if it is no wider than the overlap."""
+_LEAST_SIDE = 64
+"""Pixels of a picture that is searched; smaller ones are widened."""
 _SAME = 0.4
 """Share of two boxes, of what they cover together, from which they are of one face."""
 _INSIDE = 0.8
@@ -85,7 +88,7 @@ class Detector:
         if not 0 < threshold < 1:
             raise UserError(f"Expected a threshold between 0 and 1, but got {threshold:g}; {THRESHOLD} is the default.")
         if smallest is not None and smallest < 8:
-            raise UserError(f"Expected a smallest face of at least 8 pixels, but got {smallest}.")
+            raise UserError(f"Expected a smallest face of at least 8 pixels, but got {smallest}; name another width.")
         self.file = _own_file() if file is None else file
         self.threshold = threshold
         self.smallest = smallest
@@ -160,18 +163,21 @@ class Detector:
     def _search(self, image: Pixels, most: int) -> list[Face]:
         found: list[Face] = []
         for scale in _scales(image.shape, self.smallest, most):
-            for tile, x, y in _tiles(_resized(image, scale)):
-                edges = (x > 0, y > 0)
-                found += [
-                    _placed(face, scale, x, y) for face in self._detect(tile) if not _is_cut(face, edges, tile.shape)
-                ]
+            for tile in _tiles(image, scale):
+                found += [_placed(face, scale, tile) for face in self._detect(tile.pixels) if not _is_cut(face, tile)]
         return _each_once(found)
 
     def _detect(self, image: Pixels) -> list[Face]:
+        height, width = image.shape[:2]
+        # of 32 pixels a side and less OpenCV 4.14 reads memory that holds something else
+        right, bottom = max(0, _LEAST_SIDE - width), max(0, _LEAST_SIDE - height)
+        if right or bottom:
+            image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT)
         net = self._net()
         net.setInputSize((image.shape[1], image.shape[0]))
         rows = net.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-        return [] if rows is None else [_face(row) for row in rows.astype(np.float64)]
+        found = [] if rows is None else [row for row in rows.astype(np.float64) if np.isfinite(row).all()]
+        return [_face(row) for row in found if row[2] > 0 and row[3] > 0 and row[0] < width and row[1] < height]
 
     def _net(self) -> Any:
         """OpenCV's detector of this thread."""
@@ -185,6 +191,12 @@ class Detector:
                 reason = str(error).strip().partition("\n")[0]
                 raise UserError(f"Expected a YuNet that OpenCV reads in {self.file}, but it can't: {reason}.") from None
         return self._own.net
+
+
+@cache
+def usual_detector() -> Detector:
+    """YuNet with the usual options, made once."""
+    return Detector()
 
 
 def largest(faces: Iterable[Face]) -> Face | None:
@@ -223,16 +235,40 @@ def _resized(image: Pixels, scale: float) -> Pixels:
     return resized
 
 
-def _tiles(image: Pixels) -> Iterator[tuple[Pixels, int, int]]:
-    """Overlapping parts of an image, with the x and y of their first pixel."""
+class _Tile(NamedTuple):
+    """A part of an enlarged photo.
+
+    Attributes:
+        pixels: RGB (H, W, 3).
+        x: Of its left edge, in pixels of the enlarged photo.
+        y: Of its upper edge.
+        goes_on: Whether the photo goes on beyond its left, upper, right and lower edge.
+    """
+
+    pixels: Pixels
+    x: float
+    y: float
+    goes_on: tuple[bool, bool, bool, bool]
+
+
+def _tiles(image: Pixels, scale: float) -> Iterator[_Tile]:
+    """Overlapping parts of an enlarged photo; each is enlarged by itself, so that the whole never takes memory."""
+    if scale < 1:
+        image = _resized(image, scale)
     height, width = image.shape[:2]
-    for y in _starts(height):
-        for x in _starts(width):
-            yield np.ascontiguousarray(image[y : y + _TILE, x : x + _TILE]), x, y
+    factor = max(1.0, scale)
+    for top, bottom in _spans(height, factor):
+        for left, right in _spans(width, factor):
+            part = np.ascontiguousarray(image[top:bottom, left:right])
+            goes_on = (left > 0, top > 0, right < width, bottom < height)
+            yield _Tile(_resized(part, factor), left * factor, top * factor, goes_on)
 
 
-def _starts(side: int) -> list[int]:
-    return [0, *range(_TILE - _OVERLAP, side - _OVERLAP, _TILE - _OVERLAP)]
+def _spans(side: int, factor: float) -> list[tuple[int, int]]:
+    """Where tiles begin and end along a side of a photo, in its own pixels."""
+    tile, step = round(_TILE / factor), max(1, round((_TILE - _OVERLAP) / factor))
+    starts = [0, *range(step, side - (tile - step), step)]
+    return [(start, min(side, start + tile)) for start in starts]
 
 
 def _tilt(face: Face) -> float:
@@ -246,15 +282,11 @@ def _is_central(face: Face) -> bool:
     return bool(np.abs(middle - _PART / 2).max() < 0.3 * _PART)
 
 
-def _is_cut(face: Face, edges: tuple[bool, bool], shape: tuple[int, ...]) -> bool:
+def _is_cut(face: Face, tile: _Tile) -> bool:
     """Whether a face may go on beyond the edge of a tile, inside the photo: then the next tile has it whole."""
-    right, bottom = shape[1] == _TILE, shape[0] == _TILE  # the last tile ends earlier
-    return (
-        (edges[0] and face.x <= 0)
-        or (edges[1] and face.y <= 0)
-        or (right and face.x + face.width >= shape[1])
-        or (bottom and face.y + face.height >= shape[0])
-    )
+    height, width = tile.pixels.shape[:2]
+    beyond = (face.x <= 0, face.y <= 0, face.x + face.width >= width, face.y + face.height >= height)
+    return any(goes_on and is_beyond for goes_on, is_beyond in zip(tile.goes_on, beyond, strict=True))
 
 
 def _face(row: npt.NDArray[np.float64]) -> Face:
@@ -262,24 +294,26 @@ def _face(row: npt.NDArray[np.float64]) -> Face:
     return Face(x, y, width, height, float(row[14]), row[4:14].reshape(5, 2))
 
 
-def _placed(face: Face, scale: float, x: int, y: int) -> Face:
+def _placed(face: Face, scale: float, tile: _Tile) -> Face:
     """A face of a tile in the pixels of the photo."""
-    points = (face.points + (x, y) + 0.5) / scale - 0.5  # the middles of pixels are at whole numbers
-    return Face((face.x + x) / scale, (face.y + y) / scale, face.width / scale, face.height / scale, face.score, points)
+    points = (face.points + (tile.x, tile.y) + 0.5) / scale - 0.5  # the middles of pixels are at whole numbers
+    x, y = (face.x + tile.x) / scale, (face.y + tile.y) / scale
+    return Face(x, y, face.width / scale, face.height / scale, face.score, points)
 
 
 def _turn_back(face: Face, turns: int, shape: tuple[int, ...]) -> Face:
     """A face of a photo that ``np.rot90`` turned, in the pixels of the photo."""
-    height, width = shape[:2]
 
-    def back(points: Points) -> Points:
+    def back(points: Points, height: int, width: int) -> Points:
         x, y = points[:, 0], points[:, 1]
-        turned = {1: (width - 1 - y, x), 2: (width - 1 - x, height - 1 - y), 3: (y, height - 1 - x)}
+        turned = {1: (width - y, x), 2: (width - x, height - y), 3: (y, height - x)}
         return np.stack(turned[turns], 1)
 
-    corners = back(np.array([[face.x, face.y], [face.x + face.width, face.y + face.height]]))
+    height, width = shape[:2]
+    corners = back(np.array([[face.x, face.y], [face.x + face.width, face.y + face.height]]), height, width)
     (x, y), (right, bottom) = corners.min(0).tolist(), corners.max(0).tolist()
-    return Face(x, y, right - x, bottom - y, face.score, back(face.points))
+    # points are middles of pixels, of which the last is one less than the side, and corners are edges
+    return Face(x, y, right - x, bottom - y, face.score, back(face.points, height - 1, width - 1))
 
 
 def _each_once(faces: list[Face]) -> list[Face]:

@@ -1,5 +1,7 @@
 """Similarity transforms of pictures."""
 
+import math
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +87,25 @@ def sample(image: Pixels, matrix: Matrix, size: int, border: int) -> Pixels:
         by = np.array([width / shrunk[0], height / shrunk[1]])
         image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
         matrix = np.column_stack([matrix[:, :2] * by, moved(0.5 * by[None] - 0.5, matrix)[0]])
-    square: Pixels = cv2.warpAffine(image, matrix, (size, size), borderMode=border)
+    part, left, top = _needed(image, matrix, size)
+    shifted = np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ (left, top)])
+    square: Pixels = cv2.warpAffine(part, shifted, (size, size), borderMode=border)
     return square
+
+
+def _needed(image: Pixels, matrix: Matrix, size: int) -> tuple[Pixels, int, int]:
+    """The part of a picture that a square shows or mirrors, with its first x and y; OpenCV takes no large pictures."""
+    corners = moved(np.array([[0, 0], [size, 0], [0, size], [size, size]], float), inverse(matrix))
+    spans = []
+    for low, high, side in zip(corners.min(0), corners.max(0), image.shape[1::-1], strict=True):
+        first, last = math.floor(low) - 2, math.ceil(high) + 3
+        # what lies beyond an edge is mirrored from as far inside
+        start = min(first, 2 * side - last) if last > side else first
+        end = max(last, -first) if first < 0 else last
+        start = min(max(0, start), side - 1)
+        spans.append((start, max(start + 1, min(side, end))))
+    (left, right), (top, bottom) = spans
+    return image[top:bottom, left:right], left, top
 
 
 def _matrix(factor: complex, shift: complex) -> Matrix:

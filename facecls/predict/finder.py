@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facecls.data.transforms import EvalTransform
-from facecls.finding.detector import Detector, Face, largest
+from facecls.finding.detector import Detector, Face, largest, usual_detector
 from facecls.finding.frame import Frame, align, is_framed
 from facecls.model.predictor import Predictor
 
@@ -48,7 +48,7 @@ class Finder:
         self._only_largest = faces == "largest"
         self.columns = dict(COLUMNS) if self._frame is not None else {}
         if self._frame is not None:
-            self._detector = Detector() if detector is None else detector
+            self._detector = usual_detector() if detector is None else detector
 
     def take(self, image: Pixels) -> list[Taken]:
         """Takes the faces out of a photo.

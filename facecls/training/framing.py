@@ -4,7 +4,7 @@ import numpy as np
 
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.parallel import in_order
-from facecls.finding.detector import Detector
+from facecls.finding.detector import usual_detector
 from facecls.finding.frame import MEASURED, Frame, measure
 
 
@@ -19,7 +19,7 @@ def measure_frame(data: FacesDataModule) -> Frame | None:
     """
     rows = np.flatnonzero(data.faces["split"].eq("train").fillna(False).to_numpy(bool))
     rows = np.sort(np.random.default_rng(data.seed).permutation(rows)[:MEASURED])
-    detector = Detector()
+    detector = usual_detector()
     found = in_order(lambda row: detector.share_of_largest(data.picture(row)), iter(rows.tolist()), ahead=16)
     return measure(found, f"{len(rows):,} faces of the training")
 
