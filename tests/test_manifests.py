@@ -50,6 +50,9 @@ WRITTEN: dict[str, tuple[str, bytes]] = {
     "text": ("f.txt", _text(separator="\t").encode()),
     "sep= of a spreadsheet": ("f.csv", b"sep=;\r\n" + _text(separator=";", end="\r\n").encode()),
     "sep= after a BOM": ("f.csv", b"\xef\xbb\xbfsep=\t\r\n" + _text(separator="\t", end="\r\n").encode()),
+    "sep= in quotes": ("f.csv", b'"sep=;"\r\n' + _text(separator=";", end="\r\n").encode()),
+    "empty lines first": ("f.csv", b"\n\n" + _text().encode()),
+    "a separator at the end": ("f.csv", _text().replace("\n", ",\n").encode()),
     "sep= with a rare separator": ("f.csv", b"sep=:\n" + _text(separator=":").encode()),
     "UTF-16": ("f.csv", _text(separator="\t").encode("utf-16")),
     "UTF-16, big end first": ("f.csv", b"\xfe\xff" + _text().encode("utf-16-be")),
@@ -133,6 +136,37 @@ def test_the_parts_are_known_by_their_usual_names(words: list[str], part: str, t
     rows = "".join(f"{number}.jpg,{word}\n" for number, word in enumerate(words))
     (tmp_path / "f.csv").write_text("path,split\n" + rows)
     assert read_table(tmp_path / "f.csv", 0, UTKFACE).faces["split"].tolist() == [part] * len(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "cells"),
+    [
+        ("path,age\nDoe, John.jpg,25\n", 2, "Doe, John.jpg, 25"),
+        ("path,age,gender,race\n0.jpg,5,1,2\n\n1.jpg,(25, 32),1,2\n", 4, "1.jpg, (25, 32), 1, 2"),
+        ("sep=;\npath;age\n0.jpg;5;6\n", 3, "0.jpg, 5, 6"),
+    ],
+)
+def test_a_row_with_too_many_cells_is_not_cut(text: str, line: int, cells: str, tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_table(tmp_path / "f.csv", 0, UTKFACE)
+    assert f"but line {line} has {cells.count(',') + 1} ({cells}); put texts" in str(caught.value)
+
+
+def test_commas_in_a_table_of_one_column_divide_nothing(tmp_path: Path) -> None:
+    _write_images(tmp_path, ["a,b.jpg", "c.jpg"])
+    (tmp_path / "f.csv").write_text("path\na,b.jpg\nc.jpg\n")
+    assert read_table(tmp_path / "f.csv", 0, UTKFACE).faces["path"].tolist() == ["a,b.jpg", "c.jpg"]
+
+
+def test_a_name_alone_does_not_lead_to_another_folders_file(tmp_path: Path) -> None:
+    """Two rows would show one file, with the labels of two."""
+    _write_images(tmp_path, ["train/0.jpg", "train/1.jpg"])
+    rows = ["/data/train/0.jpg,20", "/data/test/0.jpg,60", "/data/test/1.jpg,70"]
+    (tmp_path / "f.csv").write_text("path,age\n" + "".join(f"{row}\n" for row in rows))
+    table = read_table(tmp_path / "f.csv", 0, UTKFACE)
+    assert table.faces[["path", "age"]].to_numpy().tolist() == [["/data/train/0.jpg", 20], ["/data/test/1.jpg", 70]]
+    assert table.rejects.to_numpy().tolist() == [["/data/test/0.jpg", "missing file"]]
 
 
 def test_a_foreign_path_must_have_one_longest_ending(tmp_path: Path) -> None:
@@ -259,6 +293,15 @@ def test_sources_of_several_kinds_are_one_set(tmp_path: Path) -> None:
     (tmp_path / "two/f.csv").write_text("path,age,split\nx/7.jpg,77,test\n")
     with pytest.raises(UserError, match=r"a column split in all of .* or in none"):
         read_table([folder, tmp_path / "two/f.csv"], 0, UTKFACE)
+
+
+def test_names_that_begin_as_a_home_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write_images(tmp_path, ["1.jpg"])
+    (tmp_path / "~x.csv").write_text("path,age\n1.jpg,5\n")
+    assert read_table("~x.csv", 0, UTKFACE).faces["age"].tolist() == [5]
+    with pytest.raises(UserError, match="it is an empty list"):
+        read_table([], 0, UTKFACE)
 
 
 def test_a_table_in_parquet_is_said_like_others(tmp_path: Path) -> None:

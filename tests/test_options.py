@@ -41,6 +41,13 @@ def test_an_option_of_the_command_line(words: list[str], got: str, meant: str) -
             5,
             "model.optimizer.init_args.lr",
         ),
+        (
+            "data:\n  train_transform:\n    class_path: facecls.data.transforms.TrainTransform\n    init_args:\n"
+            "      siz: 64\n",
+            "data.train_transform.init_args.siz",
+            5,
+            "data.train_transform.init_args.size",
+        ),
     ],
 )
 @pytest.mark.parametrize("is_one_word", [True, False])

@@ -4,6 +4,7 @@ import codecs
 import csv
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 """Other names of a column that are common; ``file`` is FairFace's."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_NO_SEPARATOR = "\x1f"
+"""Stands between the cells of a table with one column, so that commas in it divide nothing."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _START = 1 << 16
 """Bytes in which the header must end."""
@@ -61,12 +64,12 @@ def writing_of(path: Path) -> Writing:
         start = stream.read(_START)
     encoding = next((name for mark, name in _MARKS if start.startswith(mark)), None) or _unmarked(path, start)
     lines = codecs.getincrementaldecoder(encoding)().decode(start).splitlines()  # a character may be cut at the end
-    first = lines[0] if lines else ""
-    if first.lower().startswith("sep=") and len(first) == 5:
-        return Writing(encoding, first[4], 1)
-    header = next((line for line in lines if line.strip()), "")
+    number, header = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
+    if (said := header.strip(' "')).lower().startswith("sep=") and len(said) == 5:
+        return Writing(encoding, said[4], number + 1)
     counts = {separator: len(next(csv.reader([header], delimiter=separator), [])) for separator in _SEPARATORS}
-    return Writing(encoding, max(counts, key=lambda separator: counts[separator]), 0)
+    separator = max(counts, key=lambda separator: counts[separator])
+    return Writing(encoding, separator if counts[separator] > 1 else _NO_SEPARATOR, number)
 
 
 def _unmarked(path: Path, start: bytes) -> str:
@@ -107,7 +110,7 @@ def describe(path: Path, wanted: Sequence[str]) -> str:
             writing = writing_of(path)
             encoding = {"utf-8-sig": "utf-8"}.get(writing.encoding, writing.encoding.removesuffix("-le"))
             parts = [encoding] if encoding != "utf-8" else []
-            if writing.separator != ",":
+            if writing.separator not in (",", _NO_SEPARATOR):
                 parts.append(_SEPARATORS.get(writing.separator, f"separated by {writing.separator}"))
     columns = ", ".join(name if own == name else f"{name} from {own.strip()}" for name, own in chosen.items())
     how = f" ({', '.join(parts)})" if parts else ""
@@ -167,7 +170,7 @@ def _errors(path: Path) -> Iterator[None]:
     """Turns what pandas and pyarrow raise for a damaged file into a ``UserError``."""
     try:
         yield
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
+    except (OSError, ValueError, csv.Error) as error:  # pandas' and pyarrow's own errors are ValueErrors
         kind = "Parquet" if _is_parquet(path) else "CSV"
         raise UserError(f"Expected a {kind} file in {path}, but it can't be read as one: {error}") from None
 
@@ -220,6 +223,7 @@ def _options(writing: Writing) -> dict[str, Any]:
 
 
 def _csv(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
+    _check_rows(path)
     with pd.read_csv(
         path,
         usecols=used,
@@ -228,6 +232,21 @@ def _csv(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
         **_options(writing_of(path)),
     ) as chunks:
         yield from chunks
+
+
+def _check_rows(path: Path) -> None:
+    """Rejects a table with a row of more cells than the header has, which pandas would cut without a word."""
+    writing = writing_of(path)
+    with path.open(newline="", encoding=writing.encoding) as stream:
+        rows = csv.reader(islice(stream, writing.skipped, None), delimiter=writing.separator, skipinitialspace=True)
+        count = len(next(rows, []))
+        for row in rows:
+            if any(row[count:]):
+                raise UserError(
+                    f"Expected {count} cells in each row of {path}, as in its header, but line "
+                    f"{rows.line_num + writing.skipped} has {len(row)} ({', '.join(row)}); put texts that hold a "
+                    "separator into quotes."
+                )
 
 
 def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from facecls.data.buffers import SharedBuffers
 from facecls.data.dataset import FaceDataset, FeatureDataset
+from facecls.data.folders import expanded
 from facecls.data.manifests import describe_manifest
 from facecls.data.parsing import MISSING
 from facecls.data.sampler import FaceBatchSampler
@@ -65,7 +66,7 @@ def _check_size(name: str, transform: Transform, size: int) -> None:
 
 
 def _manifests(root: Root) -> list[Path]:
-    places = [Path(each).expanduser() for each in roots_of(root)]
+    places = [expanded(each) for each in roots_of(root)]
     return [place for place in places if is_manifest(place) and place.is_file()]
 
 

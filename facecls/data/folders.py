@@ -7,6 +7,14 @@ from pathlib import Path
 from facecls.data.archives import UnreadableError
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` replaced by the home folder; one that only begins so, such as ``~1.jpg``, as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
 def file_bytes(file: Path) -> bytes:
     """Reads a file on disk.
 

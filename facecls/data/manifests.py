@@ -1,5 +1,6 @@
 """Manifests: tables that list images with their labels, as people write them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path, PureWindowsPath
@@ -52,7 +53,7 @@ def open_manifest(manifest: Path, tasks: Tasks) -> Iterator[Row]:
 
     A path is absolute, or relative to the manifest's folder; backslashes may divide it. An absolute path that leads
     nowhere, as one of another machine does, stands for the file below the manifest's folder whose path has the longest
-    ending in common with it, if there is one such file.
+    ending in common with it, if there is one such file and, where only its name is the same, one such row.
 
     Args:
         manifest: Its path.
@@ -64,7 +65,7 @@ def open_manifest(manifest: Path, tasks: Tasks) -> Iterator[Row]:
     Raises:
         UserError: If it can't be read or lacks a path.
     """
-    files = _Files(manifest.parent)
+    files = _Files(manifest)
     for rows in stream_rows(manifest, tasks):
         columns = {name: rows[name].tolist() for name in tasks if name in rows}
         splits = rows["split"].tolist() if "split" in rows else [None] * len(rows)
@@ -141,11 +142,12 @@ class _Files:
     """The files that a manifest lists.
 
     Args:
-        folder: The manifest's folder.
+        manifest: Its path.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, manifest: Path) -> None:
+        self.manifest = manifest
+        self.folder = manifest.parent
 
     def read(self, path: str) -> bytes:
         """Returns the bytes of a file, or raises ``UnreadableError``."""
@@ -163,14 +165,26 @@ class _Files:
         return self._by_ending(divided.parts[1:]) or file
 
     def _by_ending(self, parts: tuple[str, ...]) -> Path | None:
-        """The file whose path has the longest ending in common with the parts of another."""
+        """The file whose path has the longest ending in common with the parts of another.
+
+        A name alone is enough if no other row of the manifest has it, and so is a path as long as the file's own.
+        """
         if not parts:
             return None
         common = {file: _common_ending(tuple(file.split("/")), parts) for file in self._by_name.get(parts[-1], ())}
         longest = [file for file, length in common.items() if length == max(common.values())]
         if len(longest) > 1:
             raise UnreadableError(f"missing file, and {len(longest)} files have the same ending")
-        return self.folder / longest[0] if longest else None
+        if not longest or (common[longest[0]] == 1 and "/" in longest[0] and parts[-1] in self._repeated_names):
+            return None
+        return self.folder / longest[0]
+
+    @cached_property
+    def _repeated_names(self) -> frozenset[str]:
+        """File names that several rows of the manifest have."""
+        paths = (path for rows in stream_rows(self.manifest, {}) for path in rows["path"].tolist())
+        counts = Counter(PureWindowsPath(path).name for path in paths)
+        return frozenset(name for name, count in counts.items() if count > 1)
 
     @cached_property
     def _by_name(self) -> Mapping[str, list[str]]:

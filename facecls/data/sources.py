@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from facecls.data import manifests
-from facecls.data.archives import Read, UnreadableError, archive_members
-from facecls.data.folders import file_bytes, files_below
+from facecls.data.archives import Read, archive_members
+from facecls.data.folders import expanded, file_bytes, files_below
 from facecls.data.manifests import open_manifest
 from facecls.data.tasks import Tasks
 from facecls.errors import UserError
@@ -45,9 +45,7 @@ class Record(NamedTuple):
     split: str | None = None
 
 
-def open_source(
-    path: str | Path, tasks: Tasks = MappingProxyType({}), seed: int = 0, skip_unreadable: bool = False
-) -> Iterator[Record]:
+def open_source(path: str | Path, tasks: Tasks = MappingProxyType({}), seed: int = 0) -> Iterator[Record]:
     """Opens a source of faces; memory does not grow with its size.
 
     Args:
@@ -57,7 +55,6 @@ def open_source(
         tasks: The tasks whose labels are read: from the columns of a manifest, and of drawn faces
             ``glasses``, drawn only if it is named.
         seed: Of drawn faces.
-        skip_unreadable: Whether a folder that can't be listed is a record that can't be read, rather than an error.
 
     Yields:
         The files, in the order of the source.
@@ -74,9 +71,9 @@ def open_source(
     """
     if is_drawn(path):
         return _drawn(str(path).partition(":")[2], seed, "glasses" in tasks)
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_dir():
-        return _in_folder(place, skip_unreadable)
+        return _in_folder(place)
     if not place.exists():
         raise UserError(f"Expected {ACCEPTED}, but there is nothing at {path}.")
     if is_archive(place):
@@ -132,25 +129,15 @@ def _drawn(count: str, seed: int, glasses: bool) -> Iterator[Record]:
         yield Record(name, partial(bytes, encoded), labels)
 
 
-def _in_folder(folder: Path, skip_unreadable: bool) -> Iterator[Record]:
+def _in_folder(folder: Path) -> Iterator[Record]:
     """The files below a folder; for an archive its members."""
     for path, problem in files_below(folder):
-        try:
-            if problem is not None:
-                raise UserError(f"Can't read {folder / path}: {problem.strerror}; make it readable.")
-            if is_archive(path):
-                yield from (Record(f"{path}/{name}", read) for name, read in archive_members(folder / path))
-            else:
-                yield Record(path, partial(file_bytes, folder / path))
-        except UserError as error:
-            if not skip_unreadable:
-                raise
-            reason = str(error) if problem is None else f"unreadable ({problem.strerror})"
-            yield Record(path, partial(_fail, reason))
-
-
-def _fail(reason: str) -> NoReturn:
-    raise UnreadableError(reason)
+        if problem is not None:
+            raise UserError(f"Can't read {folder / path}: {problem.strerror}; make it readable.")
+        if is_archive(path):
+            yield from (Record(f"{path}/{name}", read) for name, read in archive_members(folder / path))
+        else:
+            yield Record(path, partial(file_bytes, folder / path))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from facecls.data.archives import UnreadableError
 from facecls.data.columns import CHUNK
 from facecls.data.file_names import parse_name, photo_of
+from facecls.data.folders import expanded
 from facecls.data.manifests import stream_rows
 from facecls.data.parallel import in_order
 from facecls.data.parsing import MISSING, LabelError
@@ -92,6 +93,8 @@ def read_table(root: Root, seed: int, tasks: Tasks) -> Table:
     """
     roots = roots_of(root)
     where = ", ".join(roots)
+    if not roots:
+        raise UserError("Expected faces in data.root, but it is an empty list; name a folder, archive or manifest.")
     with quiet():
         files = (file for place in roots for file in _files(place, seed, tasks, is_only=len(roots) == 1))
         table = _collect(in_order(_inspect, files), tasks)
@@ -110,7 +113,7 @@ def read_table(root: Root, seed: int, tasks: Tasks) -> Table:
 
 
 def _files(root: str, seed: int, tasks: Tasks, is_only: bool) -> Iterator[_File]:
-    place = Path(root).expanduser()
+    place = expanded(root)
     parsers = {name: lru_cache(100_000)(task.parse) for name, task in tasks.items()}  # few of the texts differ
     records = open_source(root, tasks, seed)
     if is_manifest(place) and not place.is_dir():

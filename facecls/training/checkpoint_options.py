@@ -1,10 +1,10 @@
 """Checks that a command's options fit the checkpoint that it starts from."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from facecls.data.datamodule import FacesDataModule
+from facecls.data.folders import expanded
 from facecls.data.manifests import stream_rows
 from facecls.data.sources import Root, is_drawn, is_manifest, roots_of
 from facecls.data.tasks import Task, Tasks, create_tasks
@@ -90,7 +90,7 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
 
 
 def _has_split_column(root: Root) -> bool:
-    files = [Path(place).expanduser() for place in roots_of(root)]
+    files = [expanded(place) for place in roots_of(root)]
     return any("split" in next(stream_rows(file, {})) for file in files if is_manifest(file) and file.is_file())
 
 

@@ -21,7 +21,7 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<option>[^']+)' is not accepted"),
 )
 """How jsonargparse 4.49 speaks of an unknown option: on the command line, in a file, of a class, at the top."""
-_CLASS = re.compile(r"class_path='([\w.]+)'")
+_CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
 
 
 class OptionParser(LightningArgumentParser):
