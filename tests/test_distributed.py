@@ -37,7 +37,7 @@ from facecls.training import cli
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-OPTIONS = ["--tta none", "--faces all", "--threshold 0.6"]
+OPTIONS = ["--tta none", "--faces all", "--threshold 0.6", "--every 1"]
 """What the journal of a prediction with the usual options says of them."""
 FACES = 121
 """Of which 37 are tested and 13 validate, so that neither part divides by two."""

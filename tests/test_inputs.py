@@ -467,6 +467,24 @@ def test_a_text_file_with_a_header_is_a_manifest_and_one_of_words_is_no_image() 
 
 
 @pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "utf-8-sig"])
+def test_a_list_in_another_encoding_is_read(encoding: str) -> None:
+    Path("in/ä.png").write_bytes(encoded())
+    Path("list.txt").write_bytes("in/1.png\r\nin/ä.png\r\n".encode(encoding))
+    assert reasons("list.txt") == {"in/1.png": None, "in/ä.png": None}
+
+
+def test_a_list_of_photos_that_are_gone_names_them() -> None:
+    Path("list.txt").write_text("".join(f"gone/{number}.jpg\n" for number in range(30)))
+    assert reasons("list.txt") == {f"gone/{number}.jpg": "missing file" for number in range(30)}
+
+
+def test_a_name_that_begins_as_a_home_folder_does() -> None:
+    Path("~1.png").write_bytes(encoded())
+    assert reasons("~1.png", "~nosuch*.png") == {"~1.png": None, "~nosuch*.png": "no file matches"}
+
+
+@pytest.mark.usefixtures("listed")
 def test_a_list_may_name_folders_and_archives() -> None:
     pack("faces.zip", {"9.png": encoded()})
     Path("list.txt").write_text("in\nfaces.zip\n")

@@ -1,6 +1,7 @@
 """Photos are predicted face by face, by the command and from Python, and what was predicted can be looked at."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from trained_model import SIZE, save_checkpoint
 
 import facecls
+from facecls.data.archives import UnreadableError
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces
 from facecls.data.tasks import UTKFACE
@@ -23,7 +25,7 @@ from facecls.finding.detector import Detector
 from facecls.finding.frame import align, measure
 from facecls.predict.__main__ import main
 from facecls.predict.finder import COLUMNS
-from facecls.predict.inputs import NO_FACE
+from facecls.predict.inputs import NO_FACE, stream
 from facecls.predict.outputs import journal_of
 from facecls.predict.pictures import annotate
 
@@ -154,7 +156,7 @@ def test_a_run_that_was_cut_within_a_photo_is_continued(ending: str, cut: int, m
     assert [json.loads(row)["face"] for row in rows] == [None, 1, 2, 3, 1, 2, 3]
     header = {
         "model": facecls.files.sha256(Path(model)),  # type: ignore[attr-defined]
-        "options": ["--tta none", "--faces all", "--threshold 0.6"],
+        "options": ["--tta none", "--faces all", "--threshold 0.6", "--every 1"],
         "columns": list(json.loads(rows[0])),
     }
     text = json.dumps(header) + "\n" + "".join(rows)
@@ -205,11 +207,11 @@ def test_a_model_that_does_not_say_its_frame_takes_utkfaces(
 
 def test_annotated_photos_and_crops(model: str, photos: list[str], faces: list[Pixels]) -> None:
     assert main([model, "in", "--out", "out.csv", "--annotate", "seen/boxes", "--crops", "seen/faces"]) == 1
-    assert sorted(path.name for path in Path("seen/boxes").iterdir()) == ["in_a.png.jpg", "in_c.png.jpg"]
-    crops = sorted(path.name for path in Path("seen/faces").iterdir())
-    assert crops == ["in_a.png.1.jpg", "in_a.png.2.jpg", "in_a.png.3.jpg", "in_c.png.1.jpg"]
-    assert all(read(f"seen/faces/{name}").shape == (SIZE, SIZE, 3) for name in crops)
-    drawn, photo = (read(path).astype(int) for path in ("seen/boxes/in_a.png.jpg", photos[0]))
+    assert sorted(path.name for path in Path("seen/boxes/in").iterdir()) == ["a.png.jpg", "c.png.jpg"]
+    crops = sorted(path.name for path in Path("seen/faces/in").iterdir())
+    assert crops == ["a.png.1.jpg", "a.png.2.jpg", "a.png.3.jpg", "c.png.1.jpg"]
+    assert all(read(f"seen/faces/in/{name}").shape == (SIZE, SIZE, 3) for name in crops)
+    drawn, photo = (read(path).astype(int) for path in ("seen/boxes/in/a.png.jpg", photos[0]))
     assert drawn.shape == photo.shape
     changed = np.abs(drawn - photo).max(2) > 60
     for row in rows_of("out.csv").to_dict("records")[:3]:
@@ -239,14 +241,74 @@ def test_texts_can_be_read_at_any_size(size: tuple[int, int]) -> None:
     assert all(box[3] >= 12 for box in high)
 
 
-def test_pictures_do_not_become_inputs(model: str, photos: list[str]) -> None:
-    for option in ("--annotate", "--crops"):
-        with pytest.raises(UserError, match=f"Expected {option} outside of the photos, but in/seen is in in;"):
-            main([model, "in", option, "in/seen"])
-        Path("file").touch()
-        with pytest.raises(UserError, match=f"Expected a folder for {option} at file"):
-            main([model, photos[0], option, "file"])
-    assert not Path("in/seen").exists()
+@pytest.mark.parametrize("option", ["--annotate", "--crops"])
+def test_pictures_never_replace_photos_or_become_inputs(option: str, model: str, photos: list[str]) -> None:
+    Image.fromarray(read(photos[2])).convert("RGB").save("me.jpg", quality=95)
+    before = Path("me.jpg").read_bytes()
+    for folder in (".", "in"):
+        with pytest.raises(UserError, match=rf"Expected a new or empty folder for {option}, but {folder} holds"):
+            main([model, "me.jpg", option, folder])
+    with pytest.raises(UserError, match=r"there is no file in me\.jpg"):
+        main([model, "me.jpg", option, ".", "--out", "out.csv", "--resume"])
+    assert Path("me.jpg").read_bytes() == before
+    Path("file").touch()
+    with pytest.raises(UserError, match=f"Expected a folder for {option} at file"):
+        main([model, "me.jpg", option, "file"])
+    # a folder below the photos is passed over, whether a folder or a glob leads to it
+    for word in ("in", "i*"):
+        main([model, word, option, "in/seen", "--out", "out.csv"])
+        assert sorted(rows_of("out.csv")["path"].unique()) == photos
+        Path("out.csv").unlink()
+        shutil.rmtree("in/seen")
+
+
+def test_pictures_of_different_photos_have_different_names(model: str, photos: list[str]) -> None:
+    Path("a" * 120).mkdir()
+    names = ["a/b.jpg", "a_b.jpg", "a/b.jpeg", f"{'a' * 120}/{'b' * 240}.jpg", "a/b.png"]
+    Path("a").mkdir()
+    for name in names:
+        Image.fromarray(read(photos[2])).convert("RGB").save(name)
+    assert main([model, *names, "--crops", "cr", "--annotate", "an"]) == 0
+    assert len([path for path in Path("cr").rglob("*.jpg")]) == len(names)
+    assert len([path for path in Path("an").rglob("*.jpg")]) == len(names)
+
+
+def test_pictures_of_a_run_that_is_continued_are_all_there(
+    model: str, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words = [model, photos[0], photos[2], "--out", "out.csv", "--crops", "cr", "--batch_size", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("facecls.predict.outputs.Journal.append", broken)
+        with pytest.raises(SystemExit):
+            main(words)
+    assert main([*words, "--resume"]) == 0
+    assert len(list(Path("cr").rglob("*.jpg"))) == 4
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_the_members_of_archives_in_a_folder_are_all_read(kind: str, model: str, faces: list[Pixels]) -> None:
+    """They are read at once, since threads come back to them when the archive is long closed."""
+    Path("many").mkdir()
+    for number in range(150):
+        Image.fromarray(cv2.resize(faces[number % 4], (64, 64))).save(f"many/{number:03}.png")
+    Path("in").mkdir()
+    shutil.make_archive("in/all", kind, "many")
+    Image.fromarray(faces[0]).save("in/z.png")
+    assert main([model, "in", "--faces", "whole", "--out", "out.csv"]) == 0
+    assert len(rows_of("out.csv")) == 151
+
+
+def test_more_faces_than_a_batch_go_through_the_model_in_pieces(model: str, photos: list[str]) -> None:
+    predictor = facecls.load(model, device="cpu")
+    counts = []
+    estimate = predictor.predictor.estimate
+    predictor.predictor.estimate = lambda images: (counts.append(len(images)), estimate(images))[1]  # type: ignore[method-assign]
+    pieces = predictor.predict(photos[0], batch_size=2)
+    assert counts == [2, 1]
+    pd.testing.assert_frame_equal(pieces, predictor.predict(photos[0]), rtol=1e-4)
 
 
 # --- videos ---
@@ -277,6 +339,25 @@ def test_a_video_has_a_row_for_each_face_and_time(model: str, video: str) -> Non
     Path("clip.avi").rename("in/clip.avi")
     assert main([model, "in", "--every", "0.5", "--out", "half.csv"]) == 0
     assert rows_of("half.csv")["path"].tolist() == [f"in/clip.avi#t={number / 2:g}" for number in range(8)]
+
+
+@pytest.mark.parametrize(("rate", "every", "frames"), [(30, 0.1, 30), (30, 0.2, 15), (25, 0.2, 15), (10, 1, 3)])
+def test_frames_come_as_often_as_is_asked(rate: int, every: float, frames: int) -> None:
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), rate, (64, 48))
+    for _ in range(3 * rate):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    paths = [str(each.path) for each in stream(["clip.avi"], every=every)]
+    assert len(paths) == len(set(paths)) == frames
+
+
+def test_a_video_that_is_cut_says_so(video: str) -> None:
+    data = Path(video).read_bytes()
+    Path("cut.avi").write_bytes(data[: len(data) // 2])
+    *frames, last = stream(["cut.avi"])
+    assert frames
+    with pytest.raises(UnreadableError, match=r"cut off after \d\.\d seconds|not a video"):
+        last.load()
 
 
 def test_a_damaged_video_says_so(model: str) -> None:

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check(options.inputs)
     for option, folder in (("--annotate", options.annotate), ("--crops", options.crops)):
         if folder is not None:
-            check_folder(option, folder, options.inputs)
+            check_folder(option, folder, options.resume)
     from facecls.model.predictor import open_predictor
     from facecls.predict.faces import columns
 
@@ -164,7 +164,8 @@ def _own_outputs(options: argparse.Namespace, rank: Rank) -> _Outputs:
     out = outs[rank.number] if outs else None
     if out is not None:
         check_output(out, options.resume)
-    written = {file.resolve() for file in (*grids, *outs, *map(journal_of, outs))}
+    folders = [folder for folder in (options.annotate, options.crops) if folder is not None]
+    written = {file.resolve() for file in (*grids, *outs, *map(journal_of, outs), *folders)}
     return _Outputs(out, grids[rank.number] if grids else None, written)
 
 
@@ -173,6 +174,8 @@ def _open_finder(options: argparse.Namespace, predictor: "Predictor") -> "Finder
     from facecls.finding.detector import Detector
     from facecls.predict.finder import Finder
 
+    if options.faces == "whole":
+        return Finder(predictor, "whole")
     return Finder(predictor, options.faces, Detector(options.detector, options.threshold, options.smallest_face))
 
 
@@ -236,6 +239,7 @@ def _deciding(options: argparse.Namespace) -> list[str]:
     from facecls.files import sha256
 
     words = [f"--tta {options.tta}", f"--faces {options.faces}", f"--threshold {options.threshold:g}"]
+    words.append(f"--every {options.every:g}")
     if options.smallest_face is not None:
         words.append(f"--smallest_face {options.smallest_face}")
     if options.detector is not None:
@@ -269,9 +273,9 @@ def _write_all(
         with _create_progress(console, is_shown) as progress:
             task = progress.add_task("", total=count_all() if is_shown else None, completed=output.done.total())
             for batch in batches:
-                output.append(batch.table)
-                for each in pictures:
+                for each in pictures:  # first, since a photo that has its row is not looked at again on --resume
                     each.add(batch)
+                output.append(batch.table)
                 progress.update(task, advance=batch.photos)
                 errors = batch.table["error"]
                 counts += Counter(photo=batch.photos, face=int(errors.isna().sum()), none=int(errors.eq(NO_FACE).sum()))

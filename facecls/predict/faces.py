@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -73,17 +74,17 @@ def predict_stream(
         batch_size: Faces that are predicted together.
 
     Yields:
-        Whole photos with ``batch_size`` faces or a few more, in the order of the inputs, fewer in the last batch.
+        Whole photos with at least ``batch_size`` faces together, in the order of the inputs, fewer in the last batch.
     """
     photos = in_order(partial(_prepare, finder), inputs, ahead=2 * batch_size)
     waiting: list[_Photo] = []
     for photo in photos:
         waiting.append(photo)
         if sum(max(1, len(each.faces)) for each in waiting) >= batch_size:
-            yield _predict(predictor, finder, waiting)
+            yield _predict(predictor, finder, waiting, batch_size)
             waiting = []
     if waiting:
-        yield _predict(predictor, finder, waiting)
+        yield _predict(predictor, finder, waiting, batch_size)
 
 
 def _prepare(finder: Finder, given: Input) -> _Photo:
@@ -91,15 +92,18 @@ def _prepare(finder: Finder, given: Input) -> _Photo:
         taken = finder.take(given.load())
     except UnreadableError as error:
         return _Photo(given, [], str(error))
+    except (cv2.error, MemoryError):  # of a photo that decodes but is too large to be searched
+        return _Photo(given, [], "too large")
     return _Photo(given, taken, None if taken else NO_FACE)
 
 
-def _predict(predictor: Predictor, finder: Finder, photos: Sequence[_Photo]) -> Batch:
+def _predict(predictor: Predictor, finder: Finder, photos: Sequence[_Photo], batch_size: int) -> Batch:
     rows = [row for photo in photos for row in _rows(photo)]
     pixels = [None if row.taken is None else row.taken.pixels for row in rows]
-    estimates: Estimates = {}
-    if known := [image for image in pixels if image is not None]:
-        estimates = predictor.estimate(torch.from_numpy(np.stack(known)).permute(0, 3, 1, 2))
+    known = [image for image in pixels if image is not None]
+    parts = [known[start : start + batch_size] for start in range(0, len(known), batch_size)]
+    found = [predictor.estimate(torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2)) for part in parts]
+    estimates: Estimates = {name: np.concatenate([part[name] for part in found]) for name in (found or [{}])[0]}
     return Batch(_table(predictor, finder, rows, estimates), pixels, [row.given for row in rows], len(photos))
 
 

@@ -1,15 +1,14 @@
-"""Files, folders, globs, archives, manifests, lists and drawn faces, as named on the command line -> inputs.
+"""Photos, folders, globs, archives, videos, manifests, lists and drawn faces, as named on the command line -> inputs.
 
 Held in memory are the names in a folder and those above it, the matches of one glob, and some rows of a manifest.
 """
 
-import codecs
 import glob
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, NoReturn
@@ -19,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from facecls.data.archives import Read, UnreadableError
+from facecls.data.columns import writing_of
 from facecls.data.file_names import parse_name
-from facecls.data.folders import file_bytes
+from facecls.data.folders import expanded, file_bytes, files_below
 from facecls.data.manifests import stream_rows
 from facecls.data.sources import Record, is_archive, is_clutter, is_drawn, is_manifest, open_source
 from facecls.data.store import read_image
@@ -42,11 +42,10 @@ _PHOTOS = (
     *(".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 """Endings of images, in lower case."""
-_LOOKED_AT = 20
-"""Lines of a text file that tell whether it is a list."""
 EVERY = 1.0
 """Seconds between the frames of a video that are looked at."""
-_FRAME_QUALITY = 95
+_FRAME_QUALITY, _TICK, _LEAST_FRAMES = 95, 1e-6, 0.9
+"""Of a frame as a JPEG; what seconds are rounded by; the share of the announced frames that a whole video has."""
 
 
 class Input(NamedTuple):
@@ -88,7 +87,7 @@ def stream(
 
     Args:
         arguments: As on the command line.
-        left_out: Resolved paths that are passed over, such as what the command itself writes.
+        left_out: Resolved paths of files and folders that are passed over, such as what the command itself writes.
         tasks: The tasks whose labels are read from manifests; drawn faces wear glasses if ``glasses`` is one.
         every: Seconds between the frames of a video.
 
@@ -96,8 +95,11 @@ def stream(
         The inputs, in the order of the arguments.
     """
     names = {path.name for path in left_out}  # few files have one of these, and to resolve all is slow
+    folders = [path for path in left_out if path.is_dir()]
 
     def is_left_out(file: Path) -> bool:
+        if folders and any(file.resolve().is_relative_to(folder) for folder in folders):
+            return True
         return file.name in names and file.resolve() in left_out
 
     for place in _places(arguments):
@@ -147,27 +149,41 @@ def count(
     for place in _places(arguments):
         if isinstance(place, Path) and (_is_video(place) or (_is_source(place) and not is_manifest(place))):
             return None
+        if isinstance(place, Path) and _is(Path.is_dir, place) and _holds_more(place):
+            return None
     return sum(map(is_wanted, stream(arguments, left_out)))
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether there are files below a folder that are several inputs each."""
+    return any(is_archive(path) or _is_video(folder / path) for path, _ in files_below(folder))
 
 
 def _places(arguments: Sequence[str]) -> Iterator[Path | Input]:
     """The paths that arguments name; an unreadable input for a glob that matches nothing."""
     for argument in arguments:
         if argument == STDIN:
-            yield from _listed(sys.stdin.buffer)
+            yield from _listed(os.fsdecode(line) for line in sys.stdin.buffer)
         elif glob.has_magic(argument) and not _is(Path.exists, Path(argument)):
             yield from _matches(argument)
-        elif (place := Path(argument).expanduser()).suffix.lower() == _LIST and _is(_is_list, place):
-            with place.open("rb") as lines:
-                yield from _listed(lines, place.parent)
+        elif (place := expanded(argument)).suffix.lower() == _LIST and _is(_is_list, place):
+            yield from _listed(_lines(place), place.parent)
         else:
             yield place
 
 
-def _listed(lines: Iterable[bytes], folder: Path = Path()) -> Iterator[Path]:
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file; none if it is no text."""
+    try:
+        return file.read_text(writing_of(file).encoding, errors="surrogateescape").splitlines()
+    except ValueError:
+        return []
+
+
+def _listed(lines: Iterable[str], folder: Path = Path()) -> Iterator[Path]:
     """The paths in a list, however they are written; a relative one that leads nowhere is taken to be in the folder."""
     for line in lines:
-        text = os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))
+        text = line.removeprefix("\ufeff").rstrip("\r\n")
         bare = text.strip()
         if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
             bare = bare[1:-1]
@@ -178,11 +194,11 @@ def _listed(lines: Iterable[bytes], folder: Path = Path()) -> Iterator[Path]:
 
 
 def _is_list(file: Path) -> bool:
-    """Whether a text file lists paths: its first lines are some, and it is no manifest."""
+    """Whether a text file lists paths: some of its lines are, or are named as photos are; and it is no manifest."""
     if not file.is_file() or _is_table(file):
         return False
-    with file.open("rb") as lines:
-        return any(_is(Path.exists, place) for place in _listed(islice(lines, _LOOKED_AT), file.parent))
+    places = _listed(_lines(file), file.parent)
+    return any(place.suffix.lower() in _PHOTOS or _is(Path.exists, place) for place in places)
 
 
 def _is_table(file: Path) -> bool:
@@ -198,7 +214,7 @@ def _is_table(file: Path) -> bool:
 
 def _matches(pattern: str) -> Iterator[Path | Input]:
     # glob rather than Path.glob, since hidden files stay out as in a shell
-    matches = sorted(glob.iglob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    matches = sorted(glob.iglob(str(expanded(pattern)), recursive=True))  # noqa: PTH207
     if "**" in pattern:
         matches = [match for match in matches if not Path(match).is_dir()]
     if not matches:
@@ -218,12 +234,18 @@ def _is_source(file: Path) -> bool:
 
 
 def _in_folder(folder: Path, is_left_out: Callable[[Path], bool], every: float) -> Iterator[Input]:
-    for record in open_source(folder, skip_unreadable=True):
-        file = folder / record.path
-        if _is_video(file) and not is_clutter(record.path):
+    for path, problem in files_below(folder):
+        file = folder / path
+        if problem is not None:
+            yield _failed(file.as_posix(), f"unreadable ({problem.strerror})")
+        elif is_clutter(path) or is_left_out(file):
+            continue
+        elif is_archive(path):
+            yield from _in_archive(file)
+        elif _is_video(file):
             yield from _in_video(file, every)
-        elif not is_clutter(record.path) and not is_left_out(file):
-            yield _input(file.as_posix(), record, is_photo=_is_photo(record.path))
+        else:
+            yield _input(file.as_posix(), Record("", partial(file_bytes, file)), is_photo=_is_photo(path))
 
 
 def _in_file(file: Path, tasks: Tasks, every: float) -> Iterator[Input]:
@@ -233,11 +255,11 @@ def _in_file(file: Path, tasks: Tasks, every: float) -> Iterator[Input]:
     if not _is_source(file):
         yield _input(file.as_posix(), Record("", partial(file_bytes, file)))
         return
+    if is_archive(file):
+        yield from _in_archive(file)
+        return
     try:
-        if is_drawn(file):
-            yield from _in_drawing(file, tasks)
-        else:
-            yield from _in_archive(file) if is_archive(file) else _in_manifest(file, tasks)
+        yield from _in_drawing(file, tasks) if is_drawn(file) else _in_manifest(file, tasks)
     except UserError as error:
         yield _failed(file.as_posix(), str(error))
 
@@ -248,16 +270,20 @@ def _in_drawing(source: Path, tasks: Tasks) -> Iterator[Input]:
 
 
 def _in_archive(archive: Path) -> Iterator[Input]:
-    for record in open_source(archive):
-        if is_clutter(record.path):
-            continue
-        path = f"{archive.as_posix()}/{record.path}"
-        try:  # now, since the next member may be asked for before a thread decodes this one
-            data = record.read()
-        except UnreadableError as error:
-            yield _failed(path, str(error))
-        else:
-            yield _input(path, record._replace(read=partial(bytes, data)), is_photo=_is_photo(path))
+    """Its members; the rest of one that is damaged is an unreadable input."""
+    try:
+        for record in open_source(archive):
+            if is_clutter(record.path):
+                continue
+            path = f"{archive.as_posix()}/{record.path}"
+            try:  # now, since the next member may be asked for before a thread decodes this one
+                data = record.read()
+            except UnreadableError as error:
+                yield _failed(path, str(error))
+            else:
+                yield _input(path, record._replace(read=partial(bytes, data)), is_photo=_is_photo(path))
+    except UserError as error:
+        yield _failed(archive.as_posix(), str(error))
 
 
 def _in_manifest(manifest: Path, tasks: Tasks) -> Iterator[Input]:
@@ -273,21 +299,31 @@ def _is_video(file: Path) -> bool:
 def _in_video(file: Path, every: float) -> Iterator[Input]:
     """The first frame of a video, and the first one after each so many seconds."""
     video = cv2.VideoCapture(str(file))
+    announced = video.get(cv2.CAP_PROP_FRAME_COUNT)
+    count, wanted, now, offset = 0, 0.0, 0.0, 0.0
     try:
-        wanted = 0.0
         while video.grab():
-            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            if seconds < wanted:
+            count += 1
+            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000 + offset
+            if seconds < now - every:  # of a file that was joined from several, the clock starts again
+                offset, seconds = offset + now - seconds, now
+            now = seconds
+            if seconds < wanted - _TICK:
                 continue
-            wanted = (seconds // every + 1) * every
+            wanted = (math.floor(seconds / every + _TICK) + 1) * every
             frame = video.retrieve()[1]
+            if frame is None:
+                break
             # as a JPEG, since many may wait for the model
             data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _FRAME_QUALITY])[1].tobytes()
-            yield _input(f"{file.as_posix()}#t={round(seconds, 2):g}", Record("", partial(bytes, data)))
-        if not wanted:
-            yield _failed(file.as_posix(), "not a video that OpenCV reads")
+            time = f"{seconds:.3f}".rstrip("0").rstrip(".")
+            yield _input(f"{file.as_posix()}#t={time}", Record("", partial(bytes, data)))
     finally:
         video.release()
+    if not count:
+        yield _failed(file.as_posix(), "not a video that OpenCV reads")
+    elif count < _LEAST_FRAMES * announced:
+        yield _failed(file.as_posix(), f"cut off after {now:.1f} seconds")
 
 
 def _failed(path: str, reason: str) -> Input:

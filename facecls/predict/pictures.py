@@ -1,6 +1,6 @@
 """Photos with what was predicted drawn into them, and the faces as the model saw them, as files."""
 
-from collections.abc import Sequence
+import hashlib
 from itertools import groupby
 from pathlib import Path, PurePath
 
@@ -10,6 +10,7 @@ import pandas as pd
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
+from facecls.data.archives import UnreadableError
 from facecls.data.tasks import Task, Tasks
 from facecls.errors import UserError
 from facecls.files import replacing
@@ -21,29 +22,28 @@ _LEAST_SIDE = 480
 _TEXT, _LEAST_TEXT = 1 / 45, 13
 """Height of the text as a share of the photo's longer side, and at least in pixels."""
 _COLOUR, _INK = (255, 196, 0), (0, 0, 0)
-_QUALITY = 92
+_QUALITY, _LONGEST = 92, 200
+"""Of a JPEG; bytes of the longest name that is kept."""
 
 
-def check_folder(option: str, folder: Path, inputs: Sequence[str]) -> None:
-    """Rejects a folder for pictures that would be read as an input, or that can't be written.
+def check_folder(option: str, folder: Path, is_resumed: bool) -> None:
+    """Rejects a folder for pictures that holds something, which might be the photos themselves.
 
     Args:
         option: Its name, for messages.
         folder: The folder; it is created if need be.
-        inputs: Words of the command line.
+        is_resumed: Whether it may hold the pictures of a run that is continued.
 
     Raises:
-        UserError: If it is such a folder.
+        UserError: If it is such a folder, or can't be made.
     """
-    place = folder.resolve()
-    for each in inputs:
-        source = Path(each).expanduser()
-        if source.is_dir() and place.is_relative_to(source.resolve()):
-            raise UserError(f"Expected {option} outside of the photos, but {folder} is in {each}; name another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
     except OSError as error:
         raise UserError(f"Expected a folder for {option} at {folder}, but {error.strerror}; name another.") from None
+    if not (is_empty or is_resumed):
+        raise UserError(f"Expected a new or empty folder for {option}, but {folder} holds something; name another.")
 
 
 class Pictures:
@@ -74,25 +74,37 @@ class Pictures:
         if self.crops is not None:
             for given, row, pixels in known:
                 number = row.get("face")
-                _save(self.crops / f"{flat_name(given)}{'' if number is None else f'.{number}'}.jpg", pixels)
+                _save(self.crops / file_name(given, None if number is None else int(number)), pixels, given)
         if self.annotated is not None:
             for _, group in groupby(known, key=lambda each: id(each[0])):
                 faces = list(group)
                 given = faces[0][0]
-                photo = annotate(given.load(), pd.DataFrame([row for _, row, _ in faces]), self.tasks)
-                _save(self.annotated / f"{flat_name(given)}.jpg", photo)
+                try:
+                    photo = annotate(given.load(), pd.DataFrame([row for _, row, _ in faces]), self.tasks)
+                except UnreadableError as error:
+                    raise UserError(f"Expected {given.path} as it was a moment ago, but it is: {error}.") from None
+                _save(self.annotated / file_name(given), photo, given)
 
 
-def flat_name(given: Input) -> str:
-    """A file name that says where a photo lies.
+def file_name(given: Input, number: int | None = None) -> PurePath:
+    """Where the picture of a photo is written: in folders as the photo is.
+
+    Args:
+        given: The photo.
+        number: Of its face; ``None`` for the whole photo.
 
     Examples:
-        >>> flat_name(Input("../photos/2020/anna.jpg", load=lambda: None))
-        'photos_2020_anna'
+        >>> str(file_name(Input("../photos/anna.jpg", load=lambda: None)))
+        'up/photos/anna.jpg'
+        >>> str(file_name(Input("/photos/anna.png", load=lambda: None), number=2))
+        'photos/anna.png.2.jpg'
     """
     path = PurePath(str(given.path))
-    stem = path.with_suffix("") if path.suffix.lower() in (".jpg", ".jpeg") else path
-    return "_".join(part for part in stem.parts if part not in (path.anchor, "..", "."))
+    parts = ["up" if part == ".." else part for part in path.parts if part != path.anchor]
+    name = parts[-1].removesuffix(".jpg")
+    if len(name.encode()) > _LONGEST:  # a file's name may have 255 bytes
+        name = f"{name[: _LONGEST // 4]}-{hashlib.sha1(name.encode()).hexdigest()}"
+    return PurePath(*parts[:-1], f"{name}{'' if number is None else f'.{number}'}.jpg")
 
 
 def annotate(photo: npt.NDArray[np.uint8], faces: pd.DataFrame, tasks: Tasks) -> npt.NDArray[np.uint8]:
@@ -128,6 +140,10 @@ def _value(task: Task, value: float | str) -> str:
     return value if isinstance(value, str) else task.text(value)
 
 
-def _save(dest: Path, pixels: npt.NDArray[np.uint8]) -> None:
+def _save(dest: Path, pixels: npt.NDArray[np.uint8], given: Input) -> None:
+    photo = Path(str(given.path))
+    if dest.exists() and photo.exists() and dest.samefile(photo):
+        raise UserError(f"Expected a folder for pictures without the photos, but {dest} is one; name another folder.")
+    dest.parent.mkdir(parents=True, exist_ok=True)
     with replacing(dest) as part:
         PIL.Image.fromarray(pixels).save(part, "JPEG", quality=_QUALITY)
