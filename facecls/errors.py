@@ -77,4 +77,8 @@ class CommandParser(argparse.ArgumentParser):
         if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
             known = options_in(self.format_help())
             raise UserError(f"Expected an option that is known, but got {unknown[1]}{near(unknown[1], known)}")
+        if choice := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            known = re.findall(r"[\w.-]+", choice[3])
+            suggestion = near(choice[2], known)
+            raise UserError(f"Expected {choice[1]} to be one of {', '.join(known)}, but got {choice[2]}{suggestion}")
         raise UserError(f"{message[:1].upper()}{message[1:]}; --help says what is expected.")

@@ -124,7 +124,9 @@ def test_what_was_matched_is_said(tmp_path: Path) -> None:
     said = data.describe().splitlines()
     assert said[0] == "f.csv (semicolons): path from File, gender from sex, race from ethnicity, age from AGE"
     assert said[1].startswith("3 faces (1 train, 1 val, 1 test); 0 rejects")
-    assert said[2].startswith("1 labels left out (1 age is not a whole number")
+    assert said[2].startswith(
+        "labels left out: 1 (age is not a whole number of years from 0 to 116 or a range of them: 1)"
+    )
 
 
 @pytest.mark.parametrize(

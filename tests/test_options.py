@@ -95,6 +95,11 @@ def test_the_options_of_other_commands(
     assert capsys.readouterr().err == f"{module}: error: Expected an option that is known, but got {message}\n"
 
 
+def test_a_misspelt_choice_is_told_with_the_near_one() -> None:
+    with pytest.raises(UserError, match=r"Expected --tta to be one of none, flip, but got flipp; did you mean flip\?"):
+        predict.main(["a.ckpt", "b.jpg", "--tta=flipp"])
+
+
 def test_what_is_missing_is_told() -> None:
     with pytest.raises(
         UserError, match=r"^The following arguments are required: INPUT; --help says what is expected\.$"

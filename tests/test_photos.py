@@ -93,7 +93,7 @@ def test_each_face_has_a_row(model: str, photos: list[str], capsys: pytest.Captu
         assert abs(int(row["y"]) + int(row["height"]) / 2 - y) < size / 4
     said = capsys.readouterr().err
     assert said.startswith("4 photos, 4 faces in ")
-    assert said.endswith("; no face found in 1; 1 could not be read\n")
+    assert said.endswith("; no face found in 1; 1 could not be read\nwrote out.csv\n")
 
 
 def test_a_photo_without_a_face_is_no_failure(model: str, photos: list[str]) -> None:
@@ -166,6 +166,24 @@ def test_a_run_that_was_cut_within_a_photo_is_continued(ending: str, cut: int, m
     assert main([*words, "--resume"]) == 0  # complete
     with pytest.raises(UserError, match="has whole rows for 3"):
         main([*words[:2], *words[3:], "--resume"])
+
+
+def test_a_run_is_not_continued_with_other_photos(
+    model: str, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("facecls.predict.outputs.Journal.finish", broken)
+        with pytest.raises(SystemExit):
+            main([model, photos[0], photos[1], "--out", "out.csv"])  # the last photo is looked at again
+    with pytest.raises(
+        UserError, match=r"out\.csv was begun with, but it has predictions for 1 others, such as in/a\.png"
+    ):
+        main([model, photos[2], "--out", "out.csv", "--resume"])
+    assert main([model, *photos[:3], "--out", "out.csv", "--resume"]) == 0
+    assert sorted(rows_of("out.csv")["path"]) == [photos[0]] * 3 + photos[1:3]
 
 
 def test_a_run_is_not_continued_with_other_faces(model: str, photos: list[str]) -> None:

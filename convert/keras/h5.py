@@ -112,7 +112,8 @@ def _check_is_file(path: Path) -> None:
         )
     if not path.is_file():
         raise UserError(
-            f"Expected a Keras file at {path}, but there is none; get one with `python -m facecls.download weights`."
+            f"Expected a Keras file at {path}, but there is none; is it misspelt? `python -m facecls.download weights` "
+            "(or vgg2_mobilenet) gets one."
         )
 
 

@@ -193,7 +193,9 @@ class FacesDataModule(pl.LightningDataModule):
         rejects = f"{len(self.rejects):,} rejects{_reasons(self.rejects)}"
         lines.append(f"{int(counts.sum()):,} faces ({parts}); {rejects}")
         if len(self.unread):
-            lines.append(f"{len(self.unread):,} labels left out{_reasons(self.unread)}")
+            reasons = self.unread["reason"].value_counts().items()
+            said = "; ".join(f"{reason}: {count:,}" for reason, count in reasons)
+            lines.append(f"labels left out: {len(self.unread):,} ({said}), listed in unread_labels.csv")
         if crossing := leaks(self.faces, self.faces["split"]):
             lines.append(f"{crossing:,} faces have a byte-identical copy in another part of the split that was given")
         return "\n".join(lines)

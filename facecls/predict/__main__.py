@@ -40,6 +40,8 @@ _INPUTS = (
 _NO_FRAME = "the detector found no faces in this model's training images: photos are taken whole"
 _FRAME_ASSUMED = "this model does not say how its faces lie in their images: as UTKFace's, it is assumed"
 _INTERRUPTED = 130
+_LINE_EVERY = 30
+"""Seconds between lines about the progress where there is no bar."""
 
 
 class _Outputs(NamedTuple):
@@ -222,10 +224,13 @@ def _run(
         batches = predict_stream(predictor, finder, _remaining(inputs, output.done), options.batch_size)
         try:
             _write_all(batches, output, (grid, pictures), count_own, rank)
+            _check_all_met(output.done, outputs.out)
             output.finish()
         except KeyboardInterrupt:
             print(f"facecls.predict: interrupted{_how_to_resume(output.rows, outputs.out)}", file=sys.stderr)
             raise SystemExit(_INTERRUPTED) from None
+    if made := [str(each) for each in (outputs.out, options.annotate, options.crops) if each is not None]:
+        print(f"wrote {', '.join(made)}", file=sys.stderr)
     if outputs.grid is not None:
         if grid.pictures:
             grid.write(outputs.grid)
@@ -234,8 +239,18 @@ def _run(
     return int(output.failed > 0)
 
 
+def _check_all_met(done: Counter[str], out: Path | None) -> None:
+    """Refuses to finish a file with rows of an earlier run for photos that are no inputs of this one."""
+    left = +done  # those met have been counted down
+    if left:
+        raise UserError(
+            f"Expected the inputs that {out} was begun with, but it has predictions for {left.total():,} others, such "
+            f"as {next(iter(left))}; name those as well with --resume, or another file."
+        )
+
+
 def _deciding(options: argparse.Namespace) -> list[str]:
-    """The options that decide what is predicted, which must be the same when a run is resumed."""
+    """What decides which rows there are, and must be the same when a run is resumed."""
     from facecls.files import sha256
 
     words = [f"--tta {options.tta}", f"--faces {options.faces}", f"--threshold {options.threshold:g}"]
@@ -263,9 +278,9 @@ def _write_all(
     from rich.console import Console
 
     from facecls.data.sources import quiet
-    from facecls.predict.inputs import NO_FACE
+    from facecls.predict.inputs import NO_FACE, NO_PHOTO
 
-    started = time.monotonic()
+    started = said = time.monotonic()
     counts: Counter[str] = Counter()
     with quiet() as stderr, os.fdopen(stderr, "w", closefd=False) as file:
         console = Console(file=file)
@@ -278,7 +293,12 @@ def _write_all(
                 output.append(batch.table)
                 progress.update(task, advance=batch.photos)
                 errors = batch.table["error"]
-                counts += Counter(photo=batch.photos, face=int(errors.isna().sum()), none=int(errors.eq(NO_FACE).sum()))
+                other = int(errors.eq(NO_PHOTO).sum())
+                counts += Counter(photo=batch.photos - other, face=int(errors.isna().sum()), other=other)
+                counts["none"] += int(errors.eq(NO_FACE).sum())
+                if not (is_shown or output.is_interactive) and time.monotonic() - said >= _LINE_EVERY:
+                    said = time.monotonic()
+                    print(_summary(counts, said - started, output.failed), file=file, flush=True)
     which = f"process {rank.number} of {rank.count}: " if rank.count > 1 else ""
     print(f"{which}{_summary(counts, time.monotonic() - started, output.failed)}", file=sys.stderr)
 
@@ -288,6 +308,7 @@ def _summary(counts: Counter[str], seconds: float, failed: int) -> str:
     photos, faces = (f"{counts[word]:,} {word}{'s' * (counts[word] != 1)}" for word in ("photo", "face"))
     text = f"{photos}, {faces} in {seconds:.0f} s ({counts['face'] / seconds:.0f} faces/s)"
     text += f"; no face found in {counts['none']:,}" if counts["none"] else ""
+    text += f"; {counts['other']:,} other file{'s' * (counts['other'] != 1)}" if counts["other"] else ""
     return text + (f"; {failed:,} could not be read" if failed else "")
 
 

@@ -181,13 +181,13 @@ def _lines(file: Path) -> list[str]:
 
 
 def _listed(lines: Iterable[str], folder: Path = Path()) -> Iterator[Path]:
-    """The paths in a list, however they are written; a relative one that leads nowhere is taken to be in the folder."""
+    """The paths in a list, however they are written, without comments; one that leads nowhere may be in the folder."""
     for line in lines:
         text = line.removeprefix("\ufeff").rstrip("\r\n")
         bare = text.strip()
         if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'":
             bare = bare[1:-1]
-        if bare:
+        if bare and (not bare.startswith("#") or _is(Path.exists, Path(bare))):  # else it is a comment
             plain = bare.replace("\\", "/")
             places = [Path(text), Path(bare), folder / bare, Path(plain), folder / plain]
             yield next((place for place in places if _is(Path.exists, place)), Path(bare))
