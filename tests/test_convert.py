@@ -342,7 +342,7 @@ def test_other_formats_are_refused(name: str, folder: Path, tmp_path: Path, caps
 
 
 def test_missing_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(tmp_path / "gone.h5", tmp_path, capsys, "there is none; get one with .*facecls.download weights")
+    assert_refused(tmp_path / "gone.h5", tmp_path, capsys, "there is none; is it misspelt.*facecls.download weights")
 
 
 def test_classifier_that_is_not_there_is_refused(

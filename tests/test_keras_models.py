@@ -532,7 +532,7 @@ def test_two_images_are_refused(folder: Path, tmp_path: Path) -> None:
         ("checkpoint", "a folder with a TensorFlow checkpoint"),
         ("checkpoint/weights", "TensorFlow checkpoint"),
         ("checkpoint/weights.index", "TensorFlow checkpoint"),
-        ("gone.h5", "there is none; get one with"),
+        ("gone.h5", "there is none; is it misspelt"),
     ],
 )
 def test_files_without_a_model_are_refused_with_a_way_out(name: str, message: str, folder: Path) -> None:
