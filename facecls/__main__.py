@@ -2,10 +2,9 @@
 
 import runpy
 import sys
-from difflib import get_close_matches
 
 from facecls._version import __version__
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, near
 
 COMMANDS = {
     "fit": ("facecls.fit", "train a model, test its best epoch and write the report"),
@@ -59,9 +58,7 @@ def _find_module(arguments: list[str]) -> str:
         raise UserError("Expected a command such as fit, but got none; facecls --help lists them.")
     name = arguments[0]
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "facecls --help lists them."
-        raise UserError(f"Expected a command such as fit, but got {name}; {hint}")
+        raise UserError(f"Expected a command such as fit, but got {name}{near(name, COMMANDS)}")
     return COMMANDS[name][0]
 
 

@@ -73,7 +73,7 @@ def test_help_lists_the_commands(script: Path) -> None:
     [
         ([], "Expected a command such as fit, but got none; facecls --help lists them."),
         (["pedict", "--help"], "Expected a command such as fit, but got pedict; did you mean predict?"),
-        (["quux"], "Expected a command such as fit, but got quux; facecls --help lists them."),
+        (["quux"], "Expected a command such as fit, but got quux; --help lists them."),
     ],
     ids=["nothing", "misspelt", "unknown"],
 )
