@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": ("facecls.evaluate", "test a trained model on any faces"),
     "report": ("facecls.report", "write the report of a run again, or compare runs"),
     "predict": ("facecls.predict", "find the faces in photos and predict their attributes"),
+    "crop": ("facecls.crop", "cut aligned faces out of photos, to train on"),
     "export": ("facecls.export", "write a trained model as one ONNX file, float32 or int8"),
     "bench": ("facecls.bench", "time the training loop and its parts, and say what limits it"),
     "download": ("facecls.download", "fetch weights, labels or faces"),

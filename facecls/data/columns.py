@@ -137,6 +137,26 @@ def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = 
     return pd.concat(stream_columns(path, required, optional), ignore_index=True)
 
 
+def read_table(path: Path, required: str) -> pd.DataFrame:
+    """Reads all columns of a table.
+
+    Args:
+        path: As for ``read_columns``.
+        required: Name of a column that must be there, maybe under another name.
+
+    Returns:
+        That column, and all others under their own names, without spaces around them; but for those without a name. As
+        ``read_columns`` otherwise.
+
+    Raises:
+        UserError: As ``read_columns``.
+    """
+    with _errors(path):
+        names = [name.strip() for name in _names(path)]
+        own = _choose(names, [required], path).get(required)
+    return read_columns(path, [required], [name for name in names if name not in ("", required, own)])
+
+
 def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
     """Reads some columns of a table, ``CHUNK`` rows at a time.
 

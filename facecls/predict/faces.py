@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -20,7 +19,7 @@ from facecls.data.parallel import in_order
 from facecls.data.store import pillow_pixels
 from facecls.finding.detector import Detector
 from facecls.model.predictor import Estimates, Predictor
-from facecls.predict.finder import Faces, Finder, Taken
+from facecls.predict.finder import Faces, Finder, Taken, attempt
 from facecls.predict.inputs import NO_FACE, Input, stream
 
 Image = str | Path | npt.NDArray[np.uint8] | PIL.Image.Image
@@ -88,12 +87,9 @@ def predict_stream(
 
 
 def _prepare(finder: Finder, given: Input) -> _Photo:
-    try:
-        taken = finder.take(given.load())
-    except UnreadableError as error:
-        return _Photo(given, [], str(error))
-    except (cv2.error, MemoryError):  # of a photo that decodes but is too large to be searched
-        return _Photo(given, [], "too large")
+    taken = attempt(given.load, finder.take)
+    if isinstance(taken, str):
+        return _Photo(given, [], taken)
     return _Photo(given, taken, None if taken else NO_FACE)
 
 

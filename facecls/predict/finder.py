@@ -1,16 +1,20 @@
 """Photos -> the faces in them, as a model takes them."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
+from facecls.data.archives import UnreadableError
 from facecls.data.transforms import EvalTransform
 from facecls.finding.detector import Detector, Face, largest, usual_detector
 from facecls.finding.frame import Frame, align, is_framed
 from facecls.model.predictor import Predictor
 
 Pixels = npt.NDArray[np.uint8]
+_T = TypeVar("_T")
 Faces = Literal["all", "largest", "whole"]
 """Which faces of a photo are predicted: all, the largest, or the photo as if it were one."""
 COLUMNS = {"face": "Int16", "x": "Int32", "y": "Int32", "width": "Int32", "height": "Int32", "score": "float32"}
@@ -73,3 +77,21 @@ class Finder:
     def _whole(self, image: Pixels) -> Pixels:
         resized: Pixels = self._resize(image=image)["image"]
         return resized
+
+
+def attempt(load: Callable[[], Pixels], take: Callable[[Pixels], list[_T]]) -> list[_T] | str:
+    """Reads a photo and takes something out of it.
+
+    Args:
+        load: Returns the photo.
+        take: Is called with it.
+
+    Returns:
+        What was taken, or why the photo can't be read.
+    """
+    try:
+        return take(load())
+    except UnreadableError as error:
+        return str(error)
+    except (cv2.error, MemoryError):  # of a photo that decodes but is too large to be searched
+        return "too large"

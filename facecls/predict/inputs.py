@@ -245,7 +245,7 @@ def _in_folder(folder: Path, is_left_out: Callable[[Path], bool], every: float) 
         elif _is_video(file):
             yield from _in_video(file, every)
         else:
-            yield _input(file.as_posix(), Record("", partial(file_bytes, file)), is_photo=_is_photo(path))
+            yield _input(file.as_posix(), Record("", partial(file_bytes, file)), is_photo=may_be_photo(path))
 
 
 def _in_file(file: Path, tasks: Tasks, every: float) -> Iterator[Input]:
@@ -281,7 +281,7 @@ def _in_archive(archive: Path) -> Iterator[Input]:
             except UnreadableError as error:
                 yield _failed(path, str(error))
             else:
-                yield _input(path, record._replace(read=partial(bytes, data)), is_photo=_is_photo(path))
+                yield _input(path, record._replace(read=partial(bytes, data)), is_photo=may_be_photo(path))
     except UserError as error:
         yield _failed(archive.as_posix(), str(error))
 
@@ -334,7 +334,7 @@ def _raise(reason: str) -> NoReturn:
     raise UnreadableError(reason)
 
 
-def _is_photo(path: str) -> bool:
+def may_be_photo(path: str) -> bool:
     """Whether a file among others should be an image, by its name; one without an ending may be one."""
     return Path(path).suffix.lower() in ("", *_PHOTOS)
 

@@ -15,7 +15,7 @@ from facecls.data.tasks import Task, Tasks
 from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.predict.faces import Batch
-from facecls.predict.inputs import Input
+from facecls.predict.inputs import Input, may_be_photo
 
 _LEAST_SIDE = 480
 """Pixels; smaller photos are enlarged, so that texts can be read."""
@@ -74,7 +74,7 @@ class Pictures:
         if self.crops is not None:
             for given, row, pixels in known:
                 number = row.get("face")
-                _save(self.crops / file_name(given, None if number is None else int(number)), pixels, given)
+                save(self.crops / file_name(given, None if number is None else int(number)), pixels, given)
         if self.annotated is not None:
             for _, group in groupby(known, key=lambda each: id(each[0])):
                 faces = list(group)
@@ -83,7 +83,7 @@ class Pictures:
                     photo = annotate(given.load(), pd.DataFrame([row for _, row, _ in faces]), self.tasks)
                 except UnreadableError as error:
                     raise UserError(f"Expected {given.path} as it was a moment ago, but it is: {error}.") from None
-                _save(self.annotated / file_name(given), photo, given)
+                save(self.annotated / file_name(given), photo, given)
 
 
 def file_name(given: Input, number: int | None = None) -> PurePath:
@@ -101,7 +101,10 @@ def file_name(given: Input, number: int | None = None) -> PurePath:
     """
     path = PurePath(str(given.path))
     parts = ["up" if part == ".." else part for part in path.parts if part != path.anchor]
-    name = parts[-1].removesuffix(".jpg")
+    name = parts[-1]
+    stem = name.removesuffix(".jpg")
+    if "." not in stem or not may_be_photo(stem):  # else a.png and a.png.jpg would be one
+        name = stem
     if len(name.encode()) > _LONGEST:  # a file's name may have 255 bytes
         name = f"{name[: _LONGEST // 4]}-{hashlib.sha1(name.encode()).hexdigest()}"
     return PurePath(*parts[:-1], f"{name}{'' if number is None else f'.{number}'}.jpg")
@@ -140,10 +143,21 @@ def _value(task: Task, value: float | str) -> str:
     return value if isinstance(value, str) else task.text(value)
 
 
-def _save(dest: Path, pixels: npt.NDArray[np.uint8], given: Input) -> None:
+def save(dest: Path, pixels: npt.NDArray[np.uint8], given: Input, quality: int = _QUALITY) -> None:
+    """Writes a picture, and the folders that it needs.
+
+    Args:
+        dest: A JPEG file to write or replace.
+        pixels: RGB (H, W, 3).
+        given: The photo that it was made from, which is never replaced.
+        quality: Of the JPEG, 1..100.
+
+    Raises:
+        UserError: If it can't be written, or is the photo.
+    """
     photo = Path(str(given.path))
     if dest.exists() and photo.exists() and dest.samefile(photo):
         raise UserError(f"Expected a folder for pictures without the photos, but {dest} is one; name another folder.")
     dest.parent.mkdir(parents=True, exist_ok=True)
     with replacing(dest) as part:
-        PIL.Image.fromarray(pixels).save(part, "JPEG", quality=_QUALITY)
+        PIL.Image.fromarray(pixels).save(part, "JPEG", quality=quality)

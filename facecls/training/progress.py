@@ -28,12 +28,12 @@ def create_progress() -> ProgressBar:
 
 
 @contextmanager
-def face_progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+def face_progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Shows how many faces are done, by a bar or by lines as ``create_progress`` does.
 
     Args:
         name: What is computed.
-        total: Number of faces.
+        total: Number of faces, or ``None`` if that is not known.
 
     Yields:
         A function to call with the number of further faces that are done.
@@ -53,7 +53,10 @@ def face_progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
         if time.monotonic() - last_line >= LINE_EVERY:
             last_line = time.monotonic()
             rate = done / (last_line - started)
-            print(f"{name} {done:,}/{total:,}, {rate:,.0f} faces/s, {_time_left(started, done, total)}", flush=True)
+            parts = [f"{name} {done:,}", f"{rate:,.0f} faces/s"]
+            if total is not None:
+                parts = [f"{parts[0]}/{total:,}", parts[1], _time_left(started, done, total)]
+            print(", ".join(parts), flush=True)
 
     yield advance
 

@@ -1,0 +1,1 @@
+"""Aligned faces cut out of photos, as a training set."""

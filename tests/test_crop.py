@@ -1,0 +1,294 @@
+"""Faces are cut out of photos as a training set: the right ones, aligned, with their labels, and fit learns from it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+from photos import background, put
+from PIL import Image
+from trained_model import save_checkpoint
+
+from facecls.crop.__main__ import FACES, LEFT_OUT, MANIFEST, main
+from facecls.data.store import decode
+from facecls.data.synthetic import draw_faces
+from facecls.data.table import read_table
+from facecls.data.tasks import UTKFACE
+from facecls.errors import UserError
+from facecls.finding.detector import Detector
+from facecls.finding.frame import UTKFACE_FRAME, measure
+from facecls.predict.inputs import NO_FACE, NO_PHOTO
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def faces() -> list[Pixels]:
+    return [decode(np.frombuffer(data, np.uint8)) for _, data in draw_faces(12, seed=3)]
+
+
+def photo(faces: list[tuple[Pixels, float, float, float]], kind: str = "texture") -> Pixels:
+    """A photo of 800 x 600 pixels with faces: each with the x and y of its middle, and its size."""
+    made = background(kind, 800, 600)
+    for face, x, y, size in faces:
+        put(made, face, x, y, size, angle=15)
+    return made
+
+
+def save(picture: Pixels, path: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def read(path: str | Path) -> Pixels:
+    return decode(np.fromfile(path, np.uint8))
+
+
+def tables(out: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The manifest, and the reasons of what was left out."""
+    left_out = pd.read_csv(f"{out}/{LEFT_OUT}", dtype=str).set_index("path")["reason"]
+    return pd.read_csv(f"{out}/{MANIFEST}", dtype=str, keep_default_na=False), dict(left_out)
+
+
+def is_of(cut: Path, face: Pixels, others: list[Pixels]) -> bool:
+    """Whether a face that was cut out looks most like one of several."""
+
+    def distance(other: Pixels) -> float:
+        # both in the frame of UTKFace: the face as it was drawn, found and aligned by OpenCV alone
+        found = Detector().find(other)[0].points
+        matrix = cv2.estimateAffinePartial2D(found, UTKFACE_FRAME.points * 200 - 0.5, method=cv2.LMEDS)[0]
+        aligned = cv2.warpAffine(other, matrix, (200, 200), borderMode=cv2.BORDER_REFLECT_101)
+        middle = np.s_[40:160, 40:160]
+        return float(np.abs(aligned[middle].astype(float) - read(cut)[middle]).mean())
+
+    return min([face, *others], key=distance) is face
+
+
+def test_the_largest_and_most_central_face_of_each_photo(
+    faces: list[Pixels], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(photo([(faces[0], 120, 150, 150), (faces[1], 400, 320, 260)]), "in/31_0_1_20170101000000001.jpg")
+    save(photo([(faces[2], 400, 300, 200), (faces[3], 690, 110, 205)]), "in/sub/b.png")  # nearly as large, in a corner
+    save(background("noise", 300, 200), "in/c.jpg")
+    Path("in/d.jpg").write_text("hello")
+    Path("in/notes.md").write_text("hello")
+    main(["in", "out"])
+    manifest, left_out = tables("out")
+    assert left_out == {"in/c.jpg": NO_FACE, "in/d.jpg": "not an image", "in/notes.md": NO_PHOTO}
+    assert manifest.to_dict("list") == {
+        "path": [f"{FACES}/31_0_1_20170101000000001.jpg", f"{FACES}/sub/b.png.jpg"],
+        "photo": ["in/31_0_1_20170101000000001.jpg", "in/sub/b.png"],
+        "gender": ["male", ""],
+        "race": ["black", ""],
+        "age": ["31", ""],
+    }
+    first, second = (Path("out") / path for path in manifest["path"])
+    assert is_of(first, faces[1], [faces[0]])
+    assert is_of(second, faces[2], [faces[3]])
+    for cut in (first, second):
+        assert read(cut).shape == (200, 200, 3)
+        (found,) = Detector().find(read(cut))
+        assert np.abs((found.points + 0.5) / 200 - UTKFACE_FRAME.points).max() < 0.08  # drawn faces are no real ones
+    said = capsys.readouterr().err
+    assert said.startswith("2 faces; 1 left out: no face found; ")
+    assert said.endswith(f"wrote out/{MANIFEST}\n")
+
+
+def test_boxes_of_a_manifest_say_which_faces(faces: list[Pixels]) -> None:
+    save(photo([(faces[0], 150, 300, 160), (faces[1], 400, 300, 260), (faces[2], 680, 300, 120)]), "in/a.jpg")
+    save(photo([(faces[3], 300, 300, 200)]), "in/b.jpg")
+    save(photo([(faces[4], 300, 300, 200)]), "in/unlisted.jpg")
+    Path("labels.csv").write_text(
+        "\ufeffFile;Age;glasses;X;Y;Width;Height;split\n"
+        "in\\a.jpg;20;with;70;220;160;160;train\n"  # Windows' slashes, a spreadsheet's separator
+        "in\\a.jpg;30;;620;240;120;120;val\n"
+        "in\\b.jpg;40;without;;;;;test\n"
+        "in\\b.jpg;41;without;600;10;50;50;test\n"
+        "in\\gone.jpg;50;;;;;;train\n",
+        encoding="utf-8",
+    )
+    main(["in", "out", "--manifest", "labels.csv"])
+    manifest, left_out = tables("out")
+    assert left_out == {
+        "in/b.jpg": "several rows of the manifest without a box",
+        "in/unlisted.jpg": "not in the manifest",
+        "in\\gone.jpg": "no such photo",
+    }
+    assert list(manifest) == ["path", "photo", "Age", "glasses", "split"]
+    assert manifest["path"].tolist() == [f"{FACES}/a.1.jpg", f"{FACES}/a.2.jpg"]
+    assert manifest["Age"].tolist() == ["20", "30"]
+    assert is_of(Path("out") / FACES / "a.1.jpg", faces[0], [faces[1], faces[2]])
+    assert is_of(Path("out") / FACES / "a.2.jpg", faces[2], [faces[0], faces[1]])
+
+
+def test_the_smallest_face_in_a_large_photo_is_found_in_its_box(faces: list[Pixels]) -> None:
+    large = background("gradient", 4000, 3000)
+    put(large, faces[0], 3000, 2000, 40)
+    put(large, faces[1], 1000, 1000, 900)
+    save(large, "in/a.jpg")
+    Path("labels.csv").write_text("path,age,x,y,width,height\na.jpg,20,2980,1980,40,40\n")
+    main(["in", "out", "--manifest", "labels.csv"])
+    assert tables("out")[0]["age"].tolist() == ["20"]
+    assert is_of(Path("out") / FACES / "a.jpg", faces[0], [faces[1]])
+
+
+@pytest.mark.parametrize(
+    ("listed", "is_met"),
+    [
+        ("a.jpg", True),
+        ("in/sub/a.jpg", True),
+        ("C:\\Users\\Anna\\sub\\a.jpg", True),
+        ("/home/anna/in/sub/a.jpg", True),
+        ("other/a.jpg", False),
+        ("b.jpg", False),
+    ],
+)
+def test_a_row_belongs_to_a_photo_by_its_path(listed: str, is_met: bool, faces: list[Pixels]) -> None:
+    save(photo([(faces[0], 400, 300, 200)]), "in/sub/a.jpg")
+    Path("labels.csv").write_text(f"path,age\n{listed},20\n")
+    if is_met:
+        main(["in", "out", "--manifest", "labels.csv"])
+    else:
+        with pytest.raises(UserError, match=f"none; out/{LEFT_OUT} says why"):
+            main(["in", "out", "--manifest", "labels.csv"])
+    manifest, left_out = tables("out")
+    assert manifest["age"].tolist() == ["20"] * is_met
+    assert set(left_out.values()) == (set() if is_met else {"not in the manifest", "no such photo"})
+
+
+def test_of_two_rows_that_end_alike_the_longer_belongs(faces: list[Pixels]) -> None:
+    for folder in ("one", "two"):
+        save(photo([(faces[0], 400, 300, 200)]), f"in/{folder}/a.jpg")
+    Path("labels.csv").write_text("path,age\none/a.jpg,20\ntwo/a.jpg,30\n")
+    main(["in", "out", "--manifest", "labels.csv"])
+    manifest, _ = tables("out")
+    assert dict(zip(manifest["photo"], manifest["age"], strict=True)) == {"in/one/a.jpg": "20", "in/two/a.jpg": "30"}
+    Path("labels.csv").write_text("path,age\nx/a.jpg,20\ny/a.jpg,30\n")
+    with pytest.raises(UserError):
+        main(["in/one", "other", "--manifest", "labels.csv"])
+    assert tables("other")[1]["in/one/a.jpg"] == "rows with different paths of the manifest may be its own"
+
+
+def test_fit_reads_what_is_written(faces: list[Pixels]) -> None:
+    names = [name for name, _ in draw_faces(6, seed=3)]
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for name, face in zip(names, faces, strict=False):
+            data = cv2.imencode(".png", photo([(face, 400, 300, 250)])[..., ::-1])[1]
+            archive.writestr(f"album/{name}", data.tobytes())
+    main(["photos.zip", "out", "--size", "96"])
+    for root in (f"out/{MANIFEST}", f"out/{FACES}"):
+        table = read_table(root, 0, UTKFACE)
+        assert len(table.faces) == 6
+        ages = dict(zip((Path(path).name for path in table.faces["path"]), table.faces["age"], strict=True))
+        assert ages == {name: int(name.split("_")[0]) for name in names}
+        assert not len(table.rejects)
+    assert sorted(path.name for path in Path("out", FACES, "album").iterdir()) == sorted(names)
+    assert read(next(Path("out", FACES, "album").iterdir())).shape == (96, 96, 3)
+
+
+def test_an_aligned_face_stays_as_it_is(faces: list[Pixels]) -> None:
+    """A face of 200 pixels in the frame is only encoded again."""
+    frame = measure(map(Detector().share_of_largest, faces), "drawn faces")
+    assert frame is not None
+    save_checkpoint(Path("drawn.ckpt"), face_frame=frame.options())
+    save(faces[4], "in/a.png")
+    main(["in", "out", "--like", "drawn.ckpt"])
+    assert np.abs(read(f"out/{FACES}/a.png.jpg").astype(int) - faces[4]).mean() < 3
+
+
+def test_like_a_model(faces: list[Pixels]) -> None:
+    wide = UTKFACE_FRAME._replace(points=0.5 + 0.5 * (UTKFACE_FRAME.points - 0.5), source="wide")
+    save_checkpoint(Path("wide.ckpt"), face_frame=wide.options())
+    save_checkpoint(Path("none.ckpt"), face_frame=None)
+    save(photo([(faces[0], 400, 300, 250)]), "in/a.jpg")
+    main(["in", "out", "--like", "wide.ckpt"])
+    (found,) = Detector().find(read(f"out/{FACES}/a.jpg"))
+    assert np.abs((found.points + 0.5) / 200 - wide.points).max() < 0.03
+    with pytest.raises(UserError, match=r"none were found .* leave --like out"):
+        main(["in", "other", "--like", "none.ckpt"])
+    assert not Path("other").exists()
+
+
+def test_run_again_it_goes_on(faces: list[Pixels]) -> None:
+    for number in range(3):
+        save(photo([(faces[number], 400, 300, 250)]), f"in/{number}.jpg")
+    Path("in/2.jpg").rename("2.jpg")
+    Path("in/2.jpg").write_text("not there yet")
+    main(["in", "out"])
+    kept = [Path("out", FACES, f"{number}.jpg") for number in range(2)]
+    Image.new("RGB", (200, 200), "red").save(kept[0])  # to tell that it is not written again
+    shutil.move("2.jpg", "in/2.jpg")  # what was left out is tried again
+    main(["in", "out"])
+    manifest, left_out = tables("out")
+    assert (manifest["path"].tolist(), left_out) == ([f"{FACES}/{number}.jpg" for number in range(3)], {})
+    assert read(kept[0])[100, 100].tolist() == pytest.approx([254, 0, 0], abs=2)
+    with pytest.raises(UserError, match=r"Expected to go on in out as it was begun, but size differ; name another"):
+        main(["in", "out", "--size", "128"])
+    Path("out/crop.json").write_text("[")
+    with pytest.raises(UserError, match=r"but crop.json in it is damaged; name another"):
+        main(["in", "out"])
+
+
+def test_an_output_among_the_photos_is_no_photo(faces: list[Pixels]) -> None:
+    save(photo([(faces[0], 400, 300, 250)]), "in/a.jpg")
+    for _ in range(2):
+        main(["in", "in/out"])
+        assert tables("in/out")[0]["photo"].tolist() == ["in/a.jpg"]
+    with pytest.raises(UserError, match=r"Expected a new or empty folder, but in holds something"):
+        main(["in", "in"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "out"], "there is nothing at nowhere"),
+        (["in", "out", "--size", "20"], "--size from 64 to 1024 pixels, but got 20"),
+        (["in", "out", "--manifest", "no.csv"], "no.csv"),
+        (["in", "out", "--manifest", "bad.csv"], "Expected x, y, width and height in pixels in row 2 of bad.csv, but "),
+        (["in", "out", "--like", "no.ckpt"], "Expected a checkpoint at no.ckpt"),
+        (["in", "file", "--size", "100"], "Expected a folder to write to at file, but File exists"),
+        (["empty", "out"], "Expected faces in empty, but took none"),
+        (["in", "out", "--manifst", "no.csv"], "did you mean --manifest?"),
+    ],
+)
+def test_mistakes(words: list[str], message: str, faces: list[Pixels]) -> None:
+    save(photo([(faces[0], 400, 300, 250)]), "in/a.jpg")
+    Path("empty").mkdir()
+    Path("file").write_text("")
+    Path("bad.csv").write_text("path,x,y,width,height\na.jpg,,,,\na.jpg,1,2,-3,4\n")
+    with pytest.raises(UserError) as caught:
+        main(words)
+    assert message in str(caught.value)
+
+
+def test_ctrl_c_keeps_the_faces(faces: list[Pixels]) -> None:
+    Path("in").mkdir()
+    for number in range(120):
+        save(faces[0], f"in/{number}.jpg")
+    words = [sys.executable, "-m", "facecls.crop", "in", "out"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while not list(Path().glob(f"out/{FACES}/*.jpg")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said.startswith("facecls.crop: interrupted after ")
+    assert said.endswith(" faces; run it again to go on\n")
+    assert {path.name for path in Path("out").iterdir()} == {FACES, "crop.json"}
+    assert json.loads(Path("out/crop.json").read_text())["size"] == 200
