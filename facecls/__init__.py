@@ -14,7 +14,10 @@ __all__ = ["FacePredictor", "UserError", "__version__", "load"]
 
 
 def load(
-    path: "str | Path", device: Literal["auto", "cpu", "cuda"] = "auto", tta: Literal["none", "flip"] = "none"
+    path: "str | Path",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    tta: Literal["none", "flip"] = "none",
+    engine: Literal["auto", "torch", "onnx"] = "auto",
 ) -> "FacePredictor":
     """Loads a trained model.
 
@@ -22,12 +25,14 @@ def load(
         path: A checkpoint of ``facecls.fit``, or a ``.onnx`` file of ``facecls.export``.
         device: ``auto`` for a GPU where there is one.
         tta: ``flip`` averages over a face and its mirror image, at twice the time.
+        engine: What runs a checkpoint on a CPU: ``torch``, ``onnx`` for ONNX Runtime, or ``auto`` for torch until the
+            other, tried after half a minute of work, turns out to be faster.
 
     Returns:
         The model; its ``predict`` takes paths, arrays, Pillow images or a tensor and returns a DataFrame.
 
     Raises:
-        UserError: If there is no such file, it is neither, or the device is missing.
+        UserError: If there is no such file, it is neither, the device is missing, or the engine can't run it.
 
     Examples:
         A file that can't be read has a row too, with the reason under ``error``:
@@ -38,10 +43,10 @@ def load(
         >>> table["error"].tolist()
         [nan, 'missing file']
     """
-    from facecls.model.predictor import open_predictor
+    from facecls.model.engine import open_predictor
     from facecls.predict.faces import FacePredictor
 
-    return FacePredictor(open_predictor(path, device, tta))
+    return FacePredictor(open_predictor(path, device, tta, engine=engine))
 
 
 def __getattr__(name: str) -> Any:

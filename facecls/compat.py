@@ -8,6 +8,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+DEPRECATED = "isinstance.treespec, LeafSpec.. is deprecated"
+"""What torch since 2.12 says of a private class of its own, where Lightning 2.6 and its own ONNX exporter use it."""
+
 
 def cpu_computes_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16: AVX512-BF16 or AMX.

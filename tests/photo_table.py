@@ -18,7 +18,8 @@ from photos import Pixels, background, put
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.tasks import Classification
 from facecls.model.checkpoint import read_checkpoint
-from facecls.model.predictor import Predictor, open_predictor
+from facecls.model.engine import open_predictor
+from facecls.model.predictor import Predictor
 from facecls.predict.faces import predict_stream
 from facecls.predict.finder import Faces, Finder
 from facecls.predict.inputs import Input

@@ -25,9 +25,9 @@ from facecls.data.synthetic import write_faces
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 from facecls.export import __main__ as export
-from facecls.export import graph as graphs
 from facecls.export import quantisation
 from facecls.export.show import create_table
+from facecls.model import onnx_file as graphs
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.module import FaceModule
 

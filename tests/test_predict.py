@@ -513,7 +513,7 @@ def test_without_out_a_program_reads_csv(
     Path("out.csv").write_text(said.out)
     assert table_of("out.csv")["path"].tolist() == files
     assert said.err.startswith(WHOLE)
-    assert said.err.endswith(" faces/s); 3 could not be read\n")
+    assert said.err.endswith(" faces/s by torch); 3 could not be read\n")
     assert said.err.count("\n") == 2
     interrupt(monkeypatch, 1)
     with pytest.raises(SystemExit):

@@ -24,9 +24,11 @@ from facecls.data.synthetic import draw_faces
 from facecls.data.tasks import UTKFACE, create_tasks
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
-from facecls.export import graph
+from facecls.model import engine, onnx_file
 from facecls.model.checkpoint import read_checkpoint
-from facecls.model.predictor import OnnxPredictor, TorchPredictor, averaged, open_predictor
+from facecls.model.engine import FastestPredictor, open_predictor
+from facecls.model.predictor import OnnxPredictor, TorchPredictor, averaged
+from facecls.predict.__main__ import main as predict_command
 from facecls.predict.faces import FacePredictor, predict_stream
 from facecls.predict.finder import Finder
 from facecls.predict.inputs import Input
@@ -47,7 +49,7 @@ def exported(model: Path) -> Path:
     """The same model as ``facecls.export`` writes it."""
     module = read_checkpoint(model).module
     path = model.with_name("model.onnx")
-    path.write_bytes(graph.serialise(graph.to_onnx(module, 18), graph.metadata(module, model)))
+    path.write_bytes(onnx_file.serialise(onnx_file.to_onnx(module, 18), onnx_file.metadata(module, model)))
     return path
 
 
@@ -372,3 +374,101 @@ def test_a_model_says_what_it_predicts(model: Path) -> None:
         repr(facecls.load(model, device="cpu"))
         == "FacePredictor(gender, race, age; 64 x 64 pixels; photos as they are)"
     )
+
+
+@pytest.fixture
+def _quick_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph that was exported before, since an export takes seconds."""
+    monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: onnx.load(exported))
+
+
+def slower_by(times: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets each engine take so many seconds a batch."""
+
+    def timed(run: Any, images: torch.Tensor) -> Any:
+        return times[run.__self__.engine if isinstance(run.__self__, OnnxPredictor) else "torch"], run(images)
+
+    monkeypatch.setattr(engine, "_timed", timed)
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize("tta", ["none", "flip"])
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_the_faster_engine_goes_on(
+    is_faster: bool, tta: Any, model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After half a minute both are timed; the answers are those of torch within 1e-4."""
+    slower_by({"torch": 8.0, "ONNX Runtime": 7.0 if is_faster else 9.0}, monkeypatch)
+    predictor, images = open_predictor(model, "cpu", tta), resized(files)
+    reference = TorchPredictor(read_checkpoint(model), torch.device("cpu"), tta).estimate(images)
+    engines = []
+    for _ in range(6):
+        estimates = predictor.estimate(images)
+        engines.append(predictor.engine)
+        for name, values in reference.items():
+            assert np.abs(estimates[name] - values).max() <= 1e-4 * (100 if name == "age" else 1)
+    assert engines == ["torch"] * 3 + ["ONNX Runtime" if is_faster else "torch"] * 3
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize("wanted", ["torch", "onnx"])
+def test_an_engine_that_is_asked_for(
+    wanted: Any, model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower_by(
+        {"torch": 50.0, "ONNX Runtime": 40.0} if wanted == "torch" else {"torch": 1.0, "ONNX Runtime": 2.0}, monkeypatch
+    )
+    predictor = open_predictor(model, "cpu", engine=wanted)
+    for _ in range(2):
+        predictor.estimate(resized(files))
+    assert predictor.engine == {"torch": "torch", "onnx": "ONNX Runtime"}[wanted]
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize("change", [0.001, float("nan")])
+def test_an_engine_that_differs_is_not_taken(
+    change: float, model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower_by({"torch": 50.0, "ONNX Runtime": 1.0}, monkeypatch)
+    run = OnnxPredictor.estimate
+
+    def changed(self: OnnxPredictor, images: torch.Tensor) -> Any:
+        return {name: values + np.float32(change) for name, values in run(self, images).items()}
+
+    monkeypatch.setattr(OnnxPredictor, "estimate", changed)
+    predictor = open_predictor(model, "cpu")
+    for _ in range(3):
+        predictor.estimate(resized(files))
+    assert predictor.engine == "torch"
+    with pytest.raises(UserError, match=r"to agree with torch within 0.0001, but .*leave --engine"):
+        open_predictor(model, "cpu", engine="onnx").estimate(resized(files))
+
+
+def test_an_engine_that_cannot_run_a_model(
+    model: Path, exported: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"a checkpoint for torch to run, but got .*model.onnx"):
+        open_predictor(exported, "cpu", engine="torch")
+
+    def fails(*_: Any) -> Any:
+        raise UserError("Expected a trunk that torch can export")
+
+    monkeypatch.setattr(onnx_file, "to_onnx", fails)
+    monkeypatch.setattr(engine, "_PATIENCE", 0.0)
+    predictor = open_predictor(model, "cpu")
+    assert isinstance(predictor, FastestPredictor)
+    assert len(predictor.estimate(resized(files))["age"]) == len(files)
+    assert predictor.engine == "torch"
+    with pytest.raises(UserError, match="a trunk that torch can export"):
+        open_predictor(model, "cpu", engine="onnx").estimate(resized(files))
+
+
+def test_the_command_takes_an_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Truly exported here."""
+    tables = []
+    for name in ("torch", "onnx"):
+        out = tmp_path / f"{name}.parquet"
+        predict_command([str(model), "synthetic:3", "--faces", "whole", "--engine", name, "--out", str(out)])
+        tables.append(pd.read_parquet(out))
+        assert f" by {'ONNX Runtime' if name == 'onnx' else 'torch'})\n" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-5)

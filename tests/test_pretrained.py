@@ -24,10 +24,10 @@ from facecls.analysis.gradcam import grad_cam
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
-from facecls.export.graph import to_onnx
 from facecls.model import timm_trunk
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.module import FaceModule
+from facecls.model.onnx_file import to_onnx
 from facecls.model.schedule import Schedule, layer_of
 from facecls.model.trunk import create_trunk
 from facecls.training.cli import without_noise

@@ -17,7 +17,7 @@ from facecls.data.datamodule import FacesDataModule
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
 from facecls.model.checkpoint import read_checkpoint
-from facecls.model.predictor import open_predictor
+from facecls.model.engine import open_predictor
 from facecls.model.trunk import Trunk, create_trunk, load_graph, save_trunk
 from facecls.training import probe as probing
 from facecls.training.probe import features_key

@@ -92,7 +92,7 @@ def _create_parser() -> CommandParser:
 def _frame_of(model: Path | None) -> "Frame":
     """How faces shall lie."""
     from facecls.finding.frame import UTKFACE_FRAME
-    from facecls.model.predictor import open_predictor
+    from facecls.model.engine import open_predictor
 
     if model is None:
         return UTKFACE_FRAME

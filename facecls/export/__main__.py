@@ -75,7 +75,8 @@ def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
     """Exports, verifies, quantises if asked to, writes the file and prints the comparison."""
     import torch
 
-    from facecls.export import graph, quantisation, show, verification
+    from facecls.export import quantisation, show, verification
+    from facecls.model import onnx_file
     from facecls.model.checkpoint import read_checkpoint
 
     out = console()
@@ -84,9 +85,9 @@ def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
     with out.status("reading faces"):
         data = _open_data(checkpoint, options)
         batches = verification.draw_batches(data.val_dataloader(), VERIFIED_INT8 if options.int8 else VERIFIED)
-    about = graph.metadata(module, options.checkpoint)
+    about = onnx_file.metadata(module, options.checkpoint)
     with out.status("exporting"):
-        file = graph.serialise(graph.to_onnx(module, options.opset), about)
+        file = onnx_file.serialise(onnx_file.to_onnx(module, options.opset), about)
     with out.status("comparing ONNX Runtime with torch"):
         runs = {"torch": verification.run_torch(module, batches), "fp32": verification.run_onnx(file, batches)}
         verification.check(runs["torch"].estimates, runs["fp32"].estimates, tasks)
@@ -94,7 +95,7 @@ def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
         with out.status("quantising"):
             # one by one: with batches of 32 faces at 224 pixels it takes 8 GB
             calibration = verification.draw_batches(data.test_dataloader(), CALIBRATED, sizes=[1])
-            file = graph.serialise(quantisation.quantise(file, calibration), about | {"precision": "int8"})
+            file = onnx_file.serialise(quantisation.quantise(file, calibration), about | {"precision": "int8"})
         with out.status("comparing int8 with torch"):
             runs["int8"] = verification.run_onnx(file, batches)
     part.write_bytes(file)

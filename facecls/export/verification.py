@@ -13,15 +13,14 @@ from torch import Tensor
 from facecls.data.datamodule import ResumableLoader
 from facecls.data.parsing import MISSING
 from facecls.data.sampler import BatchIndices
-from facecls.data.tasks import Tasks, ages, classifications
+from facecls.data.tasks import Tasks, classifications
 from facecls.errors import UserError
+from facecls.model.agreement import TOLERANCE, differences
 from facecls.model.heads import Head
 from facecls.model.module import Batch, FaceModule
 
 Estimates = dict[str, npt.NDArray[np.float32]]
 """The outputs of ``FaceModel.estimate`` for N faces, by name."""
-TOLERANCE = 1e-4
-"""Largest accepted difference from torch: of probabilities, and of ages relative to the age."""
 BATCH_SIZES = (1, 7, 32)
 """Batch sizes used for verification; all further batches have the last size."""
 
@@ -123,7 +122,7 @@ def check(reference: Estimates, estimates: Estimates, tasks: Tasks) -> None:
     Raises:
         UserError: If an output differs by more than ``TOLERANCE``.
     """
-    for name, value in _differences(reference, estimates, tasks).items():
+    for name, value in differences(reference, estimates, tasks).items():
         if not value <= TOLERANCE:  # also true of NaN
             raise UserError(
                 f"Expected ONNX Runtime to agree with torch within {TOLERANCE:g}, but {name} differs by {value:.1e}; "
@@ -151,7 +150,7 @@ def compare(runs: Mapping[str, Run], module: FaceModule, batches: Sequence[Batch
         facts[f"mb/{model}"] = size / 1e6
         facts[f"faces_per_second/{model}"] = speed
         if model != "torch":
-            for name, value in _differences(reference, estimates, tasks).items():
+            for name, value in differences(reference, estimates, tasks).items():
                 facts[f"difference/{name}/{model}"] = value
             for task in classifications(tasks.values()):
                 changed = estimates[task.name].argmax(1) != reference[task.name].argmax(1)
@@ -172,11 +171,3 @@ def _scores(
         if known.any():
             for name, value in metrics[kind](torch.from_numpy(estimates)[known], targets[known]).items():
                 yield name, float(value)
-
-
-def _differences(reference: Estimates, estimates: Estimates, tasks: Tasks) -> dict[str, float]:
-    """The largest absolute difference by output; of ages relative to the age, or to one year below that."""
-    apart = {name: np.abs(estimates[name] - values) for name, values in reference.items()}
-    for task in ages(tasks.values()):
-        apart[task.name] /= np.maximum(reference[task.name], 1)
-    return {name: float(values.max()) for name, values in apart.items()}

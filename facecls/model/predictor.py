@@ -13,7 +13,7 @@ from torch import Tensor
 from facecls.data.tasks import Age, Task, Tasks, create_tasks
 from facecls.errors import UserError
 from facecls.finding.frame import Frame, read_frame
-from facecls.model.checkpoint import Checkpoint, read_checkpoint
+from facecls.model.checkpoint import Checkpoint
 
 Device = Literal["auto", "cpu", "cuda"]
 Tta = Literal["none", "flip"]
@@ -28,6 +28,7 @@ class Predictor(Protocol):
         image_size: Side S of the faces that it takes, in pixels.
         tasks: What it predicts, by name.
         outputs: Names of its estimates (``Head.outputs``).
+        engine: What runs it, in words.
         frame: How the faces that it was trained on lie in their images; ``None`` if none were found in them.
         is_frame_assumed: Whether its file does not say it, and the frame is UTKFace's.
     """
@@ -35,6 +36,7 @@ class Predictor(Protocol):
     image_size: int
     tasks: Tasks
     outputs: tuple[str, ...]
+    engine: str
     frame: Frame | None
     is_frame_assumed: bool
 
@@ -59,6 +61,8 @@ class TorchPredictor:
         tta: Whether to average over mirror images.
     """
 
+    engine = "torch"
+
     def __init__(self, checkpoint: Checkpoint, device: torch.device, tta: Tta = "none") -> None:
         model = checkpoint.module.model
         self.model = model.to(device).eval()
@@ -82,7 +86,7 @@ class OnnxPredictor:
     """An ONNX file of ``facecls.export`` in ONNX Runtime.
 
     Args:
-        path: The file.
+        file: Its path, or its bytes.
         device: Where to compute.
         tta: Whether to average over mirror images.
         gpu: Number of the GPU, if there is one.
@@ -91,10 +95,13 @@ class OnnxPredictor:
         UserError: If it is no such file, or the device is missing.
     """
 
-    def __init__(self, path: Path, device: Device = "auto", tta: Tta = "none", gpu: int = 0) -> None:
+    engine = "ONNX Runtime"
+
+    def __init__(self, file: Path | bytes, device: Device = "auto", tta: Tta = "none", gpu: int = 0) -> None:
         import onnxruntime
 
-        if not path.is_file():
+        path = file if isinstance(file, Path) else "memory"
+        if isinstance(file, Path) and not file.is_file():
             raise UserError(
                 f"Expected a model at {path}, but there is none; create one with `python -m facecls.export`."
             )
@@ -105,8 +112,10 @@ class OnnxPredictor:
             )
         on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})] if cuda and device != "cpu" else []
         providers = [*on_gpu, "CPUExecutionProvider"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # its own default counts the cores of the machine
         try:
-            self.session = onnxruntime.InferenceSession(path, providers=providers)
+            self.session = onnxruntime.InferenceSession(file, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises exceptions of its own for all that may be wrong
             raise UserError(
                 f"Expected an ONNX file written by facecls.export, but could not load {path}: {error}"
@@ -187,30 +196,3 @@ def _mean_softmax(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) 
 def _normalised(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     total: npt.NDArray[np.float64] = shares.sum(1, keepdims=True)
     return shares / total
-
-
-def open_predictor(path: str | Path, device: Device = "auto", tta: Tta = "none", process: int = 0) -> Predictor:
-    """Loads a trained model.
-
-    Args:
-        path: A checkpoint of ``facecls.fit``, or a ``.onnx`` file of ``facecls.export``.
-        device: ``auto`` for a GPU where there is one. Computes in float32 everywhere.
-        tta: Whether to average over mirror images.
-        process: Number of this process on its node; processes take the GPUs in turn.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        UserError: If there is no such file, it is neither, or the device is missing.
-    """
-    path = Path(path)
-    gpu = process % max(1, torch.cuda.device_count())
-    if path.suffix.lower() == ".onnx":
-        return OnnxPredictor(path, device, tta, gpu)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("Expected a GPU, but there is none that torch can use; omit --device or use cpu.")
-    checkpoint = read_checkpoint(path)
-    use_cuda = device != "cpu" and torch.cuda.is_available()
-    where = torch.device("cuda", gpu) if use_cuda else torch.device("cpu")
-    return TorchPredictor(checkpoint, where, tta)

@@ -1,5 +1,6 @@
 """Predictions as a table: of a stream of photos in batches, and of images in memory."""
 
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -26,6 +27,8 @@ Image = str | Path | npt.NDArray[np.uint8] | PIL.Image.Image
 """The path of an image file, RGB pixels (H, W, 3), or a Pillow image."""
 BATCH_SIZE = 64
 """Faces that go through the model at a time."""
+_LONGEST_WAIT = 5.0
+"""Seconds after which the faces found so far are predicted, so that an interruption loses little."""
 _HIGHEST_NORMALISED = 3
 """Above the highest float of an image in 0..1 or standardised: 2.64 by ImageNet's mean and standard deviation."""
 
@@ -73,15 +76,18 @@ def predict_stream(
         batch_size: Faces that are predicted together.
 
     Yields:
-        Whole photos with at least ``batch_size`` faces together, in the order of the inputs, fewer in the last batch.
+        Whole photos in the order of the inputs, with at least ``batch_size`` faces together, or fewer where it takes
+        long to find them, and at the end.
     """
     photos = in_order(partial(_prepare, finder), inputs, ahead=2 * batch_size)
     waiting: list[_Photo] = []
+    since = time.monotonic()
     for photo in photos:
         waiting.append(photo)
-        if sum(max(1, len(each.faces)) for each in waiting) >= batch_size:
+        is_full = sum(max(1, len(each.faces)) for each in waiting) >= batch_size
+        if is_full or time.monotonic() - since >= _LONGEST_WAIT:
             yield _predict(predictor, finder, waiting, batch_size)
-            waiting = []
+            waiting, since = [], time.monotonic()
     if waiting:
         yield _predict(predictor, finder, waiting, batch_size)
 

@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
-from facecls.compat import keep_tensorboard_from_importing_tensorflow
+from facecls.compat import DEPRECATED, keep_tensorboard_from_importing_tensorflow
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError, program
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
@@ -39,7 +39,7 @@ RUNS = "runs"
 AS_TRAINED = "same as in training"
 """Placeholder for a missing --data.root; the checkpoint's is used."""
 NOISE = (
-    "isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 with torch since 2.12
+    DEPRECATED,
     "Checkpoint directory .* exists and is not empty",  # as it always does when a run is resumed
     "Be aware that when using `ckpt_path`, callbacks",  # --ema null leaves one out, and ResumeSettings handles that
     "The dirpath has changed from",  # a run that is resumed under another name chooses its best epoch afresh

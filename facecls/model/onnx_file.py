@@ -5,6 +5,7 @@ Normalisation, trunk, heads, temperatures, softmax and the mean of an age distri
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +15,10 @@ import onnx
 import torch
 
 from facecls._version import __version__
+from facecls.compat import DEPRECATED
 from facecls.errors import UserError
 from facecls.files import sha256
 from facecls.model.module import FaceModule
-from facecls.training.cli import without_noise
 
 LICENCE = (
     "Code: MIT. Weights: under the terms of the data that they were trained on; VGGFace2, ImageNet and UTKFace are "
@@ -46,7 +47,8 @@ def to_onnx(module: FaceModule, opset: int) -> onnx.ModelProto:
     with torch.inference_mode():
         names = list(plain(images))
     try:
-        with without_noise():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f".*{DEPRECATED}")
             program = torch.onnx.export(
                 plain,
                 (images,),
