@@ -3,6 +3,7 @@
 import shutil
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +154,34 @@ def test_a_row_with_too_many_cells_is_not_cut(text: str, line: int, cells: str, 
     with pytest.raises(UserError) as caught:
         read_table(tmp_path / "f.csv", 0, UTKFACE)
     assert f"but line {line} has {cells.count(',') + 1} ({cells}); put texts" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('path\tage\tname\n0.jpg\t5\t"Anna\n1.jpg\t6\tBert\n', 2),  # never closed
+        ('path,age,name\n0.jpg,5,Anna\n1.jpg,6,"Bert\n2.jpg,7,Carl"\n', 3),  # closed in the next row
+        ('sep=;\nname;path;age\n"Anna;0.jpg;5\nBert;1.jpg;6\nCarl;2.jpg;"7"\n', 3),
+    ],
+)
+def test_a_stray_quotation_mark_swallows_no_rows(text: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text(text)
+    with pytest.raises(UserError, match=f"closed in its row in .*, but that of line {line} swallows the next rows"):
+        read_table(tmp_path / "f.csv", 0, UTKFACE)
+
+
+def test_texts_may_have_several_lines(tmp_path: Path) -> None:
+    _write_images(tmp_path, ["0.jpg", "1.jpg"])
+    (tmp_path / "f.csv").write_text('path,age,caption\n0.jpg,5,"one, two\nthree, four, five"\n1.jpg,6,"a\n\nb"\n')
+    assert read_table(tmp_path / "f.csv", 0, UTKFACE).faces["age"].tolist() == [5, 6]
+
+
+def test_a_path_may_be_written_in_several_ways_and_is_one_face(tmp_path: Path) -> None:
+    _write_images(tmp_path, ["a/0.jpg", "a/1.jpg"])
+    (tmp_path / "f.csv").write_text("path,age\na/0.jpg,5\n./a/0.jpg,5\na\\0.jpg,5\na/b/../1.jpg,6\na/1.jpg,7\n")
+    table = read_table(tmp_path / "f.csv", 0, UTKFACE)
+    assert table.faces["path"].tolist() == ["a/0.jpg"]
+    assert Counter(table.rejects["reason"]) == {"listed twice": 2, "listed twice with different values": 2}
 
 
 def test_commas_in_a_table_of_one_column_divide_nothing(tmp_path: Path) -> None:

@@ -105,14 +105,14 @@ def test_grey_alpha_and_16_bit_pictures_become_rgb_bytes() -> None:
         assert (pixels == expected).all()
 
 
-@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("ending", [".png", ".tif", ".ppm"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("scale", [1, 257])
-def test_16_bits_that_hold_8_are_not_black(ending: str, channels: int, scale: int) -> None:
-    """Some programs write 0..255 into files of 16 bits, others 0..65535."""
+@pytest.mark.parametrize("scale", [1, 4, 16, 257])
+def test_16_bits_that_hold_fewer_are_not_black(ending: str, channels: int, scale: int) -> None:
+    """Some programs write values of 8, 10 or 12 bits into files of 16 bits, others 0..65535."""
     values = np.random.default_rng(0).integers(0, 256, (40, 30, channels)).astype(np.uint16)
     values.flat[:2] = 0, 255
-    data = cv2.imencode(ending, (scale * values)[..., ::-1])[1]
+    data = cv2.imencode(ending if channels == 3 else ending.replace("ppm", "pgm"), (scale * values)[..., ::-1])[1]
     np.testing.assert_array_equal(decode(data), np.broadcast_to(values, (40, 30, 3)))
 
 
@@ -129,6 +129,26 @@ def test_what_telephones_write_is_read(side: bool) -> None:
     pixels = decode(np.frombuffer(stream.getvalue(), np.uint8))
     assert pixels.shape == (120, 200, 3)
     assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 3
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heim", b"heis", b"mif1"])
+def test_heif_is_known_by_any_of_its_brands(brand: bytes) -> None:
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(picture(size=200))).save(stream, quality=95)
+    data = stream.getvalue()
+    assert data[8:12] == b"heic"
+    pixels = decode(np.frombuffer(data[:8] + brand + data[12:], np.uint8))
+    assert np.abs(pixels.astype(int) - picture(size=200)).mean() < 3
+
+
+@pytest.mark.parametrize("brand", [b"avif", b"mif1", b"msf1"])
+def test_avif_is_known_by_any_of_its_brands(brand: bytes) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(picture(size=200)).save(stream, "AVIF", quality=95)
+    data = stream.getvalue()
+    assert b"avif" in data[16:40]
+    pixels = decode(np.frombuffer(data[:8] + brand + data[12:], np.uint8))
+    assert np.abs(pixels.astype(int) - picture(size=200)).mean() < 3
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "I;16"])

@@ -2,10 +2,10 @@
 
 import codecs
 import csv
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -260,13 +260,38 @@ def _check_rows(path: Path) -> None:
     with path.open(newline="", encoding=writing.encoding) as stream:
         rows = csv.reader(islice(stream, writing.skipped, None), delimiter=writing.separator, skipinitialspace=True)
         count = len(next(rows, []))
+        line = rows.line_num
         for row in rows:
+            if rows.line_num > line + 1 and _swallows_rows(row, writing.separator, count):
+                raise UserError(
+                    f"Expected a quotation mark to be closed in its row in {path}, but that of line "
+                    f"{line + 1 + writing.skipped} swallows the next rows; remove it or close it."
+                )
+            line = rows.line_num
             if any(row[count:]):
                 raise UserError(
                     f"Expected {count} cells in each row of {path}, as in its header, but line "
                     f"{rows.line_num + writing.skipped} has {len(row)} ({', '.join(row)}); put texts that hold a "
                     "separator into quotes."
                 )
+
+
+def _swallows_rows(row: Sequence[str], separator: str, count: int) -> bool:
+    """Whether a cell of several lines holds rows: a line with as many cells, one of them a file's name like the row's.
+
+    Args:
+        row: Its cells.
+        separator: Between them.
+        count: How many a row has.
+    """
+
+    def endings(cells: Iterable[str]) -> set[str]:
+        return {PurePath(cell.strip()).suffix for cell in cells} - {""}
+
+    lines = [cell.splitlines() for cell in row if cell]
+    own = endings(part for first, *_ in lines for part in first.split(separator))
+    further = (line.split(separator) for _, *rest in lines for line in rest)
+    return any(len(cells) == count and own & endings(cells) for cells in further)
 
 
 def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:

@@ -23,19 +23,23 @@ _END_OF_IMAGE = b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 """Where a PNG says how many bits a value has."""
+_PNM = (b"P5", b"P6")
 _PIXELS = 1 << 30
 """OpenCV's own limit for an image, for Pillow's formats as well."""
 _TIFF_PIXELS = 1 << 26
 """Pillow warns about a TIFF of 1.3 times as many and refuses one of 2.7 times as many."""
-_PILLOW: tuple[tuple[int, tuple[bytes, ...], Callable[[io.BytesIO], PIL.Image.Image]], ...] = (
-    (0, (b"II*\0", b"MM\0*"), TiffImageFile),
-    (0, (b"GIF8",), GifImageFile),
-    (4, (b"ftypavif", b"ftypavis"), AvifImageFile),
-    (4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1"), HeifImageFile),
-)
-"""Offset and magic bytes of what Pillow reads. OpenCV 5.0 blends transparent pixels of TIFF and GIF onto a background
-and ignores the orientation of AVIF; OpenCV 4.11 reads neither GIF nor AVIF; none reads HEIF, as telephones write. The
-classes are called themselves, since ``PIL.Image.open`` refuses images that OpenCV would read in another format."""
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), AvifImageFile),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), HeifImageFile),
+}
+"""What is in a file of the ISO base media format, by the brands that it names (ISO/IEC 23008-12, annex B; AV1 Image
+File Format, section 6)."""
+_ANY_BRAND = (b"mif1", b"msf1")
+"""Brands of both; without one of the others it is HEIF."""
+_BITS = (8, 10, 12)
+"""What files of 16 bits may hold: all of a picture's values are small then."""
+_START = 256
+"""Bytes that tell the format."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +100,8 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Decodes an image.
 
     Grey, palette and CMYK images become RGB, the latter by the plain formula without a colour profile. Of 16 bits the
-    upper 8 are kept, or the lower if no value needs the upper. Transparency is dropped, leaving the colour that is
-    stored beneath it. The EXIF orientation is applied. Of several frames the first is taken.
+    upper 8 are kept, or of the lower 8, 10 or 12 if no value needs more. Transparency is dropped, leaving the colour
+    that is stored beneath it. The EXIF orientation is applied. Of several frames the first is taken.
 
     Args:
         encoded: uint8 ``(b,)``, any format that OpenCV reads, GIF, AVIF or HEIF.
@@ -118,17 +122,35 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
-    start = encoded[: _PNG_DEPTH + 1].tobytes()
-    if start.startswith(_PNG) and start[_PNG_DEPTH:] == b"\x10":
+    start = encoded[:_START].tobytes()
+    if start.startswith(_PNM) or (start.startswith(_PNG) and start[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"):
         return _deep(encoded)
-    for at, marks, create in _PILLOW:
-        if start.startswith(marks, at):
-            with create(io.BytesIO(encoded.tobytes())) as opened:
-                if math.prod(opened.size) > _PIXELS:
-                    return None
-                return _deep(encoded) if _is_beyond_pillow(opened) else pillow_pixels(opened)
+    if (create := _pillow_class(start)) is not None:
+        with create(io.BytesIO(encoded.tobytes())) as opened:
+            if math.prod(opened.size) > _PIXELS:
+                return None
+            return _deep(encoded) if _is_beyond_pillow(opened) else pillow_pixels(opened)
     image: npt.NDArray[np.uint8] | None = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
     return image
+
+
+def _pillow_class(start: bytes) -> Callable[[io.BytesIO], PIL.Image.Image] | None:
+    """What reads a format that Pillow reads better; ``None`` for all others.
+
+    OpenCV 5.0 blends transparent pixels of TIFF and GIF onto a background and ignores the orientation of AVIF; OpenCV
+    4.11 reads neither GIF nor AVIF; none reads HEIF, as telephones write. The classes are called themselves, since
+    ``PIL.Image.open`` refuses images that OpenCV would read in another format.
+    """
+    if start.startswith((b"II*\0", b"MM\0*")):
+        return TiffImageFile
+    if start.startswith(b"GIF8"):
+        return GifImageFile
+    if start[4:8] != b"ftyp":
+        return None
+    end = min(len(start), int.from_bytes(start[:4], "big"))
+    brands = [start[8:12], *(start[at : at + 4] for at in range(16, end - 3, 4))]
+    known = (_BRANDS[brand] for brand in brands if brand in _BRANDS)
+    return next(known, HeifImageFile if brands[0] in _ANY_BRAND else None)
 
 
 def _is_beyond_pillow(opened: PIL.Image.Image) -> bool:
@@ -141,12 +163,15 @@ def _is_beyond_pillow(opened: PIL.Image.Image) -> bool:
 def _deep(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
     # for a TIFF of 16 bits OpenCV 5.0 gives nonsense in the order RGB
     image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return None if image is None else np.ascontiguousarray(_of_16_bits(image)[..., ::-1])
+    if image is None:
+        return None
+    return np.ascontiguousarray((image if image.dtype == np.uint8 else _of_16_bits(image))[..., ::-1])
 
 
 def _of_16_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The upper 8 bits, or the lower where no value needs the upper, as some programs write 0..255 into 16."""
-    shift = 8 if values.max(initial=0) > np.iinfo(np.uint8).max else 0
+    """The upper 8 of the bits that are used, as some programs write values of 8, 10 or 12 bits into 16."""
+    highest = int(values.max(initial=0))
+    shift = next((bits for bits in _BITS if highest < 1 << bits), 16) - 8
     return (values.astype(np.int64) >> shift).clip(0, 255).astype(np.uint8)
 
 

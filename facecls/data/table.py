@@ -1,6 +1,7 @@
 """Faces on disk -> a table of faces, a table of rejects, and their images in memory."""
 
 import hashlib
+import posixpath
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from facecls.data.folders import expanded
 from facecls.data.manifests import stream_rows
 from facecls.data.parallel import in_order
 from facecls.data.parsing import MISSING, LabelError
-from facecls.data.sources import Record, Root, is_clutter, is_manifest, open_source, quiet, roots_of
+from facecls.data.sources import Record, Root, is_archive, is_clutter, is_manifest, open_source, quiet, roots_of
 from facecls.data.split import SPLITS
 from facecls.data.store import ImageStore, why_unusable
 from facecls.data.tasks import Tasks, ages
@@ -127,6 +128,8 @@ def _files(root: str, seed: int, tasks: Tasks, is_only: bool) -> Iterator[_File]
         try:
             if is_clutter(record.path):
                 yield _File(own.path, "not an image")
+            elif is_archive(record.path):
+                yield _File(own.path, "archive inside an archive")
             else:
                 yield _read(own, {**parse_name(name), **record.labels}, parsers)._replace(photo=photo_of(name))
         except LabelError as error:
@@ -157,6 +160,7 @@ def _repeated(manifest: Path, tasks: Tasks) -> list[str | None]:
     rows = pd.concat(stream_rows(manifest, tasks), ignore_index=True)
     if "split" in rows:
         _check_splits(rows["split"], manifest)
+    rows["path"] = rows["path"].map(lambda path: posixpath.normpath(path.replace("\\", "/")) if path else "")
     reasons = np.full(len(rows), None, object)
     reasons[rows["path"].duplicated()] = "listed twice"
     differing = rows["path"][~rows.duplicated()]
