@@ -33,6 +33,7 @@ BEST_CHECKPOINT, LAST_CHECKPOINT = "checkpoints/best.ckpt", "checkpoints/last.ck
 """The model with the lowest validation loss, and the state to resume from."""
 
 _FACE_COLUMNS = ("path", "sha1", "split")
+_UNREAD_COLUMNS = ("path", "label", "text", "reason")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Run:
         predictions: One row per tested face.
         faces: One row per face of the data, tested or not; ``None`` if the file is missing.
         rejects: ``path`` and ``reason`` of each file not used; ``None`` if the file is missing.
+        unread: ``path``, ``label``, ``text`` and ``reason`` of each label that was left out.
         metrics: Contents of ``metrics.json``; empty if the file is missing.
         config: The options; empty if the file is missing.
         config_text: The options as they were written.
@@ -55,6 +57,7 @@ class Run:
     predictions: pd.DataFrame
     faces: pd.DataFrame | None
     rejects: pd.DataFrame | None
+    unread: pd.DataFrame
     metrics: dict[str, Any]
     config: dict[str, Any]
     config_text: str
@@ -180,7 +183,8 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         predictions=predictions,
         faces=_read_table(folder / FACES, tuple(tasks)) if (folder / FACES).is_file() else None,
-        rejects=_read_rejects(folder / REJECTS),
+        rejects=_read_list(folder / REJECTS, ("path", "reason")),
+        unread=pd.DataFrame() if (unread := _read_list(folder / UNREAD, _UNREAD_COLUMNS)) is None else unread,
         metrics=metrics,
         config=config,
         config_text=_read_text(folder / CONFIG),
@@ -257,10 +261,11 @@ def _read_table(file: Path, labels: tuple[str, ...]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(labels, "Int16")).reset_index(drop=True)
 
 
-def _read_rejects(file: Path) -> pd.DataFrame | None:
+def _read_list(file: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
+    """A table of texts with all of these columns; ``None`` if the file is missing."""
     if not file.is_file():
         return None
-    rejects = pd.read_csv(file, dtype=str, keep_default_na=False)
-    if not {"path", "reason"} <= {*rejects}:
-        raise UserError(f"Expected the columns path and reason in {file}; repair or delete the file.")
-    return rejects
+    listed = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if not {*columns} <= {*listed}:
+        raise UserError(f"Expected the columns {', '.join(columns)} in {file}; repair or delete the file.")
+    return listed

@@ -65,7 +65,9 @@ def write_run(
     if ranges:
         table = with_ranges(table, np.random.default_rng(seed).random(len(table)) < ranges)
     rejects = pd.DataFrame({"path": ["a<b>.jpg", "b.jpg", "c.txt"], "reason": ["truncated"] * 2 + ["not an image"]})
-    run.write_faces(folder, table, rejects, pd.DataFrame(), tasks)
+    labels = [("b.jpg", "race", "purple", "no such race"), ("d.jpg", "race", "<7>", "no such race")]
+    unread = pd.DataFrame([*labels, ("d.jpg", "age", "x", "no age")], columns=["path", "label", "text", "reason"])
+    run.write_faces(folder, table, rejects, unread, tasks)
     tested = table[table["split"] == "test"].reset_index(drop=True)
     run.write_results(folder, {"seconds": 4162.5, "epochs": 5, "steps": 2495, "device": "cpu"}, tested, tasks)
     data = data if tasks == UTKFACE else data | {"tasks": {name: task.options for name, task in tasks.items()}}

@@ -221,6 +221,7 @@ def test_numbers_of_data_and_limits(page: Page, run: Path, table: pd.DataFrame) 
     }
     assert _with("rejects/", page) == {"truncated": 2, "not an image": 1}
     assert page.values["rejects"] == 3
+    assert _with("unread/", page) == {"race/no such race": 2, "age/no age": 1}
     assert _with("faces/", page) == {"tested": len(table), **faces["split"].value_counts()}
     cells = group_table(score_groups(table, UTKFACE)).query("gender != 'all' and race != 'all'")
     limits = _with("limits/", page)
@@ -232,7 +233,7 @@ def test_numbers_of_data_and_limits(page: Page, run: Path, table: pd.DataFrame) 
 
 def test_every_number_is_checked_here(page: Page) -> None:
     checked = "score trivial class confusion roc age band cumulative group calibration data duplicates rejects faces"
-    checked += " limits curves suspects"
+    checked += " limits curves suspects unread"
     assert {name.split("/")[0] for name in page.values} == {*checked.split()}
 
 

@@ -30,7 +30,7 @@ _RANGES = 10
 
 
 def data(run: Run) -> Section:
-    """How many faces of which labels each split has, duplicates, and files that are not used."""
+    """How many faces of which labels each split has, duplicates, and files and labels that are not used."""
     blocks: list[Block] = []
     faces = run.faces
     if faces is None:
@@ -53,7 +53,7 @@ def data(run: Run) -> Section:
             )
         )
     )
-    return Section("data", "Data", [*blocks, *_rejects(run)])
+    return Section("data", "Data", [*blocks, *_rejects(run), *_unread(run)])
 
 
 def _distributed(faces: pd.DataFrame, task: Task) -> list[str]:
@@ -123,3 +123,14 @@ def _rejects(run: Run) -> list[Block]:
     examples = run.rejects.drop_duplicates("reason").set_index("reason")["path"].to_dict()
     rows = [[str(reason), count(f"rejects/{reason}", number), examples[reason]] for reason, number in counts.items()]
     return [Table("Rejected files", ["reason", "files", "example"], rows, wraps=True)]
+
+
+def _unread(run: Run) -> list[Block]:
+    if not len(run.unread):
+        return []
+    kinds = run.unread.groupby(["label", "reason"], sort=False)
+    rows: list[list[Content]] = [
+        [str(label), str(reason), count(f"unread/{label}/{reason}", len(some)), some["text"].iloc[0]]
+        for (label, reason), some in sorted(kinds, key=lambda kind: -len(kind[1]))[:_REASONS]
+    ]
+    return [Table("Labels that were left out", ["label", "reason", "faces", "example"], rows, wraps=True)]
