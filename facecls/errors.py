@@ -10,7 +10,15 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A user's mistake; the message is one line: what was expected, what came, what to do."""
+    """A user's mistake; the message is one line: what was expected, what came, what to do.
+
+    Args:
+        message: The line. Of one that a worker of a loader raised, torch makes a text with a traceback before it, which
+            is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{UserError.__name__}: ")[2])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Every file name of a run stands here and nowhere else.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,7 +136,13 @@ def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.Data
 
     Returns:
         The contents of ``metrics.json``.
+
+    Raises:
+        UserError: If a metric is not finite.
     """
+    for name, value in results.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"Expected finite results, but {name} is {value:g}; the model is damaged or did not learn.")
     contents = {**results, "tasks": {name: task.options for name, task in tasks.items()}}
     with replacing(folder / PREDICTIONS) as part:
         predictions.to_parquet(part, index=False)

@@ -169,14 +169,14 @@ def test_pipelines_give_the_size_and_keep_uint8() -> None:
 
 
 def test_evaluation_does_not_seed_what_it_is_given(faces: Path) -> None:
-    dataset = FaceDataset(_module(faces)._store, {}, _Noise())
+    dataset = FaceDataset(_module(faces)._store, {}, _Noise(), 64)
     batch = next(iter(FaceBatchSampler(np.arange(4), 4)))
     assert batch.seed is None
     assert not torch.equal(dataset[batch]["image"], dataset[batch]["image"])
 
 
 def test_a_pipeline_of_another_size_is_refused(faces: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.train_transform .* \(64, 64, 3\), but it gives \(96, 96, 3\)"):
+    with pytest.raises(UserError, match=r"data\.train_transform .* \(64, 64, 3\), but one gave uint8 of \(96, 96, 3\)"):
         _module(faces, train_transform=TrainTransform(96))
 
 

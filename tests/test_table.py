@@ -630,6 +630,15 @@ def test_a_number_of_drawn_faces_must_be_one(count: str) -> None:
         read_table(f"synthetic:{count}", seed=0)
 
 
+def test_an_archive_inside_an_archive_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.writestr("all/inner.zip", b"PK\x05\x06" + bytes(18))
+        archive.writestr("all/26_1_2_20170116174525125.jpg", next(draw_faces(1, seed=0))[1])
+    table = read_table(tmp_path / "outer.zip", seed=0)
+    assert table.rejects.values.tolist() == [["all/inner.zip", "archive inside an archive"]]
+    assert len(table.faces) == 1
+
+
 def test_a_folder_without_faces_names_the_commonest_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file in it"):
         read_table(tmp_path, seed=0)

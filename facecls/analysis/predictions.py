@@ -1,6 +1,6 @@
 """Estimates of a model -> columns, and a table with one row per face: its labels beside its predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from facecls.data.tasks import Age, Classification, Task, Tasks
+from facecls.errors import UserError
 
 Array = npt.NDArray[Any]
 
@@ -49,6 +50,25 @@ def _age_columns(task: Age, estimates: Mapping[str, Array]) -> dict[str, Array]:
     if (distribution := estimates.get(f"{task.name}_distribution")) is not None:
         columns[f"{task.name}_low"], columns[f"{task.name}_high"] = age_interval(distribution)
     return columns
+
+
+def check_finite(estimates: Mapping[str, Array], paths: Sequence[str]) -> None:
+    """Rejects estimates that are no numbers, which a sound model gives for no picture.
+
+    Args:
+        estimates: Of N faces, by name.
+        paths: (N,) of the faces.
+
+    Raises:
+        UserError: If there is one, with its face.
+    """
+    for name, values in estimates.items():
+        is_finite = np.isfinite(values).reshape(len(values), -1).all(1)
+        if not is_finite.all():
+            raise UserError(
+                f"Expected finite predictions, but {name} of {paths[int(is_finite.argmin())]} is not; the weights of "
+                "the model are damaged, or its training went astray: take another checkpoint or a lower learning rate."
+            )
 
 
 def predictions_table(

@@ -24,7 +24,7 @@ from facecls.data.split import assign_split, leaks, read_split_file
 from facecls.data.store import ImageStore, decode
 from facecls.data.table import read_table
 from facecls.data.tasks import TaskOptions, create_tasks
-from facecls.data.transforms import EvalTransform, TrainTransform, Transform
+from facecls.data.transforms import EvalTransform, TrainTransform, Transform, check_image
 from facecls.errors import UserError
 
 HOLDOUT = "holdout"
@@ -54,15 +54,6 @@ class ResumableLoader(DataLoader[dict[str, Tensor]]):
 def _start_worker(worker: int) -> None:
     pl_worker_init_function(worker)
     cv2.setNumThreads(0)  # there is one worker per core already
-
-
-def _check_size(name: str, transform: Transform, size: int) -> None:
-    shape = transform(image=np.zeros((200, 200, 3), np.uint8))["image"].shape
-    if shape != (size, size, 3):
-        raise UserError(
-            f"Expected data.{name} to give images of (data.image_size, data.image_size, 3), that is {(size, size, 3)}, "
-            f"but it gives {shape}; set its size and data.image_size to the same."
-        )
 
 
 def _manifests(root: Root) -> list[Path]:
@@ -155,8 +146,8 @@ class FacesDataModule(pl.LightningDataModule):
         """
         if self._store is not None:
             return
-        for name in ("train_transform", "eval_transform"):
-            _check_size(name, getattr(self, name), self.image_size)
+        for transform in (self.train_transform, self.eval_transform):
+            check_image(transform(image=np.zeros((200, 200, 3), np.uint8))["image"], self.image_size)
         table = read_table(self.root, self.seed, self.tasks)
         faces, rejects = table.faces, table.rejects
         if self.split_file is not None:
@@ -282,7 +273,7 @@ class FacesDataModule(pl.LightningDataModule):
             workers = self.num_workers
             size = self.batch_size * self.image_size**2 * 3
             buffers = SharedBuffers(workers, _PREFETCH + _HELD, size) if workers and _FORK else None
-            dataset = FaceDataset(self._store, self._labels, transform, buffers)
+            dataset = FaceDataset(self._store, self._labels, transform, self.image_size, buffers)
         else:
             workers = 0  # features are looked up faster than they are handed over
             dataset = FeatureDataset(self._features, self._labels)

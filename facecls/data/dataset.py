@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 from facecls.data.buffers import SharedBatch, SharedBuffers
 from facecls.data.sampler import BatchIndices
 from facecls.data.store import ImageStore, decode
-from facecls.data.transforms import Transform
+from facecls.data.transforms import Transform, check_image
 
 Labels = Mapping[str, npt.NDArray[np.int64]]
 """(F,) by label column, by row of the table, ``MISSING`` where a face has none."""
@@ -25,15 +25,22 @@ class FaceDataset(Dataset[dict[str, Tensor] | SharedBatch]):
         store: The encoded images.
         labels: The labels.
         transform: From an image to one of the wanted size.
+        size: Side of the images that it must give, in pixels.
         buffers: That forked workers put images in; ``None`` without workers.
     """
 
     def __init__(
-        self, store: ImageStore, labels: Labels, transform: Transform, buffers: SharedBuffers | None = None
+        self,
+        store: ImageStore,
+        labels: Labels,
+        transform: Transform,
+        size: int,
+        buffers: SharedBuffers | None = None,
     ) -> None:
         self.store = store
         self.labels = labels
         self.transform = transform
+        self.size = size
         self.buffers = buffers
 
     def __getitem__(self, batch: BatchIndices) -> dict[str, Tensor] | SharedBatch:
@@ -61,6 +68,7 @@ class FaceDataset(Dataset[dict[str, Tensor] | SharedBatch]):
             self.transform.set_random_seed(int(np.random.SeedSequence(batch.seed).generate_state(1)[0]))
         for place, face in enumerate(batch.faces):
             image = self.transform(image=decode(self.store[face]))["image"]
+            check_image(image, self.size)
             if not place:
                 images = create((len(batch.faces), *image.shape))
             images[place] = image  # while it is in the processor's cache

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from facecls.errors import UserError
+
 
 class TrainTransform(A.Compose):  # type: ignore[misc]
     """Training augmentation: flip, small affine transforms, crop, colour, noise and dropout of patches.
@@ -97,3 +99,21 @@ class EvalTransform:
 
 Transform = A.Compose | EvalTransform
 """A pipeline: any ``Compose``, or one of the classes above."""
+
+
+def check_image(image: np.ndarray, size: int) -> None:
+    """Rejects what a transform must not give: it would be cut to bytes without a word.
+
+    Args:
+        image: What it gave.
+        size: Side of the images in pixels.
+
+    Raises:
+        UserError: If it is not uint8 (S, S, 3).
+    """
+    if image.dtype != np.uint8 or image.shape != (size, size, 3):
+        raise UserError(
+            f"Expected data.train_transform and data.eval_transform to give uint8 images of (data.image_size, "
+            f"data.image_size, 3), that is {(size, size, 3)}, but one gave {image.dtype} of {image.shape}; leave out "
+            "Normalize and ToFloat, which the model does itself, and set the size to data.image_size."
+        )

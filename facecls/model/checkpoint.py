@@ -9,6 +9,7 @@ import torch
 
 from facecls.errors import UserError
 from facecls.finding.frame import Frame, read_frame
+from facecls.model.checksums import check_finite, check_members
 from facecls.model.module import FaceModule
 from facecls.model.upgrade import upgrade
 
@@ -52,11 +53,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"Expected a checkpoint at {path}, but there is none; runs keep theirs in checkpoints/best.ckpt."
         )
     try:
+        check_members(Path(path))
         kept = torch.load(path, map_location="cpu", weights_only=True)
         upgrade(kept)
         options: Mapping[str, Any] = kept["hyper_parameters"]
         names = inspect.signature(FaceModule.__init__).parameters.keys() - _OWN
         module = FaceModule(**{name: options[name] for name in names if name in options})
+        check_finite(kept["state_dict"], path)
         module.load_state_dict(kept["state_dict"])
         frame, is_assumed = read_frame(options)
         del module.hparams["optimizer"]  # the default is a function, which Lightning can't pickle and warns about

@@ -18,6 +18,7 @@ from facecls._version import __version__
 from facecls.compat import DEPRECATED
 from facecls.errors import UserError
 from facecls.files import sha256
+from facecls.model.checksums import SEAL, sealed
 from facecls.model.module import FaceModule
 
 LICENCE = (
@@ -93,7 +94,7 @@ def metadata(module: FaceModule, checkpoint: Path) -> dict[str, Any]:
 
 
 def serialise(model: onnx.ModelProto, about: Mapping[str, Any]) -> bytes:
-    """Strips a graph of what is not needed to run it, adds its metadata, and checks it.
+    """Strips a graph of what is not needed to run it, adds its metadata with a checksum of the file, and checks it.
 
     Args:
         model: The graph; it is changed in place.
@@ -110,7 +111,6 @@ def serialise(model: onnx.ModelProto, about: Mapping[str, Any]) -> bytes:
     del model.opset_import[:]
     model.opset_import.extend(opsets)
     model.ir_version = onnx.helper.find_min_ir_version_for(opsets)  # so that older runtimes can read it
-    onnx.helper.set_model_props(model, {"facecls": json.dumps(about)})
+    onnx.helper.set_model_props(model, {"facecls": json.dumps({**about, **SEAL})})
     onnx.checker.check_model(model, full_check=True)
-    data: bytes = model.SerializeToString()
-    return data
+    return sealed(model.SerializeToString())

@@ -14,6 +14,7 @@ from facecls.data.tasks import Age, Task, Tasks, create_tasks
 from facecls.errors import UserError
 from facecls.finding.frame import Frame, read_frame
 from facecls.model.checkpoint import Checkpoint
+from facecls.model.checksums import is_intact
 
 Device = Literal["auto", "cpu", "cuda"]
 Tta = Literal["none", "flip"]
@@ -114,8 +115,11 @@ class OnnxPredictor:
         providers = [*on_gpu, "CPUExecutionProvider"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # its own default counts the cores of the machine
+        data = file if isinstance(file, bytes) else file.read_bytes()
+        if not is_intact(data):
+            raise UserError(f"Expected {path} as it was written, but it is damaged; get or export it again.")
         try:
-            self.session = onnxruntime.InferenceSession(file, options, providers=providers)
+            self.session = onnxruntime.InferenceSession(data, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises exceptions of its own for all that may be wrong
             raise UserError(
                 f"Expected an ONNX file written by facecls.export, but could not load {path}: {error}"

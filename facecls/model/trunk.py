@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from facecls.errors import UserError
 from facecls.files import replacing
+from facecls.model.checksums import check_finite, digest_of
 from facecls.model.graph import GRAPH, GraphNet, create_graph
 from facecls.model.timm_trunk import PRETRAINED, create_timm
 
@@ -30,7 +31,7 @@ MIN_SIZE = 64
 """Pixels; below it the last feature map of a ResNet-50 is smaller than 2x2."""
 CLASSIFIER = "classifier"
 """Begins the names of a classifier's tensors in a trunk file, ``classifier.weight`` (C, D) and ``classifier.bias``."""
-_METADATA_KEY = "facecls"
+_METADATA_KEY, _DIGEST = "facecls", "sha256"
 _PIECE = 16
 """Faces that go through the net at a time on a CPU where nothing is learned; the maps of larger batches don't fit its
 caches, and convolutional networks are about half as fast."""
@@ -291,12 +292,16 @@ def read_trunk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {})[_METADATA_KEY])
             if not isinstance(metadata, dict) or not isinstance(metadata.get("architecture"), str):
                 raise KeyError("architecture")
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata
+            state, digest = {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata.pop(_DIGEST, None)
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError):
         raise UserError(
             f"Expected a trunk file, but {path} is none; make one with `python -m convert` or "
             "`python -m facecls.download imagenet`."
         ) from None
+    if digest is not None and digest != digest_of(state):
+        raise UserError(f"Expected {path} as it was written, but its tensors are damaged; get or convert it again.")
+    check_finite(state, path)
+    return state, metadata
 
 
 def save_trunk(dest: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -313,7 +318,8 @@ def save_trunk(dest: Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     with replacing(dest) as part:
         try:
-            save_file(state, part, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+            kept = json.dumps({**metadata, _DIGEST: digest_of(state)}, sort_keys=True)
+            save_file(state, part, {_METADATA_KEY: kept})
         except SafetensorError as error:  # the safetensors library reports a full disk with its own exception
             raise OSError(str(error)) from None
         back, told = read_trunk(part)

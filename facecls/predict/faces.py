@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from facecls.analysis.predictions import estimate_columns
+from facecls.analysis.predictions import check_finite, estimate_columns
 from facecls.data.archives import UnreadableError
 from facecls.data.parallel import in_order
 from facecls.data.store import pillow_pixels
@@ -106,6 +106,7 @@ def _predict(predictor: Predictor, finder: Finder, photos: Sequence[_Photo], bat
     parts = [known[start : start + batch_size] for start in range(0, len(known), batch_size)]
     found = [predictor.estimate(torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2)) for part in parts]
     estimates: Estimates = {name: np.concatenate([part[name] for part in found]) for name in (found or [{}])[0]}
+    check_finite(estimates, [str(row.given.path) for row in rows if row.taken is not None])
     return Batch(_table(predictor, finder, rows, estimates), pixels, [row.given for row in rows], len(photos))
 
 

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from facecls.analysis.predictions import predictions_table
+from facecls.analysis.predictions import check_finite, predictions_table
 from facecls.data.datamodule import FacesDataModule
 from facecls.model.module import FaceModule
 
@@ -64,10 +64,16 @@ class PredictionCollector(pl.Callback):
         return torch.cat([batch["index"] for batch in self.batches]).numpy()
 
     def table(self, data: FacesDataModule) -> pd.DataFrame:
-        """The predictions of all faces that were tested, as ``predictions_table`` returns them."""
+        """The predictions of all faces that were tested, as ``predictions_table`` returns them.
+
+        Raises:
+            UserError: If one is not finite.
+        """
         names = self.batches[0].keys() - {"index"}
         estimates = {name: torch.cat([batch[name] for batch in self.batches]).numpy() for name in names}
-        return predictions_table(data.faces.iloc[self.faces()], estimates, self.temperatures, data.tasks)
+        faces = data.faces.iloc[self.faces()]
+        check_finite(estimates, faces["path"].tolist())
+        return predictions_table(faces, estimates, self.temperatures, data.tasks)
 
 
 def all_gather(items: list[T]) -> list[T]:

@@ -22,6 +22,7 @@ from facecls._version import __version__
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
 from facecls.files import replacing
+from facecls.model.checksums import digest_of
 from facecls.model.module import FaceModule
 from facecls.model.schedule import FREEZE_ALL
 from facecls.model.trunk import Trunk
@@ -30,7 +31,7 @@ from facecls.training.progress import face_progress
 
 FEATURES = "features.safetensors"
 """File name, in the folder that all runs of one name share."""
-_TENSOR, _KEY = "features", "key"
+_TENSOR, _KEY, _DIGEST = "features", "key", "sha256"
 
 
 def check_options(config: Any) -> None:
@@ -163,7 +164,8 @@ def read_features(path: Path, key: str) -> Tensor | None:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get(_KEY) == key:
                 features: Tensor = file.get_tensor(_TENSOR)
-                return features
+                if (file.metadata() or {}).get(_DIGEST) == digest_of({_TENSOR: features}):
+                    return features
     except (OSError, SafetensorError):
         pass
     return None
@@ -182,6 +184,6 @@ def write_features(path: Path, key: str, features: Tensor) -> None:
     """
     with replacing(path) as part:
         try:
-            save_file({_TENSOR: features}, part, {_KEY: key})
+            save_file({_TENSOR: features}, part, {_KEY: key, _DIGEST: digest_of({_TENSOR: features})})
         except SafetensorError as error:  # what safetensors raises on a full disk
             raise OSError(str(error)) from None
