@@ -407,7 +407,7 @@ def test_the_faster_engine_goes_on(
         engines.append(predictor.engine)
         for name, values in reference.items():
             assert np.abs(estimates[name] - values).max() <= 1e-4 * (100 if name == "age" else 1)
-    assert engines == ["torch"] * 3 + ["ONNX Runtime" if is_faster else "torch"] * 3
+    assert engines == ["torch"] * 3 + ["torch, then ONNX Runtime" if is_faster else "torch"] * 3
 
 
 @pytest.mark.usefixtures("_quick_export")
@@ -418,6 +418,8 @@ def test_an_engine_that_is_asked_for(
     slower_by(
         {"torch": 50.0, "ONNX Runtime": 40.0} if wanted == "torch" else {"torch": 1.0, "ONNX Runtime": 2.0}, monkeypatch
     )
+    if wanted == "torch":
+        monkeypatch.setattr(onnx_file, "to_onnx", lambda *_: pytest.fail("nothing is to be exported"))
     predictor = open_predictor(model, "cpu", engine=wanted)
     for _ in range(2):
         predictor.estimate(resized(files))
@@ -440,27 +442,51 @@ def test_an_engine_that_differs_is_not_taken(
     for _ in range(3):
         predictor.estimate(resized(files))
     assert predictor.engine == "torch"
-    with pytest.raises(UserError, match=r"to agree with torch within 0.0001, but .*leave --engine"):
-        open_predictor(model, "cpu", engine="onnx").estimate(resized(files))
+    forced = open_predictor(model, "cpu", engine="onnx")
+    for _ in range(2):  # it is not forgotten
+        with pytest.raises(UserError, match=r"to agree with torch within 0.0001, but .*leave --engine"):
+            forced.estimate(resized(files))
 
 
-def test_an_engine_that_cannot_run_a_model(
-    model: Path, exported: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_for_another_file(exported: Path, model: Path) -> None:
     with pytest.raises(UserError, match=r"a checkpoint for torch to run, but got .*model.onnx"):
         open_predictor(exported, "cpu", engine="torch")
+    other: Any = "tensorflow"
+    with pytest.raises(UserError, match="Expected an engine among auto, torch, onnx, but got tensorflow"):
+        open_predictor(model, "cpu", engine=other)
+
+
+@pytest.mark.parametrize("error", [UserError("no export"), ValueError("2 GB"), MemoryError(), RuntimeError("graph")])
+def test_an_engine_that_cannot_run_a_model(
+    error: Exception, model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch goes on; only where the other is asked for is it an error."""
 
     def fails(*_: Any) -> Any:
-        raise UserError("Expected a trunk that torch can export")
+        raise error
 
     monkeypatch.setattr(onnx_file, "to_onnx", fails)
     monkeypatch.setattr(engine, "_PATIENCE", 0.0)
     predictor = open_predictor(model, "cpu")
     assert isinstance(predictor, FastestPredictor)
-    assert len(predictor.estimate(resized(files))["age"]) == len(files)
+    assert len(predictor.estimate(resized(files)[:0])["age"]) == 0
+    for _ in range(2):
+        assert len(predictor.estimate(resized(files))["age"]) == len(files)
     assert predictor.engine == "torch"
-    with pytest.raises(UserError, match="a trunk that torch can export"):
-        open_predictor(model, "cpu", engine="onnx").estimate(resized(files))
+    with pytest.raises(type(error)):
+        open_predictor(model, "cpu", engine="onnx")
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_the_checkpoint_may_be_gone_by_then(
+    model: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower_by({"torch": 50.0, "ONNX Runtime": 1.0}, monkeypatch)
+    (tmp_path / "gone.ckpt").write_bytes(model.read_bytes())
+    predictor = open_predictor(tmp_path / "gone.ckpt", "cpu")
+    (tmp_path / "gone.ckpt").unlink()
+    predictor.estimate(resized(files))
+    assert predictor.engine == "torch, then ONNX Runtime"
 
 
 def test_the_command_takes_an_engine(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

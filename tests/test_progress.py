@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from facecls import console
 from facecls.training import progress
 
 TASKS = ["gender", "race", "age", "glasses"]
@@ -17,7 +18,9 @@ class _Training:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, first_step: int = 0) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self.now))
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(progress, "time", clock)
+        monkeypatch.setattr(console, "time", clock)
         self.trainer: Any = SimpleNamespace(
             world_size=2, global_step=first_step, estimated_stepping_batches=300, current_epoch=0, max_epochs=3,
             callback_metrics={}, progress_bar_metrics={},
@@ -123,7 +126,7 @@ def test_lines_stay_30_seconds_apart_where_epochs_are_shorter(
 
 def test_features_are_counted_in_lines_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     training = _Training(monkeypatch)
-    with progress.face_progress("features", 2048) as advance:
+    with console.count_progress("features", 2048) as advance:
         for _ in range(16):
             training.now += 4
             advance(64)
@@ -135,7 +138,7 @@ def test_features_are_counted_in_lines_too(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_features_have_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress.face_progress("features", 10) as advance:
+    with console.count_progress("features", 10) as advance:
         advance(10)
     assert "10/10" in capsys.readouterr().out
 

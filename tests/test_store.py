@@ -2,6 +2,8 @@
 
 import doctest
 import io
+import struct
+import zlib
 from typing import Any
 
 import cv2
@@ -129,6 +131,32 @@ def test_what_telephones_write_is_read(side: bool) -> None:
     pixels = decode(np.frombuffer(stream.getvalue(), np.uint8))
     assert pixels.shape == (120, 200, 3)
     assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 3
+
+
+@pytest.mark.parametrize("highest", [255, 1000, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6", "PNG", "JP2"])
+def test_what_a_file_says_of_its_bits_counts(kind: str, highest: int) -> None:
+    """A dark picture stays dark: its values are all small, and its file says that they could be larger."""
+    bits = highest.bit_length()
+    values = np.linspace(0, highest // 3, 64 * 48).astype(np.uint16).reshape(48, 64)
+    colour = np.stack([values] * 3, axis=2)
+    if kind == "PNG":
+        data = encode(".png", colour)
+        said = b"sBIT" + bytes([bits] * 3)
+        data = data[:33] + struct.pack(">I", 3) + said + struct.pack(">I", zlib.crc32(said)) + data[33:]
+    elif kind == "JP2":
+        data = encode(".jp2", colour.astype(np.uint8 if highest == 255 else np.uint16))
+        at = data.index(b"ihdr") + 14
+        assert data[at] == (7 if highest == 255 else 15)
+        bits = data[at] + 1  # OpenCV writes no others
+    else:
+        cells = colour if kind in ("P3", "P6") else values
+        body = cells.astype(">u2" if highest > 255 else np.uint8).tobytes()
+        if kind in ("P2", "P3"):
+            body = f"{' '.join(map(str, cells.ravel()))}\n".encode()
+        data = f"{kind}\n# a comment\n64 48\n{highest}\n".encode() + body
+    found = decode(np.frombuffer(data, np.uint8))
+    assert np.abs(found[..., 0].astype(int) - (values >> (bits - 8))).max() <= (2 if kind == "JP2" else 0)
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heim", b"heis", b"mif1"])

@@ -1,42 +1,48 @@
 """A photo -> the faces of it that are wanted, aligned, as files."""
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
-from facecls.crop.labels import Box, Labels
+from facecls.crop.labels import Box, LabelledFace
 from facecls.data.transforms import EvalTransform
 from facecls.finding.detector import Detector, Face
 from facecls.finding.frame import Frame, align, is_framed
-from facecls.predict.finder import attempt
+from facecls.predict.finder import take_from
 from facecls.predict.inputs import NO_FACE, Input
-from facecls.predict.pictures import file_name, save
+from facecls.predict.pictures import save
 
 Pixels = npt.NDArray[np.uint8]
 _QUALITY = 95
 """Of a JPEG; the faces will be learned from."""
 _HALF = 0.25
 """Share of the photo's diagonal by which a face of twice the area may lie further off the middle."""
+_SAME = 0.5
+"""Overlap from which two faces are one."""
 
 
-class Cut(NamedTuple):
-    """A face that was taken, or not.
+class Job(NamedTuple):
+    """A photo and what is to be taken from it.
 
     Attributes:
-        photo: Path of its photo.
-        labels: Texts by column.
-        file: Where it lies, relative to the folder of faces.
-        reason: Why it was not taken, or ``None``.
+        given: The photo.
+        faces: The faces that are wanted.
+        files: Where each is written.
+        origin: Tells the photo, its state and what else the faces follow from apart from others.
+        reasons: Why a face is not taken, or ``None``, by face.
     """
 
-    photo: str
-    labels: Mapping[str, str]
-    file: PurePath
-    reason: str | None = None
+    given: Input
+    faces: Sequence[LabelledFace]
+    files: Sequence[PurePath]
+    origin: str
+    reasons: Sequence[str | None]
 
 
 class Cutter:
@@ -47,65 +53,69 @@ class Cutter:
         frame: Into which they are brought.
         size: Side of the faces in pixels.
         folder: Where their files are written.
-        labels: What is known of them.
-        root: The folder or archive of the photos, as it begins their paths.
     """
 
-    def __init__(self, detector: Detector, frame: Frame, size: int, folder: Path, labels: Labels, root: str) -> None:
+    def __init__(self, detector: Detector, frame: Frame, size: int, folder: Path) -> None:
         self._detector = detector
         self._frame = frame
         self._size = size
         self._resize = EvalTransform(size)
         self._folder = folder
-        self._labels = labels
-        self._root = root
+        self._made_by = f"{size} {frame.options()}"
 
-    def cut(self, given: Input) -> list[Cut]:
+    def cut(self, job: Job) -> Job:
         """Writes the faces of a photo that are not there yet.
 
         Args:
-            given: The photo.
+            job: What to do.
 
         Returns:
-            One or more.
+            The same, with the reasons why faces were not taken.
 
         Raises:
             UserError: If a file can't be written.
         """
-        photo = str(given.path)
-        inside = photo.removeprefix(f"{self._root}/") if photo != self._root else PurePath(photo).name
-        own = given._replace(path=inside)
-        try:
-            faces = self._labels.of(photo, inside)
-        except ValueError as error:
-            return [Cut(photo, {}, file_name(own), str(error))]
-        files = [file_name(own, number if len(faces) > 1 else None) for number in range(1, len(faces) + 1)]
-        taken: list[Pixels | str | None] | str = [None] * len(faces)
-        if not all((self._folder / file).exists() for file in files):
-            taken = attempt(given.load, lambda image: [self._take(image, each.box) for each in faces])
-        if isinstance(taken, str):
-            taken = [taken] * len(faces)
-        for file, face in zip(files, taken, strict=True):
-            if isinstance(face, np.ndarray):
-                save(self._folder / file, face, given, _QUALITY)
-        reasons = [face if isinstance(face, str) else None for face in taken]
-        return [Cut(photo, face.labels, file, reason) for face, file, reason in zip(faces, files, reasons, strict=True)]
+        wanted = [number for number, reason in enumerate(job.reasons) if reason is None]
+        marks = {number: self._mark(job, job.faces[number]) for number in wanted}
+        if all(_mark_of(self._folder / job.files[number]) == marks[number] for number in wanted):
+            return job
+        boxes = [job.faces[number].box for number in wanted]
+        taken = take_from(job.given.load, lambda image: self._take(image, boxes))
+        reasons = list(job.reasons)
+        for place, number in enumerate(wanted):
+            face = taken if isinstance(taken, str) else taken[place]
+            if isinstance(face, str):
+                reasons[number] = face
+            else:
+                save(self._folder / job.files[number], face, job.given, _QUALITY, marks[number])
+        return job._replace(reasons=reasons)
 
-    def _take(self, image: Pixels, box: Box | None) -> Pixels | str:
-        """A face of a photo, (S, S, 3), or why there is none."""
-        if box is None:
-            found = self._detector.find(image)
-            if not found:
-                return NO_FACE
-            face = max(found, key=lambda each: _weight(each, image.shape))
-            if len(found) == 1 and is_framed(face, image, self._frame):
-                whole: Pixels = self._resize(image=image)["image"]
-                return whole
-        else:
-            inside = [each for each in self._near(image, box) if _is_in(each, box)]
-            if not inside:
-                return "no face found in its box"
-            face = max(inside, key=lambda each: _overlap(each, box))
+    def _mark(self, job: Job, face: LabelledFace) -> str:
+        """What the file of a face says of its origin: another one means that it must be cut again."""
+        return hashlib.sha256(f"{job.origin} {face.box} {self._made_by}".encode()).hexdigest()
+
+    def _take(self, image: Pixels, boxes: Sequence[Box | None]) -> list[Pixels | str]:
+        """The wanted faces of a photo, (S, S, 3), or why there is none."""
+        if boxes == [None]:
+            return [self._main(image)]
+        inside = [(box, self._near(image, box)) for box in boxes if box is not None]
+        found = _assigned(
+            [[(_overlap(face, box), face) for face in faces if _is_in(face, box)] for box, faces in inside]
+        )
+        return [
+            "no face found in its box" if face is None else align(image, face, self._frame, self._size)
+            for face in found
+        ]
+
+    def _main(self, image: Pixels) -> Pixels | str:
+        """The largest and most central face."""
+        found = self._detector.find(image)
+        if not found:
+            return NO_FACE
+        face = max(found, key=lambda each: _weight(each, image.shape))
+        if len(found) == 1 and is_framed(face, image, self._frame):
+            whole: Pixels = self._resize(image=image)["image"]
+            return whole
         return align(image, face, self._frame, self._size)
 
     def _near(self, image: Pixels, box: Box) -> list[Face]:
@@ -118,6 +128,27 @@ class Cutter:
         corner = np.array([left, top])
         found = self._detector.find(np.ascontiguousarray(image[top:bottom, left:right]))
         return [face._replace(x=face.x + left, y=face.y + top, points=face.points + corner) for face in found]
+
+
+def _mark_of(file: Path) -> str | None:
+    """What a file says of its origin; ``None`` if it is missing or damaged."""
+    try:
+        with PIL.Image.open(file) as image:
+            comment: bytes = image.info.get("comment", b"")
+            return comment.decode(errors="replace")
+    except OSError:
+        return None
+
+
+def _assigned(candidates: Sequence[Sequence[tuple[float, Face]]]) -> list[Face | None]:
+    """A face for each box, none for two of them, those with the largest overlap first."""
+    chosen: list[Face | None] = [None] * len(candidates)
+    pairs = [(overlap, box, face) for box, faces in enumerate(candidates) for overlap, face in faces]
+    for _, box, face in sorted(pairs, key=lambda pair: -pair[0]):
+        place = (face.x, face.y, face.width, face.height)
+        if chosen[box] is None and not any(other is not None and _overlap(other, place) > _SAME for other in chosen):
+            chosen[box] = face
+    return chosen
 
 
 def _weight(face: Face, shape: tuple[int, ...]) -> float:

@@ -1,25 +1,31 @@
-"""What is known of the faces in a photo: the rows of a manifest that belong to it, or the labels in its name."""
+"""What is known of the faces in photos: the rows of a manifest that belong to them, or the labels in their names."""
 
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from facecls.data.columns import read_table
+from facecls.data.columns import read_all_columns
 from facecls.data.file_names import parse_name
-from facecls.data.manifests import common_ending
-from facecls.data.parsing import LabelError
+from facecls.data.parsing import UNKNOWN, LabelError
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 
 NOT_LISTED = "not in the manifest"
-"""Why no face is taken from a photo."""
+"""Why no face is taken from a photo that no row belongs to."""
 _BOX = ("x", "y", "width", "height")
 """Columns of a manifest that together say which face is meant, in pixels."""
 Box = tuple[float, float, float, float]
-"""x and y of the upper left corner, width and height, in pixels."""
+"""x and y of the upper left corner, width and height, in pixels of the upright photo."""
+_FAR = 1e6
+"""Pixels; no photo has as many a side."""
+_Parts = tuple[str, ...]
+_TRIED = 2_000
+"""Photos by which it is found out where the paths of a manifest begin."""
 
 
 class LabelledFace(NamedTuple):
@@ -34,6 +40,10 @@ class LabelledFace(NamedTuple):
     box: Box | None = None
 
 
+class NotMeantError(Exception):
+    """No face of a photo is to be taken; the message is the reason."""
+
+
 class NameLabels:
     """Labels in the file names of UTKFace; other photos have none.
 
@@ -44,14 +54,14 @@ class NameLabels:
     def __init__(self) -> None:
         self.columns = list(UTKFACE)
 
-    def of(self, photo: str, inside: str) -> list[LabelledFace]:
-        """As ``ManifestLabels.of``, always one face."""
+    def take(self, inside: str) -> list[LabelledFace]:
+        """As ``ManifestLabels.take``, always one face."""
         try:
-            return [LabelledFace(parse_name(PurePath(photo).name))]
+            return [LabelledFace(parse_name(PurePath(inside).name))]
         except LabelError:
             return [LabelledFace({})]
 
-    def missing(self) -> list[str]:
+    def left(self) -> list[str]:
         """Nothing is listed."""
         return []
 
@@ -59,91 +69,139 @@ class NameLabels:
 class ManifestLabels:
     """The rows of a manifest.
 
-    A row belongs to a photo if either path is the end of the other; of several such rows those with the longest path.
+    Its paths may begin above or below the folder of the photos, and on another machine: what they have before or lack
+    is the same for all of them, and is found out by the first photos.
 
     Args:
         manifest: Its path. Columns x, y, width and height are taken as a box if all are there.
+        photos: Paths of photos relative to their folder or archive.
+        root: That folder or archive.
 
     Attributes:
         columns: Names of the labels: all columns but path and box.
+        has_boxes: Whether there are boxes.
 
     Raises:
-        UserError: If it can't be read or lacks a path.
+        UserError: If it can't be read, lacks a path, has a box that is none, or may mean several folders.
     """
 
-    def __init__(self, manifest: Path) -> None:
-        rows = read_table(manifest, "path")
-        self._paths = [PureWindowsPath(path) for path in rows.pop("path")]  # which knows both kinds of slashes
-        rows = rows.rename(columns={name: name.lower() for name in map(str, rows) if name.lower() in _BOX})
-        self._boxes = None
-        if set(_BOX) <= set(rows):
-            self._boxes = _numbers(rows[list(_BOX)], manifest)
-            rows = rows.drop(columns=list(_BOX))
-        self.columns = [str(name) for name in rows]
-        self._rows = rows
-        self._by_name: dict[str, list[int]] = {}
-        for row, path in enumerate(self._paths):
-            self._by_name.setdefault(path.name, []).append(row)
-        self._is_met = np.zeros(len(rows), bool)
+    def __init__(self, manifest: Path, photos: Iterable[str], root: Path) -> None:
+        self._rows = read_all_columns(manifest, "path")
+        self._paths = self._rows.pop("path").tolist()
+        self._boxes = _take_boxes(self._rows, manifest)
+        self.has_boxes = self._boxes is not None
+        self.columns = [str(name) for name in self._rows]
+        parts = [_parts(path) for path in self._paths]
+        before, lacking = _beginning(parts, photos, root, manifest)
+        self._by_photo: dict[_Parts, list[int]] = {}
+        for row, own in enumerate(parts):
+            if own[: len(before)] == before:
+                self._by_photo.setdefault(lacking + own[len(before) :], []).append(row)
+        self._is_left = np.ones(len(parts), bool)
 
-    def of(self, photo: str, inside: str) -> list[LabelledFace]:
-        """Finds the faces that are known in a photo.
+    def take(self, inside: str) -> list[LabelledFace]:
+        """The faces that are known in a photo, whose rows are not left any more.
 
         Args:
-            photo: Its path, absolute or relative to the working directory.
-            inside: The same, relative to the folder or archive that was named.
+            inside: Its path, relative to the folder or archive of the photos.
 
         Returns:
             One or more faces.
 
         Raises:
-            ValueError: With the reason, if none of its faces shall be taken.
+            NotMeantError: If none of its faces shall be taken.
         """
-        full, short = Path(photo).absolute().parts, PurePath(inside).parts
-        lengths = {}
-        for row in self._by_name.get(full[-1], ()):
-            parts = self._paths[row].relative_to(self._paths[row].anchor).parts
-            length = common_ending(parts, full)
-            if length in (len(parts), len(short)) or length > len(short):
-                lengths[row] = length
-        longest = [row for row, length in lengths.items() if length == max(lengths.values())]
-        if not longest:
-            raise ValueError(NOT_LISTED)
-        if len({self._paths[row] for row in longest}) > 1:
-            raise ValueError("rows with different paths of the manifest may be its own")
-        self._is_met[longest] = True
-        if len(longest) > 1 and (self._boxes is None or np.isnan(self._boxes[longest]).any()):
-            raise ValueError("several rows of the manifest without a box")
-        return [self._face(row) for row in longest]
+        rows = self._by_photo.get(_parts(inside))
+        if rows is None:
+            raise NotMeantError(NOT_LISTED)
+        self._is_left[rows] = False
+        if len(rows) > 1 and any(self._box(row) is None for row in rows):
+            raise NotMeantError("several rows of the manifest without a box")
+        return [LabelledFace(self._labels(row), self._box(row)) for row in rows]
 
-    def missing(self) -> list[str]:
-        """The paths of photos that are listed and were never asked for."""
-        return [str(self._paths[row]) for row in np.flatnonzero(~self._is_met)]
+    def left(self) -> list[str]:
+        """The paths whose photos were not asked for, as they are written."""
+        return [self._paths[row] for row in np.flatnonzero(self._is_left)]
 
-    def _face(self, row: int) -> LabelledFace:
-        labels = {str(name): text for name, text in self._rows.iloc[row].items()}
+    def _labels(self, row: int) -> dict[str, str]:
+        return {str(name): text for name, text in self._rows.iloc[row].items()}
+
+    def _box(self, row: int) -> Box | None:
         if self._boxes is None or np.isnan(self._boxes[row]).any():
-            return LabelledFace(labels)
+            return None
         x, y, width, height = self._boxes[row].tolist()
-        return LabelledFace(labels, (x, y, width, height))
+        return x, y, width, height
 
 
-def _numbers(boxes: pd.DataFrame, manifest: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Boxes (N, 4); NaN where a row has none.
+Labels = NameLabels | ManifestLabels
 
-    Raises:
-        UserError: If one is no box.
+
+def _parts(path: str) -> _Parts:
+    """The parts of a path, however it is divided and its letters are composed."""
+    plain: list[str] = []
+    for part in PureWindowsPath(unicodedata.normalize("NFC", path)).parts:  # which knows both kinds of slashes
+        if part == ".." and plain:
+            plain.pop()
+        else:
+            plain.append(part)
+    return tuple(plain)
+
+
+def _beginning(rows: Sequence[_Parts], photos: Iterable[str], root: Path, manifest: Path) -> tuple[_Parts, _Parts]:
+    """What all rows have before the path of a photo, and what they lack of it, by a vote of photos.
+
+    What ends as the folder of the photos is called goes first: in a manifest of ``train/1.jpg`` and ``val/1.jpg`` both
+    would fit the photos in ``val``.
     """
-    is_given = (boxes != "").any(axis=1).to_numpy()
+    by_name: dict[str, list[_Parts]] = {}
+    for row in set(rows):
+        by_name.setdefault(row[-1] if row else "", []).append(row)
+    votes: Counter[tuple[_Parts, _Parts]] = Counter()
+    for photo, _ in zip(map(_parts, photos), range(_TRIED), strict=False):
+        for row in by_name.get(photo[-1], ()):
+            if row[-len(photo) :] == photo:
+                votes[row[: -len(photo)], ()] += 1
+            elif photo[-len(row) :] == row:
+                votes[(), photo[: -len(row)]] += 1
+    if not votes:
+        return (), ()
+    folder = _parts(root.absolute().as_posix())
+
+    def rank(each: tuple[_Parts, _Parts]) -> tuple[bool, int]:
+        before, lacking = each
+        return not before + lacking or bool(before and before[-1] == folder[-1]), votes[each]
+
+    best = max(map(rank, votes))
+    if len(chosen := [each for each in votes if rank(each) == best]) > 1:
+        several = " and ".join("/".join(before + lacking) or "." for before, lacking in chosen[:2])
+        raise UserError(
+            f"Expected the paths in {manifest} to be those of the photos in {root}, but they fit in {len(chosen)} ways "
+            f"({several}); name the folder or archive that the paths begin in."
+        )
+    return chosen[0]
+
+
+def _take_boxes(rows: pd.DataFrame, manifest: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
+    """Removes the columns of boxes, and returns them (N, 4), NaN where a row has none; ``None`` without them."""
+    names = {plain: [name for name in map(str, rows) if name.lower() == plain] for plain in _BOX}
+    if not (names["x"] and names["y"]):
+        return None
+    if any(len(found) != 1 for found in names.values()):
+        raise UserError(
+            f"Expected one column each for {', '.join(_BOX)} in {manifest}, but there are "
+            f"{', '.join(name for found in names.values() for name in found)}; rename or remove some."
+        )
+    boxes = rows[[name for (name,) in names.values()]]
+    for name in boxes:
+        del rows[name]
+    is_given = ~boxes.apply(lambda cells: cells.str.lower().isin(UNKNOWN)).all(axis=1).to_numpy()
     numbers = boxes.apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    is_box = np.isfinite(numbers).all(axis=1) & (numbers[:, 2:] > 0).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        is_box = (np.abs(numbers) < _FAR).all(axis=1) & (numbers[:, 2:] > 0).all(axis=1)
     if (is_given & ~is_box).any():
         row = int(np.argmax(is_given & ~is_box))
         raise UserError(
             f"Expected x, y, width and height in pixels in row {row + 1} of {manifest}, but got "
-            f"{', '.join(boxes.iloc[row]) or 'nothing'}; correct the row or leave the four cells empty."
+            f"{', '.join(boxes.iloc[row])}; correct the row or leave the four cells empty."
         )
-    return np.where(is_box[:, None], numbers, np.nan)
-
-
-Labels = NameLabels | ManifestLabels
+    return np.where((is_given & is_box)[:, None], numbers, np.nan)

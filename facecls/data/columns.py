@@ -2,7 +2,7 @@
 
 import codecs
 import csv
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePath
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow.parquet as pq
 
+from facecls.data.folders import IMAGE_ENDINGS
 from facecls.errors import UserError
 
 CHUNK = 65_536
@@ -25,6 +26,7 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NO_SEPARATOR = "\x1f"
 """Stands between the cells of a table with one column, so that commas in it divide nothing."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+csv.field_size_limit(1 << 30)  # else a long text is an error of its own
 _START = 1 << 16
 """Bytes in which the header must end."""
 
@@ -137,7 +139,7 @@ def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = 
     return pd.concat(stream_columns(path, required, optional), ignore_index=True)
 
 
-def read_table(path: Path, required: str) -> pd.DataFrame:
+def read_all_columns(path: Path, required: str) -> pd.DataFrame:
     """Reads all columns of a table.
 
     Args:
@@ -277,21 +279,18 @@ def _check_rows(path: Path) -> None:
 
 
 def _swallows_rows(row: Sequence[str], separator: str, count: int) -> bool:
-    """Whether a cell of several lines holds rows: a line with as many cells, one of them a file's name like the row's.
+    """Whether a cell of several lines holds rows: a line with as many cells, one of them the name of an image.
 
     Args:
         row: Its cells.
         separator: Between them.
         count: How many a row has.
     """
-
-    def endings(cells: Iterable[str]) -> set[str]:
-        return {PurePath(cell.strip()).suffix for cell in cells} - {""}
-
-    lines = [cell.splitlines() for cell in row if cell]
-    own = endings(part for first, *_ in lines for part in first.split(separator))
-    further = (line.split(separator) for _, *rest in lines for line in rest)
-    return any(len(cells) == count and own & endings(cells) for cells in further)
+    lines = (line.split(separator) for cell in row for line in cell.splitlines()[1:])
+    return any(
+        len(cells) == count and any(PurePath(cell.strip()).suffix.lower() in IMAGE_ENDINGS for cell in cells)
+        for cells in lines
+    )
 
 
 def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:

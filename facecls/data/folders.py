@@ -6,6 +6,12 @@ from pathlib import Path
 
 from facecls.data.archives import UnreadableError
 
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Endings of images, in lower case."""
+
 
 def expanded(path: str | Path) -> Path:
     """A path with ``~`` replaced by the home folder; one that only begins so, such as ``~1.jpg``, as it is."""

@@ -1,7 +1,7 @@
 """Manifests: tables that list images with their labels, as people write them."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
@@ -171,7 +171,7 @@ class _Files:
         """
         if not parts:
             return None
-        common = {file: common_ending(tuple(file.split("/")), parts) for file in self._by_name.get(parts[-1], ())}
+        common = {file: _common_ending(tuple(file.split("/")), parts) for file in self._by_name.get(parts[-1], ())}
         longest = [file for file, length in common.items() if length == max(common.values())]
         if len(longest) > 1:
             raise UnreadableError(f"missing file, and {len(longest)} files have the same ending")
@@ -202,8 +202,7 @@ def _exists(file: Path) -> bool:
         return False
 
 
-def common_ending(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts two paths have in common at their ends."""
+def _common_ending(one: tuple[str, ...], other: tuple[str, ...]) -> int:
     count = 0
     for mine, its in zip(reversed(one), reversed(other), strict=False):
         if mine != its:

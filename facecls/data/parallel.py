@@ -13,17 +13,20 @@ _R = TypeVar("_R")
 WORKERS = min(8, os.cpu_count() or 1)
 """Threads; a single producer thread cannot feed more."""
 _CHUNK = 8
-"""Items per submitted task, which keeps the overhead of submitting small."""
+"""Items per submitted task by default, which keeps the overhead of submitting small."""
 
 
-def in_order(function: Callable[[_T], _R], items: Iterator[_T], ahead: int = 4 * WORKERS * _CHUNK) -> Iterator[_R]:
+def in_order(
+    function: Callable[[_T], _R], items: Iterator[_T], ahead: int = 4 * WORKERS * _CHUNK, chunk: int = _CHUNK
+) -> Iterator[_R]:
     """Maps a function over items in threads, ahead of the consumer; results come in the order of the items.
 
     Args:
         function: Called from several threads; only functions that release the GIL, such as OpenCV's and hashlib's, gain
             from it.
         items: Iterated in the caller's thread alone.
-        ahead: How many items are taken, at most, before their results are consumed (give or take a chunk of 8).
+        ahead: How many items are taken, at most, before their results are consumed (give or take a chunk).
+        chunk: Items per task; 1 where each takes long.
 
     Yields:
         One result for each item.
@@ -31,9 +34,9 @@ def in_order(function: Callable[[_T], _R], items: Iterator[_T], ahead: int = 4 *
     waiting: deque[Future[list[_R]]] = deque()
     pool = ThreadPoolExecutor(WORKERS)
     try:
-        while chunk := list(islice(items, _CHUNK)):
-            waiting.append(pool.submit(lambda part: list(map(function, part)), chunk))
-            if len(waiting) * _CHUNK > ahead:
+        while part := list(islice(items, chunk)):
+            waiting.append(pool.submit(lambda part: list(map(function, part)), part))
+            if len(waiting) * chunk > ahead:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,9 @@ _END_OF_IMAGE = b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 """Where a PNG says how many bits a value has."""
-_PNM = (b"P5", b"P6")
+_JP2 = b"\0\0\0\x0cjP  "
+_DEEP = (b"P2", b"P3", b"P5", b"P6", _JP2)
+"""How files of PNM and JPEG 2000 begin, whose values may have more bits than 8."""
 _PIXELS = 1 << 30
 """OpenCV's own limit for an image, for Pillow's formats as well."""
 _TIFF_PIXELS = 1 << 26
@@ -123,7 +126,7 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
     start = encoded[:_START].tobytes()
-    if start.startswith(_PNM) or (start.startswith(_PNG) and start[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"):
+    if start.startswith(_DEEP) or (start.startswith(_PNG) and start[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"):
         return _deep(encoded)
     if (create := _pillow_class(start)) is not None:
         with create(io.BytesIO(encoded.tobytes())) as opened:
@@ -165,13 +168,31 @@ def _deep(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
     image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
         return None
-    return np.ascontiguousarray((image if image.dtype == np.uint8 else _of_16_bits(image))[..., ::-1])
+    deep = image if image.dtype == np.uint8 else _of_16_bits(image, _bits_said(encoded[:_START].tobytes()))
+    return np.ascontiguousarray(deep[..., ::-1])
 
 
-def _of_16_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The upper 8 of the bits that are used, as some programs write values of 8, 10 or 12 bits into 16."""
+def _bits_said(start: bytes) -> int | None:
+    """How many bits values have, as PNM, JPEG 2000 and some PNG files say."""
+    if maximum := re.match(rb"P[2356](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)\s", start):
+        bits = int(maximum[1]).bit_length()
+        return bits if bits < 16 else None  # what programs write of any array of 16 bits
+    for first, mark, further, more in ((_PNG, b"sBIT", 4, 0), (_JP2, b"ihdr", 14, 1)):  # of the first channel
+        if start.startswith(first) and 0 <= (at := start.find(mark)) < len(start) - further:
+            return (start[at + further] & 0x7F) + more
+    return None
+
+
+def _of_16_bits(values: npt.NDArray[Any], bits: int | None = None) -> npt.NDArray[np.uint8]:
+    """The upper 8 of the bits that are used.
+
+    Some programs write values of 8, 10 or 12 bits into 16 and do not say so; a picture whose values are all so small
+    would be black otherwise.
+    """
     highest = int(values.max(initial=0))
-    shift = next((bits for bits in _BITS if highest < 1 << bits), 16) - 8
+    if bits is None or not (8 <= bits <= 16 and highest < 1 << bits):
+        bits = next((bits for bits in _BITS if highest < 1 << bits), 16)
+    shift = bits - 8
     return (values.astype(np.int64) >> shift).clip(0, 255).astype(np.uint8)
 
 

@@ -1,9 +1,11 @@
 """Opens trained models, and runs them on a CPU by the faster of torch and ONNX Runtime."""
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from facecls.errors import UserError
 from facecls.model.agreement import TOLERANCE, differences
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
+from facecls.model.module import FaceModule
 from facecls.model.predictor import Device, Estimates, OnnxPredictor, Predictor, TorchPredictor, Tta
 
 Engine = Literal["auto", "torch", "onnx"]
@@ -28,70 +31,60 @@ class FastestPredictor(TorchPredictor):
 
     Args:
         checkpoint: The checkpoint.
-        path: Its file.
         tta: Whether to average over mirror images.
-        patience: Seconds of work after which ONNX Runtime is tried.
-        is_forced: Whether it is taken even if it is slower.
+        patience: Seconds of work after which ONNX Runtime is tried; ``None`` to take it at once, even if it is slower.
 
     Attributes:
         engine: What runs the model now.
+
+    Raises:
+        UserError: If ONNX Runtime is to be taken at once, but can't run the model.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, path: Path, tta: Tta, patience: float = _PATIENCE, is_forced: bool = False
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, tta: Tta, patience: float | None) -> None:
         super().__init__(checkpoint, torch.device("cpu"), tta)
         self.engine = super().engine
-        self._checkpoint = checkpoint
-        self._path = path
-        self._patience = patience
-        self._is_forced = is_forced
+        self._module: FaceModule | None = checkpoint.module  # as long as ONNX Runtime may be tried
+        self._patience = math.inf if patience is None else patience
         self._spent = 0.0
-        self._is_decided = False
-        self._other: OnnxPredictor | None = None
+        self._forced = _exported(checkpoint.module, tta) if patience is None else None
+        self._taken: OnnxPredictor | None = None
 
     def estimate(self, images: Tensor) -> Estimates:
         """As ``Predictor.estimate``.
 
         Raises:
-            UserError: If ONNX Runtime is forced, but can't run the model or does not agree with torch.
+            UserError: If ONNX Runtime is to be taken at once, but does not agree with torch.
         """
-        if self._other is not None:
-            return self._other.estimate(images)
+        if self._taken is not None:
+            return self._taken.estimate(images)
         seconds, estimates = _timed(super().estimate, images)
         self._spent += seconds
-        if self._spent < self._patience or self._is_decided:
+        if not len(images):
             return estimates
-        self._is_decided = True
-        try:
-            self._other = self._try(images, estimates)
-        except UserError:
-            if self._is_forced:
-                raise
-        if self._other is not None:
-            self.engine = self._other.engine
+        if self._forced is not None:
+            _check(self._forced, images, estimates)
+            self._take(self._forced)
+        elif self._spent >= self._patience and self._module is not None:
+            module, self._module = self._module, None
+            with suppress(Exception):  # torch does it, whatever is wrong with the other
+                self._compare(_exported(module, self.tta), images, estimates)
         return estimates
 
-    def _try(self, images: Tensor, estimates: Estimates) -> OnnxPredictor | None:
-        """The model in ONNX Runtime, if it is to be taken.
-
-        Raises:
-            UserError: If it can't be run there, or the answers differ.
-        """
-        from facecls.model.onnx_file import metadata, serialise, to_onnx  # which imports onnx
-
-        module = self._checkpoint.module
-        other = OnnxPredictor(serialise(to_onnx(module, OPSET), metadata(module, self._path)), "cpu", self.tta)
-        apart = max(differences(estimates, other.estimate(images), self.tasks).values())
-        if not apart <= TOLERANCE:  # also true of NaN
-            raise UserError(
-                f"Expected ONNX Runtime to agree with torch within {TOLERANCE:g}, but it differs by {apart:.1e}; "
-                "leave --engine out."
-            )
+    def _compare(self, other: OnnxPredictor, images: Tensor, estimates: Estimates) -> None:
+        """Takes the other if it is faster, and agrees."""
+        _check(other, images, estimates)
         runs = super().estimate, other.estimate
         seconds = [[_timed(run, images)[0] for run in runs] for _ in range(_TRIALS)]
         by_torch, by_onnx = map(min, zip(*seconds, strict=True))
-        return other if self._is_forced or by_onnx < by_torch else None
+        if by_onnx < by_torch:
+            self._take(other)
+
+    def _take(self, other: OnnxPredictor) -> None:
+        self._taken = other
+        self.engine = other.engine if self._forced is not None else f"{self.engine}, then {other.engine}"
+        self._module = self._forced = None
+        del self.model  # ONNX Runtime has its own
 
 
 def open_predictor(
@@ -104,7 +97,7 @@ def open_predictor(
         device: ``auto`` for a GPU where there is one. Computes in float32 everywhere.
         tta: Whether to average over mirror images.
         process: Number of this process on its node; processes take the GPUs in turn.
-        engine: What runs a checkpoint on a CPU.
+        engine: What runs a checkpoint on a CPU: ``torch``, ``onnx``, or ``auto`` for the faster one.
 
     Returns:
         The model, in evaluation mode.
@@ -112,6 +105,8 @@ def open_predictor(
     Raises:
         UserError: If there is no such file, it is neither, the device is missing, or the engine can't run it.
     """
+    if engine not in (engines := get_args(Engine)):
+        raise UserError(f"Expected an engine among {', '.join(engines)}, but got {engine}.")
     path = Path(path)
     gpu = process % max(1, torch.cuda.device_count())
     if path.suffix.lower() == ".onnx":
@@ -130,7 +125,24 @@ def open_predictor(
         return TorchPredictor(checkpoint, torch.device("cuda", gpu), tta)
     if engine == "torch":
         return TorchPredictor(checkpoint, torch.device("cpu"), tta)
-    return FastestPredictor(checkpoint, path, tta, _PATIENCE if engine == "auto" else 0.0, is_forced=engine == "onnx")
+    return FastestPredictor(checkpoint, tta, _PATIENCE if engine == "auto" else None)
+
+
+def _exported(module: FaceModule, tta: Tta) -> OnnxPredictor:
+    """The same model in ONNX Runtime."""
+    from facecls.model.onnx_file import metadata, serialise, to_onnx  # which imports onnx
+
+    return OnnxPredictor(serialise(to_onnx(module, OPSET), metadata(module, None)), "cpu", tta)
+
+
+def _check(other: OnnxPredictor, images: Tensor, estimates: Estimates) -> None:
+    """Rejects answers that are not those of torch."""
+    apart = max(differences(estimates, other.estimate(images), other.tasks).values())
+    if not apart <= TOLERANCE:  # also true of NaN
+        raise UserError(
+            f"Expected ONNX Runtime to agree with torch within {TOLERANCE:g}, but it differs by {apart:.1e}; leave "
+            "--engine out."
+        )
 
 
 def _timed(run: Callable[[Tensor], Estimates], images: Tensor) -> tuple[float, Estimates]:

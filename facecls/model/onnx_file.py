@@ -70,16 +70,17 @@ def to_onnx(module: FaceModule, opset: int) -> onnx.ModelProto:
     return program.model_proto
 
 
-def metadata(module: FaceModule, checkpoint: Path) -> dict[str, Any]:
+def metadata(module: FaceModule, checkpoint: Path | None) -> dict[str, Any]:
     """What a file says about itself, under the metadata key ``facecls``.
 
     Args:
         module: The model.
-        checkpoint: The file it was read from.
+        checkpoint: The file it was read from, if it shall be named.
 
     Returns:
         Values for JSON. ``tasks`` are options of ``create_tasks``; ``temperatures`` are by task, 1 where there is none.
     """
+    source = "" if checkpoint is None else f", {checkpoint.name}, sha256 {sha256(checkpoint)}"
     return {
         "version": __version__,
         "versions": {name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")},
@@ -89,7 +90,7 @@ def metadata(module: FaceModule, checkpoint: Path) -> dict[str, Any]:
         "temperatures": {name: head.temperature.item() for name, head in module.model.heads.items()},
         "precision": "fp32",
         "licence": LICENCE,
-        "source": f"{module.model.trunk.name}, {checkpoint.name}, sha256 {sha256(checkpoint)}",
+        "source": f"{module.model.trunk.name}{source}",
     }
 
 

@@ -20,7 +20,7 @@ from facecls.data.parallel import in_order
 from facecls.data.store import pillow_pixels
 from facecls.finding.detector import Detector
 from facecls.model.predictor import Estimates, Predictor
-from facecls.predict.finder import Faces, Finder, Taken, attempt
+from facecls.predict.finder import Faces, Finder, Taken, take_from
 from facecls.predict.inputs import NO_FACE, Input, stream
 
 Image = str | Path | npt.NDArray[np.uint8] | PIL.Image.Image
@@ -93,7 +93,7 @@ def predict_stream(
 
 
 def _prepare(finder: Finder, given: Input) -> _Photo:
-    taken = attempt(given.load, finder.take)
+    taken = take_from(given.load, finder.take)
     if isinstance(taken, str):
         return _Photo(given, [], taken)
     return _Photo(given, taken, None if taken else NO_FACE)

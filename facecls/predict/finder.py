@@ -79,7 +79,7 @@ class Finder:
         return resized
 
 
-def attempt(load: Callable[[], Pixels], take: Callable[[Pixels], list[_T]]) -> list[_T] | str:
+def take_from(load: Callable[[], Pixels], take: Callable[[Pixels], list[_T]]) -> list[_T] | str:
     """Reads a photo and takes something out of it.
 
     Args:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from facecls.data.archives import Read, UnreadableError
 from facecls.data.columns import writing_of
 from facecls.data.file_names import parse_name
-from facecls.data.folders import expanded, file_bytes, files_below
+from facecls.data.folders import IMAGE_ENDINGS, expanded, file_bytes, files_below
 from facecls.data.manifests import stream_rows
 from facecls.data.sources import Record, is_archive, is_clutter, is_drawn, is_manifest, open_source
 from facecls.data.store import read_image
@@ -37,11 +37,6 @@ NO_FAILURES = frozenset({NO_FACE, NO_PHOTO})
 """Reasons for which an input has no prediction although nothing went wrong."""
 _LIST = ".txt"
 _VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
-_PHOTOS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
-)
-"""Endings of images, in lower case."""
 EVERY = 1.0
 """Seconds between the frames of a video that are looked at."""
 _FRAME_QUALITY, _TICK, _LEAST_FRAMES = 95, 1e-6, 0.9
@@ -56,11 +51,13 @@ class Input(NamedTuple):
             path and a slash. None for pixels that come from no file.
         load: Returns its pixels, RGB, uint8 ``(H, W, 3)``, in any thread, or raises ``UnreadableError``.
         labels: Texts by task, of a manifest or of drawn faces.
+        problem: Why there is nothing to load, if that is known.
     """
 
     path: str | None
     load: Callable[[], npt.NDArray[np.uint8]]
     labels: Mapping[str, str] = {}
+    problem: str | None = None
 
 
 def stream(
@@ -128,7 +125,7 @@ def check(arguments: Sequence[str]) -> None:
             if _is_source(place):
                 next(open_source(place), None)
     if not anything:
-        raise UserError(f"Expected images to predict, but there is nothing at {', '.join(arguments)}; is it misspelt?")
+        raise UserError(f"Expected photos, but there is nothing at {', '.join(arguments)}; is it misspelt?")
 
 
 def count(
@@ -198,7 +195,7 @@ def _is_list(file: Path) -> bool:
     if not file.is_file() or _is_table(file):
         return False
     places = _listed(_lines(file), file.parent)
-    return any(place.suffix.lower() in _PHOTOS or _is(Path.exists, place) for place in places)
+    return any(place.suffix.lower() in IMAGE_ENDINGS or _is(Path.exists, place) for place in places)
 
 
 def _is_table(file: Path) -> bool:
@@ -327,7 +324,7 @@ def _in_video(file: Path, every: float) -> Iterator[Input]:
 
 
 def _failed(path: str, reason: str) -> Input:
-    return _input(path, Record("", partial(_raise, reason)))
+    return _input(path, Record("", partial(_raise, reason)))._replace(problem=reason)
 
 
 def _raise(reason: str) -> NoReturn:
@@ -336,7 +333,7 @@ def _raise(reason: str) -> NoReturn:
 
 def may_be_photo(path: str) -> bool:
     """Whether a file among others should be an image, by its name; one without an ending may be one."""
-    return Path(path).suffix.lower() in ("", *_PHOTOS)
+    return Path(path).suffix.lower() in ("", *IMAGE_ENDINGS)
 
 
 def _input(path: str, record: Record, is_photo: bool = True) -> Input:

@@ -101,13 +101,19 @@ def file_name(given: Input, number: int | None = None) -> PurePath:
     """
     path = PurePath(str(given.path))
     parts = ["up" if part == ".." else part for part in path.parts if part != path.anchor]
+    folders = map(_short, parts[:-1])
     name = parts[-1]
     stem = name.removesuffix(".jpg")
     if "." not in stem or not may_be_photo(stem):  # else a.png and a.png.jpg would be one
         name = stem
-    if len(name.encode()) > _LONGEST:  # a file's name may have 255 bytes
-        name = f"{name[: _LONGEST // 4]}-{hashlib.sha1(name.encode()).hexdigest()}"
-    return PurePath(*parts[:-1], f"{name}{'' if number is None else f'.{number}'}.jpg")
+    return PurePath(*folders, f"{_short(name)}{'' if number is None else f'.{number}'}.jpg")
+
+
+def _short(name: str) -> str:
+    """A name of a file or folder, which may have 255 bytes."""
+    if len(name.encode()) <= _LONGEST:
+        return name
+    return f"{name[: _LONGEST // 4]}-{hashlib.sha1(name.encode()).hexdigest()}"
 
 
 def annotate(photo: npt.NDArray[np.uint8], faces: pd.DataFrame, tasks: Tasks) -> npt.NDArray[np.uint8]:
@@ -143,7 +149,9 @@ def _value(task: Task, value: float | str) -> str:
     return value if isinstance(value, str) else task.text(value)
 
 
-def save(dest: Path, pixels: npt.NDArray[np.uint8], given: Input, quality: int = _QUALITY) -> None:
+def save(
+    dest: Path, pixels: npt.NDArray[np.uint8], given: Input, quality: int = _QUALITY, comment: str | None = None
+) -> None:
     """Writes a picture, and the folders that it needs.
 
     Args:
@@ -151,6 +159,7 @@ def save(dest: Path, pixels: npt.NDArray[np.uint8], given: Input, quality: int =
         pixels: RGB (H, W, 3).
         given: The photo that it was made from, which is never replaced.
         quality: Of the JPEG, 1..100.
+        comment: Kept in the file.
 
     Raises:
         UserError: If it can't be written, or is the photo.
@@ -158,6 +167,9 @@ def save(dest: Path, pixels: npt.NDArray[np.uint8], given: Input, quality: int =
     photo = Path(str(given.path))
     if dest.exists() and photo.exists() and dest.samefile(photo):
         raise UserError(f"Expected a folder for pictures without the photos, but {dest} is one; name another folder.")
-    dest.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Can't make the folder {dest.parent}: {error.strerror}; name another place.") from None
     with replacing(dest) as part:
-        PIL.Image.fromarray(pixels).save(part, "JPEG", quality=quality)
+        PIL.Image.fromarray(pixels).save(part, "JPEG", quality=quality, comment=comment)

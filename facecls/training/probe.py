@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from facecls._version import __version__
+from facecls.console import count_progress
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
 from facecls.files import replacing
@@ -27,7 +28,6 @@ from facecls.model.module import FaceModule
 from facecls.model.schedule import FREEZE_ALL
 from facecls.model.trunk import Trunk
 from facecls.training.callbacks import run_folder
-from facecls.training.progress import face_progress
 
 FEATURES = "features.safetensors"
 """File name, in the folder that all runs of one name share."""
@@ -77,7 +77,7 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     features, source = read_features(path, key), f"read from {path}"
     if features is None:
         started, is_shown = time.monotonic(), trainer.progress_bar_callback is not None
-        with face_progress("features", len(data.faces)) if is_shown else nullcontext(lambda faces: None) as advance:
+        with count_progress("features", len(data.faces)) if is_shown else nullcontext(lambda faces: None) as advance:
             features = compute_features(
                 trunk,
                 data.whole_dataloader(),

@@ -1,19 +1,14 @@
 """Progress of a training run: a bar on a terminal, lines of text elsewhere."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from facecls.console import console
+from facecls.console import LINE_EVERY, shows_bars, time_left
 
-LINE_EVERY = 30.0
-"""Seconds between two lines of text."""
 _METRICS = {
     "accuracy": "{task} {value:.1%}",
     "mae_years": "{task} {value:.2f} years off",
@@ -24,41 +19,7 @@ _METRICS = {
 
 def create_progress() -> ProgressBar:
     """A progress bar if stdout is a terminal or a notebook, else lines of text."""
-    return BarProgress() if _shows_bars() else LineProgress()
-
-
-@contextmanager
-def face_progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows how many faces are done, by a bar or by lines as ``create_progress`` does.
-
-    Args:
-        name: What is computed.
-        total: Number of faces, or ``None`` if that is not known.
-
-    Yields:
-        A function to call with the number of further faces that are done.
-    """
-    if _shows_bars():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns) as bar:
-            task = bar.add_task(name, total=total)
-            yield lambda faces: bar.advance(task, faces)
-        return
-    done, started = 0, time.monotonic()
-    last_line = started
-
-    def advance(faces: int) -> None:
-        nonlocal done, last_line
-        done += faces
-        if time.monotonic() - last_line >= LINE_EVERY:
-            last_line = time.monotonic()
-            rate = done / (last_line - started)
-            parts = [f"{name} {done:,}", f"{rate:,.0f} faces/s"]
-            if total is not None:
-                parts = [f"{parts[0]}/{total:,}", parts[1], _time_left(started, done, total)]
-            print(", ".join(parts), flush=True)
-
-    yield advance
+    return BarProgress() if shows_bars() else LineProgress()
 
 
 class _EpochLines(ProgressBar):
@@ -131,7 +92,7 @@ class LineProgress(_EpochLines):
         parts = [f"step {step:,}/{steps:,}", f"{rate:,.0f} faces/s"]
         parts.append(f"loss {float(trainer.progress_bar_metrics['loss']):.3f}")
         if step > self._first_step:
-            parts.append(_time_left(self._started, step - self._first_step, steps - self._first_step))
+            parts.append(time_left(self._started, step - self._first_step, steps - self._first_step))
         self._print_line(", ".join(parts))
         self._restart_count()
 
@@ -187,7 +148,7 @@ class LineProgress(_EpochLines):
     def _count_batch(self, loop: str, batch_idx: int, batches: Iterable[float]) -> None:
         if self._takes_turn():
             done, total = batch_idx + 1, int(sum(batches))
-            self._print_line(f"{loop} batch {done:,}/{total:,}, {_time_left(self._loop_started, done, total)}")
+            self._print_line(f"{loop} batch {done:,}/{total:,}, {time_left(self._loop_started, done, total)}")
 
     def _takes_turn(self) -> bool:
         """Whether it is time for a line, which the caller must then print."""
@@ -221,13 +182,3 @@ def epoch_line(trainer: pl.Trainer, tasks: Iterable[str]) -> str:
             if (name := f"val/{task}/{metric}") in values:
                 parts.append(text.format(task=task, value=values[name]))
     return f"epoch {trainer.current_epoch}/{trainer.max_epochs}: {', '.join(parts)}"
-
-
-def _shows_bars() -> bool:
-    out = console()
-    return out.is_terminal or out.is_jupyter
-
-
-def _time_left(started: float, done: int, total: int) -> str:
-    left = (time.monotonic() - started) / done * (total - done)
-    return f"{timedelta(seconds=round(left))} left"
