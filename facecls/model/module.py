@@ -28,6 +28,8 @@ Batch = dict[str, Tensor]
 mirror image; ``index`` (N,) int64, row of the table; and (N,) int64 for each label column, such as ``gender``, ``race``
 and ``age``, or ``MISSING``."""
 Stage = Literal["train", "val", "test"]
+_NAMED = 3
+"""Faces of a batch that an error names."""
 
 
 class FaceModule(pl.LightningModule):
@@ -132,11 +134,26 @@ class FaceModule(pl.LightningModule):
         """Forward pass, losses and metrics of a batch: losses by task, and the estimates."""
         logits = self._logits(batch, final=stage == "test")  # by task (N, L)
         losses = {name: head.loss(logits[name], batch) for name, head in self.model.heads.items()}
+        self._check_finite(losses, batch, stage)
         estimates = self.model.estimate({name: values.detach() for name, values in logits.items()})
         for name, head in self.model.heads.items():
             metrics = self._head_metrics(stage)[name]
             metrics.update(estimates[name], head.targets(batch), losses[name].detach(), head.label_weight(batch))
         return losses, estimates
+
+    def _check_finite(self, losses: Mapping[str, Tensor], batch: Batch, stage: Stage) -> None:
+        """Stops at a loss that is NaN or infinite, before it reaches weights, metrics and checkpoints."""
+        values = torch.stack([loss.detach() for loss in losses.values()])
+        if torch.isfinite(values).all().item():
+            return
+        shown = ", ".join(f"{name} {value:g}" for name, value in zip(losses, values.tolist(), strict=True))
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        paths = data.faces["path"].iloc[batch["index"].cpu().numpy()].tolist()
+        more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
+        raise UserError(
+            f"Expected finite losses, but in a {stage} batch they are {shown} (faces {', '.join(paths[:_NAMED])}{more})"
+            "; lower the learning rate, set trainer.gradient_clip_val to 1, or use --trainer.precision 32-true."
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""

@@ -31,7 +31,6 @@ from facecls.run import BEST_CHECKPOINT
 from facecls.training import probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
 from facecls.training.collector import PredictionCollector
-from facecls.training.finite import FiniteLoss
 from facecls.training.option_parser import OptionParser
 from facecls.training.precision import choose_precision, uses_cuda
 from facecls.training.progress import create_progress
@@ -181,7 +180,7 @@ class FaceCLI(LightningCLI):
             device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
             callbacks.append(WeightAveraging(device, multi_avg_fn=ExponentialAverage(self.config.ema)))
         self.collector, self.last = PredictionCollector(), LastCheckpoint()
-        callbacks += [ResumeSettings(), FiniteLoss(), self.collector, FigureLogger(self.collector), self.last]
+        callbacks += [ResumeSettings(), self.collector, FigureLogger(self.collector), self.last]
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(create_progress())
         return callbacks
