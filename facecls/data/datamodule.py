@@ -18,7 +18,7 @@ from facecls.data.dataset import FaceDataset, FeatureDataset
 from facecls.data.folders import expanded
 from facecls.data.manifests import describe_manifest
 from facecls.data.parsing import MISSING
-from facecls.data.sampler import FaceBatchSampler
+from facecls.data.sampler import FaceBatchSampler, resume_after, trained_batches
 from facecls.data.sources import Root, is_manifest, roots_of
 from facecls.data.split import assign_split, leaks, read_split_file
 from facecls.data.store import ImageStore, decode
@@ -101,6 +101,7 @@ class FacesDataModule(pl.LightningDataModule):
         faces: The table with its ``split`` column, after ``setup``.
         rejects: Which files are not used and why, after ``setup``.
         unread: Which labels are not used and why, after ``setup``.
+        resumed_at: Epoch, and batch in it, with which a resumed run goes on.
     """
 
     faces: pd.DataFrame
@@ -142,7 +143,7 @@ class FacesDataModule(pl.LightningDataModule):
         self.tasks = create_tasks(tasks)
         self._store: ImageStore | None = None
         self._features: Tensor | None = None
-        self._start = (0, 0)
+        self._start = self.resumed_at = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and splits the faces, once.
@@ -226,25 +227,36 @@ class FacesDataModule(pl.LightningDataModule):
         self._features = features
 
     def state_dict(self) -> dict[str, int]:
-        """Which batch of which epoch comes next; Lightning keeps it in every checkpoint."""
+        """How many faces of which epoch the optimizer has had; Lightning keeps it in every checkpoint.
+
+        Faces, since a resumed run may have other batches. Those whose gradients still wait for more of them
+        (``trainer.accumulate_grad_batches``) do not count, since a checkpoint has no gradients.
+        """
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         begun, progress = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress
         if progress.is_last_batch:
-            return {"epoch": begun, "batch": 0}
-        return {"epoch": max(0, begun - 1), "batch": progress.current.processed}  # type: ignore[attr-defined]
+            return {"epoch": begun, "faces": 0}
+        batches: int = progress.current.processed  # type: ignore[attr-defined]
+        batches -= batches % self.trainer.accumulate_grad_batches
+        return {"epoch": max(0, begun - 1), "faces": batches * self.batch_size * self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continues with that batch.
+        """Continues after those faces, in batches as they are now.
 
         Lightning makes the first iterator before it tells the sampler its epoch, so a resumed run must know it here.
         """
-        self._start = (state_dict["epoch"], state_dict["batch"])
+        assert self.trainer is not None
+        faces, ranks = len(self._part("train")), self.trainer.world_size
+        size = self.batch_size * ranks
+        batches = trained_batches(faces, size, self.trainer.limit_train_batches)
+        start = resume_after(state_dict["faces"], faces, size, batches, ranks)
+        self._start, self.resumed_at = (state_dict["epoch"], start), (state_dict["epoch"], start // size)
 
     def train_dataloader(self) -> ResumableLoader:
         """Augmented training faces in a new order each epoch."""
-        (epoch, skip), self._start = self._start, (0, 0)
-        return self._loader(self._part("train"), self.train_transform, seed=self.seed, epoch=epoch, skip=skip)
+        (epoch, start), self._start = self._start, (0, 0)
+        return self._loader(self._part("train"), self.train_transform, seed=self.seed, epoch=epoch, start=start)
 
     def val_dataloader(self) -> ResumableLoader:
         """Validation faces."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ from facecls.model.heads import AgeHeadKind, HeadOptions
 from facecls.model.losses import check_weights, uncertainty_sum, weighted_sum
 from facecls.model.metrics import HeadMetrics
 from facecls.model.network import FaceModel
-from facecls.model.schedule import Schedule, freeze, learning_rate_factor, parameter_groups
+from facecls.model.schedule import Schedule, freeze, parameter_groups, plan_course
 from facecls.model.trunk import VGGFACE2, create_trunk
 from facecls.model.upgrade import upgrade
 
@@ -116,6 +117,7 @@ class FaceModule(pl.LightningModule):
         self.schedule = schedule
         self.tta = tta
         self._frozen_norms: list[nn.Module] = []
+        self._resumed_at, self._steps_made = (0, 0), 0
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Estimates, as ``FaceModel.estimate`` gives them.
@@ -243,15 +245,31 @@ class FaceModule(pl.LightningModule):
         optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
+        self.trainer.fit_loop.setup_data()  # as num_training_batches needs it
+        if math.isinf(self.trainer.estimated_stepping_batches):
             raise UserError("Expected an end of training, for the learning rate to fall to; set trainer.max_epochs.")
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        accumulated = self.trainer.accumulate_grad_batches
+        epoch, batch = self._resumed_at
+        self.course = plan_course(
+            math.ceil(self.trainer.num_training_batches / accumulated),
+            -1 if self.trainer.max_epochs is None else self.trainer.max_epochs,
+            self.trainer.max_steps,
+            epoch,
+            batch // accumulated,
+            self._steps_made,
+        )
+        scheduler = LambdaLR(optimizer, partial(self.course.factor, self.schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-        def factor(step: int) -> float:
-            return learning_rate_factor(self.schedule, step, int(steps), step // per_epoch)
+    def resume_at(self, epoch: int, batch: int, steps: int) -> None:
+        """Plans the learning rates of a resumed run.
 
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        Args:
+            epoch: The epoch to go on in.
+            batch: Its first batch that is left.
+            steps: Optimizer steps that were made before.
+        """
+        self._resumed_at, self._steps_made = (epoch, batch), steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Converts the checkpoint of a run that version 0.1 started."""
