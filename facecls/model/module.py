@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR
 
 from facecls.data.tasks import TaskOptions, choose_tasks, create_tasks
@@ -242,7 +243,7 @@ class FaceModule(pl.LightningModule):
         rest = [self.model.heads, *([] if self.log_variances is None else [self.log_variances])]
         others = nn.ModuleList(cast("list[nn.Module]", rest))
         groups = parameter_groups(self.model.trunk.net, others, self.schedule.layer_decay)
-        optimizer = self.optimizer(groups)
+        optimizer = self._create_optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
         self.trainer.fit_loop.setup_data()  # as num_training_batches needs it
@@ -260,6 +261,19 @@ class FaceModule(pl.LightningModule):
         )
         scheduler = LambdaLR(optimizer, partial(self.course.factor, self.schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _create_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Raises a ``UserError`` for what the optimizer does not take: a value, or groups with rates of their own."""
+        try:
+            optimizer = self.optimizer(groups)
+            if isinstance(optimizer, SparseAdam):
+                raise ValueError("SparseAdam takes sparse gradients only, which no layer here has")
+            return optimizer
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"Expected a model.optimizer that takes its arguments and parameter groups, but: {error}; correct "
+                "them, or take another such as torch.optim.AdamW."
+            ) from error
 
     def resume_at(self, epoch: int, batch: int, steps: int) -> None:
         """Plans the learning rates of a resumed run.

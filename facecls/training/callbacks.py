@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from facecls.compat import create_checkpoint, set_place
+from facecls.console import console
+from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.model.module import FaceModule
 from facecls.run import LAST_CHECKPOINT
@@ -100,12 +102,28 @@ class ResumeSettings(pl.Callback):
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch, batch = data.resumed_at
+        self._check_end(trainer, epoch, checkpoint["global_step"])
         set_place(checkpoint, epoch, batch)
         assert isinstance(pl_module, FaceModule)
         pl_module.resume_at(epoch, batch, checkpoint["global_step"])
         averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if not averages and "current_model_state" in checkpoint:
             pl_module.load_state_dict(checkpoint["current_model_state"])
+
+    @staticmethod
+    def _check_end(trainer: pl.Trainer, epochs: int, steps: int) -> None:
+        """Refuses to resume beyond the end, and says so at the end."""
+        for name, done, end in (("epochs", epochs, trainer.max_epochs), ("steps", steps, trainer.max_steps)):
+            if end is None or end == -1 or done < end:
+                continue
+            if done > end:
+                raise UserError(
+                    f"Expected trainer.max_{name} of {done} or more, since so many {name} of the run are done, but "
+                    f"got {end}; raise it, or see facecls.evaluate for a test alone."
+                )
+            console(quiet=not trainer.is_global_zero).print(
+                f"nothing is left to train: {done:,} of {end:,} {name} are done"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores the configured weight decay and so on of each parameter group, and the learning rate of this place.
