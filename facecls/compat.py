@@ -34,6 +34,31 @@ def create_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
+def set_place(checkpoint: dict[str, Any], epoch: int, batch: int) -> None:
+    """Makes Lightning go on with a batch, in whatever batches the run that saved the checkpoint counted.
+
+    The state of loops (Lightning 2.6) is undocumented. It counts batches of the epoch, and how much Lightning would do
+    again depends on the hook in which it was saved; here it is always as between two batches or two epochs.
+
+    Args:
+        checkpoint: Its contents, changed in place.
+        epoch: The epoch to go on in.
+        batch: The batch of it to go on with, from 0.
+    """
+    state = checkpoint["loops"]["fit_loop"]
+    begun = epoch + (batch > 0)
+    done = {"started": begun, "processed": epoch, "completed": epoch}
+    state["epoch_progress"] = {"total": {"ready": begun, **done}, "current": {"ready": begun, **done}}
+    total = state["epoch_loop.batch_progress"]["total"]["processed"]
+    state["epoch_loop.batch_progress"] = {
+        name: {"ready": count, "started": count, "processed": count, "completed": count}
+        for name, count in (("total", total), ("current", batch))
+    } | {"is_last_batch": False}
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+    none = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+    state["epoch_loop.val_loop.batch_progress"] = {"total": {**none}, "current": {**none}, "is_last_batch": False}
+
+
 def kill_launched_processes(trainer: pl.Trainer) -> None:
     """Kills the processes that Lightning started for the other devices of this node; they would wait forever.
 

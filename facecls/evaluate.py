@@ -17,7 +17,7 @@ from facecls.errors import UserError, command, program
 from facecls.files import replacing
 from facecls.run import CONFIG, write_faces
 from facecls.training.callbacks import run_folder
-from facecls.training.checkpoint_options import check_split, has_faces_of_training
+from facecls.training.checkpoint_options import check_split, describe_trained, has_faces_of_training, keep_split
 from facecls.training.cli import RUNS, create_logger, interruptible, parse, parse_with_checkpoint, without_noise
 from facecls.training.collector import PredictionCollector
 from facecls.training.labels import check_some_labels, describe_labels
@@ -49,8 +49,11 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     check_split(data, checkpoint.data)
     data.setup()
     split = data.split
-    if not has_faces_of_training(data, checkpoint.data):
+    if has_faces_of_training(data, checkpoint.data):
+        console().print(keep_split(config.ckpt_path, data), end="")
+    else:
         data.treat_as_test_only()
+        console().print(describe_trained(config.ckpt_path, data), end="")
     console().print(data.describe())
     if labels := describe_labels(data):
         console().print(labels)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 
@@ -23,11 +24,11 @@ from facecls.model.checkpoint import read_checkpoint
 from facecls.model.module import FaceModule
 from facecls.run import write_faces
 from facecls.training.callbacks import run_folder
-from facecls.training.checkpoint_options import check_resumed
+from facecls.training.checkpoint_options import check_resumed, keep_split
 from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.collector import all_gather
 from facecls.training.framing import describe_frame, measure_frame
-from facecls.training.labels import check_labels, describe_labels
+from facecls.training.labels import check_labels, check_parts, check_some_labels, describe_labels, is_tested
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.probe import use_features
 
@@ -39,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         args: Words of the command line; ``None`` for the program's own.
 
     Returns:
-        The contents of ``metrics.json``; empty after ``--trainer.fast_dev_run``, and in all processes but the first.
+        The contents of ``metrics.json``; empty without a test, and in all processes but the first.
 
     Raises:
         UserError: For a mistake in the options or the data.
@@ -58,12 +59,17 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         check_resumed(cli.ckpt_path, read_checkpoint(cli.ckpt_path), cli.model, data)
         out.print(f"resuming from {cli.ckpt_path}")
     data.setup()
+    if cli.ckpt_path is not None:
+        out.print(keep_split(cli.ckpt_path, data), end="")
     out.print(data.describe())
     if labels := describe_labels(data):
         out.print(labels)
+    check_parts(trainer, data)
     check_labels(data, cli.model.model.tasks.values(), has_validation=trainer.limit_val_batches != 0)
+    if is_tested(trainer):
+        check_some_labels(data, cli.model.model.tasks.values())
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        write_faces(run_folder(trainer), data.faces, data.rejects, data.unread, data.tasks)
+        write_faces(run_folder(trainer), pd.concat([data.faces, data.gone]), data.rejects, data.unread, data.tasks)
     frame = measure_frame(data)
     out.print(describe_frame(frame))
     cli.model.hparams["face_frame"] = None if frame is None else frame.options()
@@ -74,7 +80,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             with without_noise():
                 calibrate(trainer, model, data, best)
-                trainer.test(model, datamodule=data, verbose=False)
+                if is_tested(trainer):
+                    trainer.test(model, datamodule=data, verbose=False)
         folder = run_folder(trainer)
     except SystemExit:
         kill_launched_processes(trainer)
@@ -87,6 +94,9 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         raise
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         out.print("fast_dev_run: one batch of each kind was run, nothing was saved")
+        return {}
+    if not is_tested(trainer):
+        out.print(f"{best} is not tested, since trainer.limit_test_batches is 0; facecls.evaluate can do it")
         return {}
     if not trainer.is_global_zero:
         return {}

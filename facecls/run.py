@@ -125,6 +125,22 @@ def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, unread
             unread.to_csv(part, index=False)
 
 
+def faces_of_training(checkpoint: str | Path) -> pd.DataFrame | None:
+    """The faces of the run that a checkpoint lies in.
+
+    Args:
+        checkpoint: Such as ``runs/faces/version_0/checkpoints/last.ckpt``.
+
+    Returns:
+        As ``write_faces`` wrote them; ``None`` if they are not there.
+
+    Raises:
+        UserError: If they can't be read.
+    """
+    file = Path(checkpoint).resolve().parent.parent / FACES
+    return _read_table(file, ()) if file.is_file() else None
+
+
 def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.DataFrame, tasks: Tasks) -> dict[str, Any]:
     """Writes the results of a test.
 

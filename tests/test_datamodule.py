@@ -24,10 +24,10 @@ def _module(faces: Path, workers: int = 0, **options: object) -> FacesDataModule
     return data
 
 
-def _epoch(data: FacesDataModule, epoch: int = 0, skip: int = 0) -> list[dict[str, torch.Tensor]]:
+def _epoch(data: FacesDataModule, epoch: int = 0, start: int = 0) -> list[dict[str, torch.Tensor]]:
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)
-    loader.sampler.skip = skip
+    loader.sampler.start = start
     return list(loader)
 
 
@@ -98,7 +98,7 @@ def test_orders_and_augmentations_differ_by_seed() -> None:
 
 
 def test_a_resumed_epoch_goes_on_where_it_stopped(faces: Path) -> None:
-    whole, rest = _epoch(_module(faces), 2), _epoch(_module(faces, 2), 2, skip=3)
+    whole, rest = _epoch(_module(faces), 2), _epoch(_module(faces, 2), 2, start=24)
     assert len(rest) == len(whole) - 3
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(whole[3:], rest, strict=True))
 

@@ -18,9 +18,9 @@ from facecls.data.dataset import FaceDataset, FeatureDataset
 from facecls.data.folders import expanded
 from facecls.data.manifests import describe_manifest
 from facecls.data.parsing import MISSING
-from facecls.data.sampler import FaceBatchSampler
+from facecls.data.sampler import FaceBatchSampler, resume_after, trained_batches
 from facecls.data.sources import Root, is_manifest, roots_of
-from facecls.data.split import assign_split, leaks, read_split_file
+from facecls.data.split import assign_split, earlier_parts, leaks, read_split_file
 from facecls.data.store import ImageStore, decode
 from facecls.data.table import read_table
 from facecls.data.tasks import TaskOptions, create_tasks
@@ -67,6 +67,12 @@ def _reasons(left_out: pd.DataFrame) -> str:
     return f" ({', '.join(f'{count:,} {reason}' for reason, count in counts)})" if len(left_out) else ""
 
 
+def _parts(split: "pd.Series[str]") -> str:
+    """Such as ``48 train, 8 val, 24 test``."""
+    counts = split.value_counts()
+    return ", ".join(f"{counts[name]:,} {name}" for name in ("train", "val", "test", HOLDOUT) if name in counts)
+
+
 class FacesDataModule(pl.LightningDataModule):
     """Faces of a folder, archive or manifest as batches for training, validation and test.
 
@@ -92,11 +98,14 @@ class FacesDataModule(pl.LightningDataModule):
         faces: The table with its ``split`` column, after ``setup``.
         rejects: Which files are not used and why, after ``setup``.
         unread: Which labels are not used and why, after ``setup``.
+        gone: Training faces of the run that is continued or tested which are no longer there, after ``keep_split``.
+        resumed_at: Epoch, and batch in it, with which a resumed run goes on.
     """
 
     faces: pd.DataFrame
     rejects: pd.DataFrame
     unread: pd.DataFrame
+    gone: pd.DataFrame
 
     def __init__(
         self,
@@ -133,7 +142,7 @@ class FacesDataModule(pl.LightningDataModule):
         self.tasks = create_tasks(tasks)
         self._store: ImageStore | None = None
         self._features: Tensor | None = None
-        self._start = (0, 0)
+        self._start = self.resumed_at = (0, 0)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and splits the faces, once.
@@ -150,6 +159,7 @@ class FacesDataModule(pl.LightningDataModule):
             check_image(transform(image=np.zeros((200, 200, 3), np.uint8))["image"], self.image_size)
         table = read_table(self.root, self.seed, self.tasks)
         faces, rejects = table.faces, table.rejects
+        self._is_split_given = self.split_file is not None or "split" in faces
         if self.split_file is not None:
             faces["split"] = read_split_file(Path(self.split_file), faces)
             unlisted = faces["split"].isna()
@@ -158,12 +168,52 @@ class FacesDataModule(pl.LightningDataModule):
         elif "split" not in faces:
             faces["split"] = assign_split(faces, *self.fractions, self.seed, self.tasks)
         self.faces, self.rejects, self.unread, self._store = faces, rejects, table.unread, table.store
+        self.gone = faces.iloc[:0]
         self._labels = {
             column: faces[column].fillna(MISSING).to_numpy(np.int64)
             for task in self.tasks.values()
             for column in task.columns
             if column in faces
         }
+
+    def keep_split(self, earlier: pd.DataFrame) -> str | None:
+        """Leaves each face of a run in the part where it was, and splits only those that are new.
+
+        Otherwise a split of more or fewer faces would test faces that were trained on.
+
+        Args:
+            earlier: The faces of the run: ``path``, ``sha1`` and ``split``.
+
+        Returns:
+            One line about new faces and those that are gone; ``None`` if there are none.
+
+        Raises:
+            UserError: If the split is given, and takes training faces of the run for something else.
+        """
+        faces, was = self.faces, earlier_parts(self.faces, earlier)
+        new = was.isna() & faces["split"].notna()
+        if self._is_split_given:
+            moved = faces[was.eq("train") & faces["split"].notna() & faces["split"].ne("train")]
+            if len(moved):
+                raise UserError(
+                    f"Expected the training faces of the run to stay in train, but the split that is given now has "
+                    f"{len(moved):,} of them elsewhere, such as {moved['path'].iloc[0]} in {moved['split'].iloc[0]}; "
+                    "leave them in train, or train anew."
+                )
+        else:
+            if new.any():
+                was[new] = assign_split(faces[new], *self.fractions, self.seed, self.tasks)
+            faces["split"] = was
+        is_gone = ~(earlier["sha1"].isin(faces["sha1"]) | earlier["path"].isin(faces["path"]))
+        gone = earlier[is_gone & earlier["split"].notna()]
+        self.gone = gone[gone["split"].eq("train")]
+        if not new.any() and not len(gone):
+            return None
+        said = [
+            f"{len(some):,} {words}" + (f" ({_parts(some['split'])})" if len(some) else "")
+            for some, words in ((faces[new], "are new"), (gone, "are gone"))
+        ]
+        return f"{int((~new & faces['split'].notna()).sum()):,} faces of the run keep their part, {', '.join(said)}"
 
     def treat_as_test_only(self) -> None:
         """Labels the tested part ``test`` and removes all other faces from the split; for faces not trained on.
@@ -178,16 +228,15 @@ class FacesDataModule(pl.LightningDataModule):
 
     def describe(self) -> str:
         """What was read, in a few lines, always with the number of rejects."""
-        counts = self.faces["split"].value_counts()
-        parts = ", ".join(f"{counts[name]:,} {name}" for name in ("train", "val", "test", HOLDOUT) if name in counts)
         lines = [describe_manifest(file, self.tasks) for file in _manifests(self.root)]
         rejects = f"{len(self.rejects):,} rejects{_reasons(self.rejects)}"
-        lines.append(f"{int(counts.sum()):,} faces ({parts}); {rejects}")
+        split = self.faces["split"]
+        lines.append(f"{int(split.count()):,} faces ({_parts(split)}); {rejects}")
         if len(self.unread):
             reasons = self.unread["reason"].value_counts().items()
             said = "; ".join(f"{reason}: {count:,}" for reason, count in reasons)
             lines.append(f"labels left out: {len(self.unread):,} ({said}), listed in unread_labels.csv")
-        if crossing := leaks(self.faces, self.faces["split"]):
+        if crossing := leaks(self.faces, split):
             lines.append(f"{crossing:,} faces have a byte-identical copy in another part of the split that was given")
         return "\n".join(lines)
 
@@ -217,25 +266,36 @@ class FacesDataModule(pl.LightningDataModule):
         self._features = features
 
     def state_dict(self) -> dict[str, int]:
-        """Which batch of which epoch comes next; Lightning keeps it in every checkpoint."""
+        """How many faces of which epoch the optimizer has had; Lightning keeps it in every checkpoint.
+
+        Faces, since a resumed run may have other batches. Those whose gradients still wait for more of them
+        (``trainer.accumulate_grad_batches``) do not count, since a checkpoint has no gradients.
+        """
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         begun, progress = loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress
         if progress.is_last_batch:
-            return {"epoch": begun, "batch": 0}
-        return {"epoch": max(0, begun - 1), "batch": progress.current.processed}  # type: ignore[attr-defined]
+            return {"epoch": begun, "faces": 0}
+        batches: int = progress.current.processed  # type: ignore[attr-defined]
+        batches -= batches % self.trainer.accumulate_grad_batches
+        return {"epoch": max(0, begun - 1), "faces": batches * self.batch_size * self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continues with that batch.
+        """Continues after those faces, in batches as they are now.
 
         Lightning makes the first iterator before it tells the sampler its epoch, so a resumed run must know it here.
         """
-        self._start = (state_dict["epoch"], state_dict["batch"])
+        assert self.trainer is not None
+        faces, ranks = len(self._part("train")), self.trainer.world_size
+        size = self.batch_size * ranks
+        batches = trained_batches(faces, size, self.trainer.limit_train_batches)
+        start = resume_after(state_dict["faces"], faces, size, batches, ranks)
+        self._start, self.resumed_at = (state_dict["epoch"], start), (state_dict["epoch"], start // size)
 
     def train_dataloader(self) -> ResumableLoader:
         """Augmented training faces in a new order each epoch."""
-        (epoch, skip), self._start = self._start, (0, 0)
-        return self._loader(self._part("train"), self.train_transform, seed=self.seed, epoch=epoch, skip=skip)
+        (epoch, start), self._start = self._start, (0, 0)
+        return self._loader(self._part("train"), self.train_transform, seed=self.seed, epoch=epoch, start=start)
 
     def val_dataloader(self) -> ResumableLoader:
         """Validation faces."""
@@ -249,10 +309,21 @@ class FacesDataModule(pl.LightningDataModule):
         """All faces, in the order of the table, as evaluation sees them."""
         return self._loader(np.arange(len(self.faces)), self.eval_transform)
 
-    def _part(self, name: str) -> np.ndarray:
+    def rows(self, part: str) -> np.ndarray:
+        """The faces of a part of the split, after ``setup``.
+
+        Args:
+            part: ``train``, ``val``, ``test`` or ``all``.
+
+        Returns:
+            (N,) int64 row numbers in ``faces``; none if the part is empty.
+        """
         split = self.faces["split"]
-        wanted = split.notna() if name == "all" else split.eq(name) | (name != "train") & split.eq(HOLDOUT)
-        rows = np.flatnonzero(wanted.fillna(False).to_numpy(bool))
+        wanted = split.notna() if part == "all" else split.eq(part) | (part != "train") & split.eq(HOLDOUT)
+        return np.flatnonzero(wanted.fillna(False).to_numpy(bool))
+
+    def _part(self, name: str) -> np.ndarray:
+        rows = self.rows(name)
         if not len(rows):
             raise UserError(
                 f"Expected faces in the {name} part of {', '.join(roots_of(self.root))}, but it has none; see the "

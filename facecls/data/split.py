@@ -96,6 +96,32 @@ def read_split_file(path: str | Path, faces: pd.DataFrame) -> "pd.Series[str]":
     return pd.Series(split.to_numpy(), index=faces.index, name="split", dtype="str")
 
 
+def earlier_parts(faces: pd.DataFrame, earlier: pd.DataFrame) -> "pd.Series[str]":
+    """The parts that faces were in when a run was begun, by their image or else their path.
+
+    Args:
+        faces: With the columns ``path`` and ``sha1``.
+        earlier: The faces of the run, with ``split`` as well.
+
+    Returns:
+        With the index of ``faces``: NA for a new face; ``train`` if an image was in several parts and one was this.
+
+    Examples:
+        >>> earlier = pd.DataFrame({"path": ["a", "b"], "sha1": ["0", "1"], "split": ["val", "test"]})
+        >>> faces = pd.DataFrame({"path": ["moved", "b", "c"], "sha1": ["0", "changed", "2"]})
+        >>> earlier_parts(faces, earlier).tolist()
+        ['val', 'test', nan]
+    """
+    placed = earlier[earlier["split"].notna()].sort_values("split", key=lambda split: split != "train", kind="stable")
+    parts = pd.Series(pd.NA, faces.index, dtype="str")
+    for column in ("sha1", "path"):
+        part_of = placed.drop_duplicates(column).set_index(column)["split"]
+        parts = parts.fillna(faces[column].map(part_of).astype("str"))
+    # copies of an image that is known by the path of one of them
+    of_image = parts.groupby(faces["sha1"]).first()
+    return parts.fillna(faces["sha1"].map(of_image).astype("str")).rename("split")
+
+
 def leaks(faces: pd.DataFrame, split: "pd.Series[str]") -> int:
     """Counts the faces whose image is, byte for byte, in another part of the split too.
 

@@ -25,12 +25,14 @@ class Checkpoint(NamedTuple):
         data: Options of ``FacesDataModule`` by name, as in the training.
         frame: How the faces of the training lie in their images; ``None`` if no faces were found in them.
         is_frame_assumed: Whether the checkpoint does not say it, and the frame is UTKFace's.
+        optimizer: ``class_path`` and ``init_args``, as in the training; empty if it does not say so.
     """
 
     module: FaceModule
     data: Mapping[str, Any]
     frame: Frame | None
     is_frame_assumed: bool
+    optimizer: Mapping[str, Any]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -70,4 +72,5 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {reason}.") from error
     data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
-    return Checkpoint(module.eval(), data, frame, is_assumed)
+    optimizer = options.get("optimizer")
+    return Checkpoint(module.eval(), data, frame, is_assumed, optimizer if isinstance(optimizer, Mapping) else {})

@@ -64,6 +64,10 @@ class HeadOptions:
                 raise UserError(f"Expected model.{name} from 0 to below 1, but got {value}.")
         if self.age_sigma <= 0:
             raise UserError(f"Expected model.age_sigma above 0 years, but got {self.age_sigma}.")
+        if any(size < 1 for size in self.hidden):
+            raise UserError(
+                f"Expected model.hidden as sizes of 1 or more, but got {list(self.hidden)}; [] is for none."
+            )
 
 
 class Head(nn.Module, ABC):

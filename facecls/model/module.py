@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR
 
 from facecls.data.tasks import TaskOptions, choose_tasks, create_tasks
@@ -19,7 +21,7 @@ from facecls.model.heads import AgeHeadKind, HeadOptions
 from facecls.model.losses import check_weights, uncertainty_sum, weighted_sum
 from facecls.model.metrics import HeadMetrics
 from facecls.model.network import FaceModel
-from facecls.model.schedule import Schedule, freeze, learning_rate_factor, parameter_groups
+from facecls.model.schedule import Schedule, freeze, parameter_groups, plan_course
 from facecls.model.trunk import VGGFACE2, create_trunk
 from facecls.model.upgrade import upgrade
 
@@ -118,6 +120,7 @@ class FaceModule(pl.LightningModule):
         self.schedule = schedule
         self.tta = tta
         self._frozen_norms: list[nn.Module] = []
+        self._resumed_at, self._steps_made = (0, 0), 0
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Estimates, as ``FaceModel.estimate`` gives them.
@@ -257,18 +260,47 @@ class FaceModule(pl.LightningModule):
         rest = [self.model.heads, *([] if self.log_variances is None else [self.log_variances])]
         others = nn.ModuleList(cast("list[nn.Module]", rest))
         groups = parameter_groups(self.model.trunk.net, others, self.schedule.layer_decay)
-        optimizer = self.optimizer(groups)
+        optimizer = self._create_optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
+        self.trainer.fit_loop.setup_data()  # as num_training_batches needs it
+        if math.isinf(self.trainer.estimated_stepping_batches):
             raise UserError("Expected an end of training, for the learning rate to fall to; set trainer.max_epochs.")
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        accumulated = self.trainer.accumulate_grad_batches
+        epoch, batch = self._resumed_at
+        self.course = plan_course(
+            math.ceil(self.trainer.num_training_batches / accumulated),
+            -1 if self.trainer.max_epochs is None else self.trainer.max_epochs,
+            self.trainer.max_steps,
+            epoch,
+            batch // accumulated,
+            self._steps_made,
+        )
+        scheduler = LambdaLR(optimizer, partial(self.course.factor, self.schedule))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-        def factor(step: int) -> float:
-            return learning_rate_factor(self.schedule, step, int(steps), step // per_epoch)
+    def _create_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Raises a ``UserError`` for what the optimizer does not take: a value, or groups with rates of their own."""
+        try:
+            optimizer = self.optimizer(groups)
+            if isinstance(optimizer, SparseAdam):
+                raise ValueError("SparseAdam takes sparse gradients only, which no layer here has")
+            return optimizer
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"Expected a model.optimizer that takes its arguments and parameter groups, but: {error}; correct "
+                "them, or take another such as torch.optim.AdamW."
+            ) from error
 
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+    def resume_at(self, epoch: int, batch: int, steps: int) -> None:
+        """Plans the learning rates of a resumed run.
+
+        Args:
+            epoch: The epoch to go on in.
+            batch: Its first batch that is left.
+            steps: Optimizer steps that were made before.
+        """
+        self._resumed_at, self._steps_made = (epoch, batch), steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Converts the checkpoint of a run that version 0.1 started."""

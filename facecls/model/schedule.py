@@ -90,6 +90,58 @@ def learning_rate_factor(schedule: Schedule, step: int, steps: int, epoch: int) 
     return factor * (1 + math.cos(math.pi * progress)) / 2
 
 
+@dataclass(frozen=True)
+class Course:
+    """The optimizer steps of a training, counted as its present settings make them.
+
+    A run that was resumed may have made others before, with batches of another size.
+
+    Attributes:
+        steps: How many there are in all.
+        per_epoch: Those of an epoch.
+        start: The first one that is made, from 0.
+        before: Steps of all epochs before it and of its own epoch before it, with the present batches.
+    """
+
+    steps: int
+    per_epoch: int
+    start: int = 0
+    before: int = 0
+
+    def factor(self, schedule: Schedule, step: int) -> float:
+        """The factor on the learning rate in a step, see ``learning_rate_factor``."""
+        return learning_rate_factor(schedule, step, self.steps, (step - self.start + self.before) // self.per_epoch)
+
+
+def plan_course(
+    per_epoch: int, max_epochs: int, max_steps: int, epoch: int = 0, step_in_epoch: int = 0, made: int = 0
+) -> Course:
+    """Plans the steps that are left so that their learning rates are those of a run that never stopped.
+
+    Where epochs end the training, what was done is a share of them, in whatever steps it was; where ``max_steps`` does,
+    it is a share of the steps.
+
+    Args:
+        per_epoch: Steps of an epoch.
+        max_epochs: Epochs in all; -1 for no limit, if ``max_steps`` is one.
+        max_steps: Steps in all, those made before resuming among them; -1 for no limit.
+        epoch: The epoch to go on in.
+        step_in_epoch: Its first step that is left, with the present batches.
+        made: Steps that were made before, with whatever batches.
+
+    Returns:
+        The course.
+
+    Examples:
+        >>> plan_course(per_epoch=4, max_epochs=4, max_steps=-1, epoch=1, made=30)
+        Course(steps=16, per_epoch=4, start=4, before=4)
+    """
+    before = epoch * per_epoch + step_in_epoch
+    if max_steps != -1 and (max_epochs == -1 or max_steps - made < max_epochs * per_epoch - before):
+        return Course(max_steps, per_epoch, made, before)
+    return Course(max_epochs * per_epoch, per_epoch, before, before)
+
+
 def layer_of(net: nn.Module) -> dict[str, int]:
     """The layer of each parameter of a timm model: 0 at the input, counted by timm's own groups of blocks."""
     layers: dict[str, int] = group_parameters(net, net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]

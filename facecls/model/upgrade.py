@@ -1,4 +1,4 @@
-"""Converts checkpoints of version 0.1."""
+"""Converts checkpoints of earlier versions."""
 
 import re
 from typing import Any
@@ -11,7 +11,9 @@ _TASKS = ("gender", "race", "age")
 
 
 def upgrade(checkpoint: dict[str, Any]) -> None:
-    """Renames the keys of a version 0.1 checkpoint in place; leaves later ones unchanged.
+    """Converts a version 0.1 checkpoint in place; leaves later ones unchanged.
+
+    Its place within an epoch is counted in batches of one device, since it does not say how many there were.
 
     Args:
         checkpoint: As Lightning keeps it.
@@ -25,3 +27,6 @@ def upgrade(checkpoint: dict[str, Any]) -> None:
         for task, temperature in zip(_TASKS, temperatures, strict=True):
             if any(name.startswith(f"model.heads.{task}.") for name in state):
                 state[f"model.heads.{task}.temperature"] = temperature
+    place = checkpoint.get("FacesDataModule", {})
+    if "batch" in place:
+        place["faces"] = place.pop("batch") * checkpoint["datamodule_hyper_parameters"]["batch_size"]

@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from facecls.compat import create_checkpoint
+from facecls.compat import create_checkpoint, set_place
+from facecls.console import console
+from facecls.errors import UserError
 from facecls.files import replacing
+from facecls.model.module import FaceModule
 from facecls.run import LAST_CHECKPOINT
 
 SAVE_EVERY = timedelta(minutes=10)
@@ -88,36 +91,63 @@ class ResumeSettings(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Without averaging, continues from the weights themselves: ``state_dict`` is their average.
+        """Continues at the place in the epoch that the datamodule has found, whatever the batches were before.
+
+        Without averaging, continues from the weights themselves: ``state_dict`` is their average.
 
         Args:
-            trainer: The trainer, which has loaded ``state_dict``.
+            trainer: The trainer, which has loaded ``state_dict``, and the state of the datamodule.
             pl_module: The module.
             checkpoint: Contents of the checkpoint.
         """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        epoch, batch = data.resumed_at
+        self._check_end(trainer, epoch, checkpoint["global_step"])
+        set_place(checkpoint, epoch, batch)
+        assert isinstance(pl_module, FaceModule)
+        pl_module.resume_at(epoch, batch, checkpoint["global_step"])
         averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if not averages and "current_model_state" in checkpoint:
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
+    @staticmethod
+    def _check_end(trainer: pl.Trainer, epochs: int, steps: int) -> None:
+        """Refuses to resume beyond the end, and says so at the end."""
+        for name, done, end in (("epochs", epochs, trainer.max_epochs), ("steps", steps, trainer.max_steps)):
+            if end is None or end == -1 or done < end:
+                continue
+            if done > end:
+                raise UserError(
+                    f"Expected trainer.max_{name} of {done} or more, since so many {name} of the run are done, but "
+                    f"got {end}; raise it, or see facecls.evaluate for a test alone."
+                )
+            console(quiet=not trainer.is_global_zero).print(
+                f"nothing is left to train: {done:,} of {end:,} {name} are done"
+            )
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restores the configured learning rate, weight decay and so on of each parameter group.
+        """Restores the configured weight decay and so on of each parameter group, and the learning rate of this place.
 
         Comes before the module's own hook, which freezes layers that ``configure_optimizers`` unfreezes.
         """
         if trainer.ckpt_path is None:
             return
+        assert isinstance(pl_module, FaceModule)
         scheduler, settings = pl_module.lr_schedulers(), pl_module.configure_optimizers()
         assert isinstance(scheduler, LambdaLR), "FaceModule has one"
-        assert isinstance(settings, dict), "FaceModule returns one"
+        factor = pl_module.course.factor(pl_module.schedule, pl_module.course.start)
         for group, configured in zip(scheduler.optimizer.param_groups, settings["optimizer"].param_groups, strict=True):
             group |= {name: value for name, value in configured.items() if name != "params"}
-            group["lr"] = configured["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
+            group["lr"] = configured["initial_lr"] * factor
             if group.get("fused"):
                 # it counts steps on the parameters' device, while the optimizer that saved them may have on the CPU
                 for parameter in group["params"]:
                     if "step" in (state := scheduler.optimizer.state.get(parameter, {})):
                         state["step"] = state["step"].to(parameter.device)
-        scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+        groups = scheduler.optimizer.param_groups
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        rates = [group["lr"] for group in groups]
+        scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": pl_module.course.start, "_last_lr": rates})
 
 
 Weights = tuple[Tensor, ...] | list[Tensor]

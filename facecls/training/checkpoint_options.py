@@ -11,9 +11,12 @@ from facecls.data.tasks import Task, Tasks, create_tasks
 from facecls.errors import UserError
 from facecls.model.checkpoint import Checkpoint
 from facecls.model.module import FaceModule
+from facecls.run import FACES, faces_of_training
 
 _STRUCTURE = ("trunk", "hidden", "age_head", "task_weights")
 """Options of ``FaceModule`` beside its tasks that decide which weights a model has."""
+_KEPT_BY_OPTIMIZERS = ("amsgrad", "centered")
+"""Arguments of torch's optimizers beside their class that decide what they keep of each weight."""
 
 
 def has_faces_of_training(data: FacesDataModule, trained: Mapping[str, Any]) -> bool:
@@ -59,8 +62,46 @@ def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
         )
 
 
+def keep_split(path: str, data: FacesDataModule) -> str:
+    """Leaves each face of a training in its part of the split.
+
+    Args:
+        path: Of the checkpoint.
+        data: The faces, after ``setup``.
+
+    Returns:
+        A line, with its end, if the faces are others than those of the training or it can't be known; else nothing.
+
+    Raises:
+        UserError: If a split is given that tests faces that were trained on, or the run's faces can't be read.
+    """
+    earlier = faces_of_training(path)
+    if earlier is None:
+        return f"the run of {path} has no {FACES} any more: faces added or taken away since would be split otherwise\n"
+    line = data.keep_split(earlier)
+    return "" if line is None else f"{line}\n"
+
+
+def describe_trained(path: str, data: FacesDataModule) -> str:
+    """Says how many of the faces to test the model was trained on, though they are not where its training faces were.
+
+    Args:
+        path: Of the checkpoint.
+        data: The faces, after ``setup``.
+
+    Returns:
+        A line, with its end, if there are any; else nothing.
+    """
+    earlier = faces_of_training(path)
+    if earlier is None:
+        return ""
+    tested = data.faces["sha1"].iloc[data.rows(data.split)]
+    trained = int(tested.isin(earlier["sha1"][earlier["split"].eq("train")]).sum())
+    return f"{trained:,} of {len(tested):,} faces to test are images that the model was trained on\n" if trained else ""
+
+
 def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: FacesDataModule) -> None:
-    """Refuses to resume with another model, or with faces that are split in another way.
+    """Refuses to resume with another model or optimizer, or with faces that are split in another way.
 
     Args:
         path: The checkpoint, for messages.
@@ -86,7 +127,27 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
         raise UserError(
             f"Expected the model of {path} to resume it ({before_text}), but got {now_text}; set it as it was."
         )
+    _check_optimizer(path, trained.optimizer, module.hparams["optimizer"])
     check_split(data, trained.data)
+
+
+def _check_optimizer(path: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses an optimizer that could not go on with the state of the one that was saved."""
+    names = ("class_path", *(f"init_args.{name}" for name in _KEPT_BY_OPTIMIZERS))
+    told = [{"class_path": each.get("class_path"), **_kept(each)} for each in (before, now)]
+    if before and told[0] != told[1]:
+        old, new = (
+            ", ".join(
+                f"model.optimizer.{name} {each.get(name)}" for name in names if told[0].get(name) != told[1].get(name)
+            )
+            for each in told
+        )
+        raise UserError(f"Expected the optimizer of {path} to resume it ({old}), but got {new}; set it as it was.")
+
+
+def _kept(optimizer: Mapping[str, Any]) -> dict[str, bool]:
+    arguments = optimizer.get("init_args") or {}
+    return {f"init_args.{name}": bool(arguments.get(name)) for name in _KEPT_BY_OPTIMIZERS}
 
 
 def _has_split_column(root: Root) -> bool:

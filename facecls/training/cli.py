@@ -32,7 +32,7 @@ from facecls.training import probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
 from facecls.training.collector import PredictionCollector
 from facecls.training.option_parser import OptionParser
-from facecls.training.precision import choose_precision, uses_cuda
+from facecls.training.precision import check_precision, choose_precision, uses_cuda
 from facecls.training.progress import create_progress
 
 RUNS = "runs"
@@ -134,6 +134,9 @@ class FaceCLI(LightningCLI):
             )
         if config.ema is not None and not 0 <= config.ema < 1:
             raise UserError(f"Expected ema from 0 to below 1, or null for no average, but got {config.ema}.")
+        if (accumulated := config.trainer.accumulate_grad_batches) < 1:
+            raise UserError(f"Expected trainer.accumulate_grad_batches of 1 or more, but got {accumulated}.")
+        check_precision(config.trainer.precision)
         if config.probe:
             probe.check_options(config)
         self.precision, reason = config.trainer.precision, "as asked"

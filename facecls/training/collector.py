@@ -21,17 +21,19 @@ class PredictionCollector(pl.Callback):
 
     Attributes:
         batches: Outputs of the steps, on the CPU: ``index`` (N,) int64 and the estimates, float32.
+        is_test: Whether they are those of a test.
         temperatures: Of each head, by task.
     """
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []
+        self.is_test = False
         self.temperatures: dict[str, float] = {}
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Discards what was collected before."""
         assert isinstance(pl_module, FaceModule)
-        self.batches = []
+        self.batches, self.is_test = [], bool(trainer.testing)
         self.temperatures = {name: head.temperature.item() for name, head in pl_module.model.heads.items()}
 
     def on_validation_batch_end(

@@ -50,13 +50,13 @@ def save_outcome(
     """
     from facecls.report.page import write_report  # matplotlib takes a second, for which --help must not wait
 
-    if not collector.batches:
-        raise UserError("Expected faces to test, but trainer.limit_test_batches leaves none.")
+    if not (collector.batches and collector.is_test):
+        raise UserError("Expected faces to test, but none were tested; see trainer.limit_test_batches.")
     table, faces = collector.table(data), collector.faces()
     results = _collect_results(trainer, data, collector, table) | dict(facts) | _environment(trainer)
     results = write_results(folder, results, table, data.tasks)
     with console().status("writing the report"):
-        write_report(folder, lambda row: data.picture(int(faces[row])), module.model.cpu())
+        write_report(folder, lambda row: data.picture(int(faces[row])), module.model.cpu().float())
     print_results(results, folder)
     return results
 

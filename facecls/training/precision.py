@@ -5,11 +5,29 @@ from typing import Any
 import torch
 
 from facecls.compat import cpu_computes_bfloat16
+from facecls.errors import UserError
 
 
 def uses_cuda(accelerator: Any) -> bool:
     """Whether the trainer will compute on a CUDA device."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def check_precision(precision: Any) -> None:
+    """Refuses formats in which training does not work.
+
+    Args:
+        precision: As given to the trainer.
+
+    Raises:
+        UserError: If weights would be kept in float16, in which small updates vanish and losses overflow, or it takes
+            NVIDIA's TransformerEngine.
+    """
+    if str(precision) == "16-true" or str(precision).startswith("transformer-engine"):
+        raise UserError(
+            f"Expected trainer.precision 32-true, 64-true, bf16-true, bf16-mixed or 16-mixed, but got {precision}; "
+            "16-mixed computes in float16 and keeps weights in float32."
+        )
 
 
 def choose_precision(accelerator: Any) -> tuple[str, str]:
