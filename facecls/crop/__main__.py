@@ -148,7 +148,7 @@ def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", co
         leave_out(["path", "reason"])
         advance = stack.enter_context(face_progress("photos", total))
         stack.enter_context(quiet())
-        for cuts in in_order(cutter.cut, inputs, ahead=_AHEAD):
+        for cuts in in_order(cutter.cut, inputs, ahead=_AHEAD, held=lambda given: given.held):
             advance(1)
             for photo, own_labels, file, reason in cuts:
                 if reason is None and file in seen:
