@@ -195,7 +195,7 @@ def _listed(lines: Iterable[str], folder: Path = Path()) -> Iterator[Path]:
         if bare and (not bare.startswith("#") or _is(Path.exists, Path(bare))):  # else it is a comment
             plain = bare.replace("\\", "/")
             places = [Path(text), Path(bare), folder / bare, Path(plain), folder / plain]
-            yield next((place for place in places if _is(Path.exists, place)), Path(bare))
+            yield next((place for place in places if os.path.lexists(place)), Path(bare))
 
 
 def _is_list(file: Path) -> bool:
