@@ -1,9 +1,13 @@
 """Gender, race, age and other attributes of faces."""
 
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from facecls._version import __version__
+from facecls.data.limits import IMAGE_PIXELS
 from facecls.errors import UserError
+
+os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(IMAGE_PIXELS)  # which OpenCV reads once, when it is imported
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,13 +1,47 @@
-"""Writing files so that nothing half written is ever seen, and their digests."""
+"""Reading regular files alone, writing files so that nothing half written is ever seen, and their digests."""
 
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from facecls.errors import UserError
+
+NOT_REGULAR = "a device, pipe or socket"
+"""Why something that has a path is no file."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading, without waiting for a writer as a named pipe would.
+
+    Args:
+        path: A regular file, or a link to one.
+
+    Returns:
+        A buffered stream of its bytes.
+
+    Raises:
+        OSError: If it can't be opened, or is a folder, device, pipe or socket; ``strerror`` says which.
+        ValueError: If there is a zero byte in the path.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a device that is not there
+            raise OSError(errno.ENXIO, NOT_REGULAR, str(path)) from None
+        raise
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.ENXIO, NOT_REGULAR, str(path))
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 The whole image is resized to the network's size, as in keras-vggface's own test, so faces should be cropped closely.
 """
 
+import io
 import pickle
+import pickletools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,8 +19,11 @@ from rich.table import Table
 from torch import Tensor
 
 from facecls.console import console
+from facecls.data.archives import UnreadableError
+from facecls.data.folders import file_bytes
 from facecls.data.store import decode, why_unusable
 from facecls.errors import CommandParser, UserError, command, program
+from facecls.model.checkpoint import check_side
 from facecls.model.trunk import CLASSIFIER, create_trunk, read_trunk
 
 _DESCRIPTION = "Prints the most probable of a network's identities for a face: a quick check of converted weights."
@@ -29,6 +34,16 @@ _PICKLED = {
     ("_codecs", "encode"),  # bytes in pickles of protocol 2, which NumPy wrote until 2019
 }
 """All names that a pickled array of str refers to."""
+_INDEXED = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+_OPCODES = _INDEXED | {
+    *("PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+    *("GET", "BINGET", "LONG_BINGET", "MEMOIZE", "NONE", "NEWTRUE", "NEWFALSE"),
+    *("INT", "BININT", "BININT1", "BININT2", "LONG1"),
+    *("STRING", "SHORT_BINSTRING", "BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "EMPTY_LIST", "APPEND", "APPENDS"),
+}
+"""What a pickled array of str is written in (``pickletools``)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,9 +89,9 @@ def read_face(path: Path, size: int) -> Tensor:
         UserError: If the file is missing, or not a complete image.
     """
     try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"Expected an image at {path}, but: {error.strerror}; name an image file.") from None
+        encoded = file_bytes(path)
+    except UnreadableError as error:
+        raise UserError(f"Expected an image at {path}, but: {error}; name an image file.") from None
     if (reason := why_unusable(encoded)) is not None:
         raise UserError(f"Expected an image, but {path} is {reason}; name a JPEG or PNG file.")
     pixels = decode(np.frombuffer(encoded, np.uint8))
@@ -103,7 +118,13 @@ def identify(weights: Path, images: Sequence[Path]) -> Tensor:
         raise UserError(
             f"Expected weights with a classifier, but {weights} has none; convert them again with --keep-classifier."
         )
-    faces = [read_face(image, metadata["input"]["size"]) for image in images]
+    try:
+        size = check_side(metadata["input"]["size"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"Expected a trunk file that says the size of its images, but {weights} does not; convert it again."
+        ) from None
+    faces = [read_face(image, size) for image in images]
     trunk = create_trunk(metadata["architecture"], weights).eval()
     with torch.inference_mode():
         features = torch.cat([trunk(face[None]) for face in faces])  # (N, D); one by one, in little memory
@@ -113,8 +134,8 @@ def identify(weights: Path, images: Sequence[Path]) -> Tensor:
 def read_labels(path: Path) -> list[str]:
     """Reads the names of the identities.
 
-    The file may contain Python objects, which NumPy can only unpickle, and a pickle can run any code. So it is
-    unpickled with access to nothing but what an array of str needs.
+    A file of Python objects, as the public one is, holds a pickle, and a pickle can run any code and make arrays over
+    any bytes. So nothing of NumPy is made from it: what it names stays empty, and only the texts are taken.
 
     Args:
         path: A .npy file with an array of str, as text or as objects.
@@ -126,37 +147,65 @@ def read_labels(path: Path) -> list[str]:
         UserError: If the file is missing, or contains anything else.
     """
     try:
-        with path.open("rb") as stream:
-            labels = _read_npy(stream)
-    except OSError as error:
-        raise UserError(f"Expected labels at {path}, but: {error.strerror}; name a .npy file.") from None
+        names = _read_npy(file_bytes(path))
+    except UnreadableError as error:
+        raise UserError(f"Expected labels at {path}, but: {error}; name a .npy file.") from None
     except Exception:  # a damaged pickle can raise anything
-        labels = None
-    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not all(isinstance(name, str) for name in labels):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
             f"Expected a .npy file with an array of names, but {path} is none; get it with "
             "`python -m facecls.download labels`."
         )
-    return [name.strip() for name in labels.tolist()]
+    return [name.strip() for name in names]
 
 
-def _read_npy(stream: IO[bytes]) -> Any:
+def _read_npy(content: bytes) -> Any:
+    stream = io.BytesIO(content)
     version = npy.read_magic(stream)
-    _, _, dtype = npy.read_array_header_1_0(stream) if version == (1, 0) else npy.read_array_header_2_0(stream)
+    header = npy.read_array_header_1_0(stream) if version == (1, 0) else npy.read_array_header_2_0(stream)
+    shape, _, dtype = header
+    if len(shape) != 1:
+        return None
+    data = content[stream.tell() :]
     if dtype.hasobject:
-        return _ArrayUnpickler(stream).load()
-    stream.seek(0)
-    return npy.read_array(stream, allow_pickle=False)
+        return _unpickled(data)
+    if dtype.kind != "U" or shape[0] * dtype.itemsize != len(data):
+        return None
+    return np.frombuffer(data, dtype).tolist()
+
+
+def _unpickled(data: bytes) -> Any:
+    opcodes = list(pickletools.genops(data))
+    # the others can take any memory before a byte of it is read, or refer to what is elsewhere
+    if not {opcode.name for opcode, _, _ in opcodes} <= _OPCODES:
+        return None
+    if any(opcode.name in _INDEXED and int(number or 0) > len(opcodes) for opcode, number, _ in opcodes):
+        return None
+    array = _ArrayUnpickler(io.BytesIO(data)).load()
+    return array.state[-1] if isinstance(array, _Inert) else None
+
+
+class _Inert:
+    """Stands for what a pickle would make, and keeps what it would be made of."""
+
+    state: Any = None
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Refuses everything but NumPy arrays of str."""
+    """Makes nothing but what stands for an array of str."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core.", "numpy._core.")  # its name before NumPy 2
         if (module, name) not in _PICKLED:
             raise pickle.UnpicklingError(f"{module}.{name} is not part of an array of str")
-        return super().find_class(module, name)
+        return _Inert
 
 
 def _table(image: Path, probabilities: Tensor, labels: list[str] | None, top: int) -> Table:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from facecls import plain_yaml
 from facecls.data.file_names import parse_name
 from facecls.data.parsing import LabelError
 from facecls.data.sources import is_drawn, roots_of
@@ -195,7 +196,7 @@ def read_run(folder: Path) -> Run:
             f"Expected the folder of a run with {PREDICTIONS}, but {folder} has none; facecls.fit and "
             "facecls.evaluate leave one in runs/NAME/version_N."
         )
-    config, metrics = _read_mapping(folder / CONFIG, yaml.safe_load), _read_mapping(folder / METRICS, json.loads)
+    config, metrics = _read_mapping(folder / CONFIG, plain_yaml.load), _read_mapping(folder / METRICS, json.loads)
     tasks = _recorded_tasks(metrics, config)
     predictions = _read_table(folder / PREDICTIONS, tuple(UTKFACE if tasks is None else tasks))
     if not any(str(name).endswith("_predicted") for name in predictions):
@@ -261,7 +262,7 @@ def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         return {}
     try:
         content = parse(file.read_text())
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f"Expected a mapping in {file}, but could not read one; repair or delete the file.")

@@ -27,6 +27,7 @@ import onnx
 import open_clip
 import timm
 import torch
+from damage import damaged
 from plain_networks import small_network
 
 from convert import __main__ as convert
@@ -63,27 +64,6 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def _bytes(data: bytes, rng: random.Random) -> bytes:
-    """Damages bytes."""
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 8, 64))):
-        at = rng.randrange(len(changed))
-        match rng.randrange(5):
-            case 0:
-                changed[at] ^= 1 << rng.randrange(8)
-            case 1:
-                changed[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
-            case 2:
-                width = min(rng.choice((4, 8, 64)), len(changed) - at)
-                changed[at : at + width] = bytes([rng.choice((0, 0xFF))]) * width
-            case 3:
-                changed[at:at] = changed[at : at + rng.randrange(1, 64)]
-            case 4 if rng.random() < 0.2:
-                del changed[at:]
-                changed = changed or bytearray(b"\0")
-    return bytes(changed)
-
-
 def _json(value: Any, rng: random.Random) -> Any:
     """Changes one place of a JSON value."""
     if isinstance(value, dict) and value and rng.random() < 0.93:
@@ -102,7 +82,7 @@ def _json(value: Any, rng: random.Random) -> Any:
 def _keras(source: Path, dest: Path, rng: random.Random) -> None:
     data = source.read_bytes()
     if source.suffix != ".h5" or rng.random() < 0.4:
-        dest.write_bytes(_bytes(data, rng))
+        dest.write_bytes(damaged(data, rng))
         return
     dest.write_bytes(data)
     with h5py.File(dest, "r+") as file:
@@ -146,7 +126,7 @@ def _dataset(file: Any, rng: random.Random) -> None:
 def _onnx(source: Path, dest: Path, rng: random.Random) -> None:
     data = source.read_bytes()
     if rng.random() < 0.4:
-        dest.write_bytes(_bytes(data, rng))
+        dest.write_bytes(damaged(data, rng))
         return
     model = onnx.load(source)
     for _ in range(rng.choice((1, 1, 1, 3))):
@@ -196,7 +176,7 @@ def _scalar(field: Any, rng: random.Random) -> Any:
 
 def _pth(source: Path, dest: Path, rng: random.Random) -> None:
     if rng.random() < 0.5:
-        dest.write_bytes(_bytes(source.read_bytes(), rng))
+        dest.write_bytes(damaged(source.read_bytes(), rng))
         return
     kept = torch.load(source, weights_only=True)
     state = kept.get("state_dict", kept)

@@ -78,7 +78,8 @@ def test_a_folder_is_all_files_below_it_sorted_by_path(tree: list[str]) -> None:
     assert paths("faces") == paths("./faces/") == sorted(tree)
     Path("faces/a/round").symlink_to("..")
     Path("faces/gone.png").symlink_to("nowhere.png")
-    assert paths("faces") == sorted(tree)
+    assert paths("faces") == sorted([*tree, "faces/gone.png"])
+    assert reasons("faces")["faces/gone.png"] == "a link to nothing"
 
 
 def test_a_folder_that_cannot_be_listed_is_one_that_cannot_be_read(

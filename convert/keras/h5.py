@@ -156,7 +156,7 @@ def _open_hdf5(path: Path) -> Any:
 
 def _read_hdf5(path: Path, file: Any, sha256: str) -> KerasFile:
     try:
-        group = file.get("model_weights", file)
+        group = child(path, file, "model_weights") if file.get("model_weights", getlink=True) else file
         names = _texts(group.attrs, "layer_names")
         version = "".join(_texts(group.attrs, "keras_version") or _texts(file.attrs, "keras_version"))
         config = "".join(_texts(file.attrs, "model_config"))

@@ -61,7 +61,9 @@ def _open(path: Path) -> Any:
 
 def _read(file: Any, most: int) -> None:
     _read_texts(file)
-    group = file.get("model_weights", file)
+    group = file
+    if isinstance(file.get("model_weights", getlink=True), h5py.HardLink):  # convert will refuse another link
+        group = file["model_weights"]
     _read_texts(group)
     group.visititems(lambda _, found: _read_weights(found, most))
 

@@ -171,7 +171,8 @@ def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", co
         leave_out(["path", "reason"])
         advance = stack.enter_context(count_progress("photos", total, "photos"))
         stack.enter_context(quiet())
-        for job in in_order(cutter.cut, _jobs(options, labels), ahead=_AHEAD, chunk=1):
+        jobs = _jobs(options, labels)
+        for job in in_order(cutter.cut, jobs, ahead=_AHEAD, chunk=1, held=lambda job: job.given.held):
             advance(1)
             for face, file, reason in zip(job.faces, job.files, job.reasons, strict=True):
                 counts[reason or _TAKEN] += 1

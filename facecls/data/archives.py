@@ -2,18 +2,32 @@
 
 import gzip
 import io
-import tarfile
+import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, NoReturn
 
+from facecls.data import tars, zips
+from facecls.data.limits import (
+    ARCHIVE_ALLOWANCE,
+    ARCHIVE_BYTES,
+    ARCHIVE_GROWTH,
+    FILE_BYTES,
+    NAME_BYTES,
+    NAMES,
+    too_large,
+)
 from facecls.errors import UserError
+from facecls.files import open_regular
 
 Read = Callable[[], bytes]
 """Returns the bytes of one file, or raises ``UnreadableError``."""
+
+_PIECES = {zipfile.ZIP_BZIP2: 4096, zipfile.ZIP_LZMA: 4096}
+"""Bytes of members that are read at a time, where Python unpacks any number of bytes from so many packed ones."""
 
 
 class UnreadableError(Exception):
@@ -27,30 +41,78 @@ def archive_members(archive: Path) -> Iterator[tuple[str, Read]]:
         archive: Its path.
 
     Yields:
-        Name and reader of each regular file; a reader must be called before the next member is asked for.
+        Name and reader of each member that is no folder; a reader must be called before the next member is asked for.
 
     Raises:
-        UserError: If the archive can't be read, or is damaged or cut off; readers raise it as well.
+        UserError: If the archive can't be read, is damaged or cut off, or unpacks to too much; readers raise it too.
     """
-    with _archive_errors(archive):
-        yield from (_zip_members if archive.suffix.lower() == ".zip" else _tar_members)(archive)
+    with _archive_errors(archive), open_regular(archive) as stream:
+        yield from (_zip_members if archive.suffix.lower() == ".zip" else _tar_members)(archive, stream)
 
 
-def _tar_members(archive: Path) -> Iterator[tuple[str, Read]]:
-    with archive.open("rb") as raw:
-        # browsers decompress .tar.gz files without renaming them, so the bytes decide
-        plain = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-        stream = io.BufferedReader(plain, 1 << 20)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                if member.isreg():
-                    yield _divided(member.name), partial(_tar_bytes, archive, tar, member)
-                tar.members.clear()  # type: ignore[attr-defined] # else it keeps them all, a kilobyte each
-            # tarfile takes a damaged or cut header for the end; only zeros follow the true end
-            stream.seek(tar.offset)
-            while rest := stream.read(1 << 20):
-                if rest.strip(b"\0"):
-                    raise tarfile.ReadError("damaged in the middle")
+class _Total:
+    """Counts what an archive has unpacked to.
+
+    Args:
+        stream: The archive.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        own = os.fstat(stream.fileno()).st_size
+        self._most = min(ARCHIVE_BYTES, ARCHIVE_GROWTH * own + ARCHIVE_ALLOWANCE)
+        self._sum = self._count = 0
+
+    def add(self, size: int) -> None:
+        """Counts bytes."""
+        self._sum += size
+        if self._sum > self._most:
+            raise ValueError(f"it unpacks to more than {self._most:,} bytes, the limit for its size")
+
+    def add_name(self) -> None:
+        """Counts a member."""
+        self._count += 1
+        if self._count > NAMES:
+            raise ValueError(f"it has more than {NAMES:,} members, the limit")
+
+
+class _Counted(io.RawIOBase):
+    """A stream that counts what is read from it.
+
+    Args:
+        inner: What it reads.
+        total: The count.
+    """
+
+    def __init__(self, inner: BinaryIO, total: _Total) -> None:
+        self._inner, self._total = inner, total
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]
+        """Fills a buffer, and returns how much of it."""
+        data = self._inner.read(len(buffer))
+        self._total.add(len(data))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _tar_members(archive: Path, raw: BinaryIO) -> Iterator[tuple[str, Read]]:
+    # browsers decompress .tar.gz files without renaming them, so the bytes decide
+    is_packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    plain: BinaryIO = gzip.GzipFile(fileobj=raw) if is_packed else raw  # type: ignore[assignment]
+    total = _Total(raw)
+    reader = tars.TarReader(io.BufferedReader(_Counted(plain, total), 1 << 20))
+    for member in reader.members():
+        total.add_name()
+        if member.problem is not None:
+            yield _divided(member.name), partial(_refuse, f"{member.problem} in the archive")
+        elif member.size > FILE_BYTES:
+            yield _divided(member.name), partial(_refuse, too_large(member.size, FILE_BYTES, "bytes"))
+        else:
+            yield _divided(member.name), partial(_tar_bytes, archive, reader)
 
 
 def _divided(name: str) -> str:
@@ -58,31 +120,48 @@ def _divided(name: str) -> str:
     return name.replace("\\", "/")
 
 
-def _tar_bytes(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _refuse(reason: str) -> NoReturn:
+    raise UnreadableError(reason)
+
+
+def _tar_bytes(archive: Path, reader: tars.TarReader) -> bytes:
     with _archive_errors(archive):
-        file = tar.extractfile(member)
-        assert file is not None  # it is a regular file
-        return file.read()
+        return reader.read()
 
 
-def _zip_members(archive: Path) -> Iterator[tuple[str, Read]]:
-    with zipfile.ZipFile(archive) as members:
-        for member in members.infolist():
-            if not member.is_dir():
-                yield _divided(member.filename), partial(_zip_bytes, archive, members, member)
+def _zip_members(archive: Path, stream: BinaryIO) -> Iterator[tuple[str, Read]]:
+    total = _Total(stream)
+    with zips.open_zip(stream) as opened:
+        for member in zips.members(opened):
+            name = _divided(member.name)
+            if len(name.encode(errors="replace")) > NAME_BYTES:
+                yield f"{name[:80]}...", partial(_refuse, f"a name longer than {NAME_BYTES:,} bytes")
+            elif member.is_overlapping:
+                yield name, partial(_refuse, "damaged: it overlaps another member of the archive")
+            elif member.info.file_size > FILE_BYTES:
+                yield name, partial(_refuse, too_large(member.info.file_size, FILE_BYTES, "bytes"))
+            else:
+                yield name, partial(_zip_bytes, archive, opened, member.info, total)
 
 
-def _zip_bytes(archive: Path, members: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def _zip_bytes(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo, total: _Total) -> bytes:
     with _archive_errors(archive):
-        try:
-            return members.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # the last: encrypted or a rare compression
-            raise UnreadableError("damaged or encrypted in the archive") from None
+        total.add(info.file_size)
+    try:
+        with opened.open(info) as stream:
+            # whatever the directory says, no more is unpacked at a time than from one piece
+            return b"".join(iter(partial(stream.read, _PIECES.get(info.compress_type, 1 << 20)), b""))
+    except Exception:  # damaged, encrypted or a rare compression: zipfile and its libraries raise anything
+        raise UnreadableError("damaged or encrypted in the archive") from None
 
 
 @contextmanager
 def _archive_errors(archive: Path) -> Iterator[None]:
+    """Turns what the libraries raise over a damaged archive into a ``UserError``; they raise many kinds."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UserError(f"Can't read the archive {archive}: {error}; is the download complete?") from None
+    except (UserError, UnreadableError):
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        raise UserError(f"Can't read the archive {archive}: {reason}; is the download complete?") from None

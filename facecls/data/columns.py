@@ -12,7 +12,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from facecls.data.folders import IMAGE_ENDINGS
+from facecls.data.limits import NAMES
 from facecls.errors import UserError
+from facecls.files import open_regular
 
 CHUNK = 65_536
 """Rows that are read at a time."""
@@ -182,19 +184,27 @@ def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] 
                 f"{', '.join(names) or 'none'}; rename or add it."
             )
         yield pd.DataFrame({name: pd.Series(dtype="str") for name in chosen})
+        count = 0
         for rows in (_parquet if _is_parquet(path) else _csv)(path, list(chosen.values())):
+            count += len(rows)
+            if count > NAMES:
+                raise UserError(f"Expected at most {NAMES:,} rows in {path}, but it has more; divide it.")
             texts = {name: rows[own].astype("string").fillna("").str.strip() for name, own in chosen.items()}
             yield pd.DataFrame(texts).astype("str")
 
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Turns what pandas and pyarrow raise for a damaged file into a ``UserError``."""
+    """Turns what pandas and pyarrow raise for a damaged file, which is of many kinds, into a ``UserError``."""
     try:
+        open_regular(path).close()
         yield
-    except (OSError, ValueError, csv.Error) as error:  # pandas' and pyarrow's own errors are ValueErrors
+    except UserError:
+        raise
+    except Exception as error:
         kind = "Parquet" if _is_parquet(path) else "CSV"
-        raise UserError(f"Expected a {kind} file in {path}, but it can't be read as one: {error}") from None
+        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"Expected a {kind} file in {path}, but it can't be read as one: {reason}") from None
 
 
 def _choose(names: Sequence[str], wanted: Collection[str], path: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Faces from anywhere: a folder, an archive, a manifest or a drawing, as one stream of records."""
 
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from facecls.data.folders import expanded, file_bytes, files_below
 from facecls.data.manifests import open_manifest
 from facecls.data.tasks import Tasks
 from facecls.errors import UserError
+from facecls.files import NOT_REGULAR
 
 ACCEPTED = "a folder, a .tar, .tar.gz, .tgz or .zip, a .csv, .tsv, .txt or .parquet manifest, or synthetic:N"
 """What ``open_source`` reads, in words."""
@@ -72,10 +74,11 @@ def open_source(path: str | Path, tasks: Tasks = MappingProxyType({}), seed: int
     if is_drawn(path):
         return _drawn(str(path).partition(":")[2], seed, "glasses" in tasks)
     place = expanded(path)
-    if place.is_dir():
+    mode = _mode(place)
+    if stat.S_ISDIR(mode):
         return _in_folder(place)
-    if not place.exists():
-        raise UserError(f"Expected {ACCEPTED}, but there is nothing at {path}.")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"Expected {ACCEPTED}, but {path} is {NOT_REGULAR}; copy it into a file.")
     if is_archive(place):
         return (Record(*member) for member in archive_members(place))
     if is_manifest(place):
@@ -83,6 +86,15 @@ def open_source(path: str | Path, tasks: Tasks = MappingProxyType({}), seed: int
     if place.name.lower().endswith(_OTHER_ARCHIVES):
         raise UserError(f"Expected {ACCEPTED}, got {path}; unpack it first and name the folder.")
     raise UserError(f"Expected {ACCEPTED}, got {path}.")
+
+
+def _mode(place: Path) -> int:
+    try:
+        return place.stat().st_mode
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"Expected {ACCEPTED}, but there is nothing at {place}.") from None
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"Expected {ACCEPTED}, but {place} can't be opened: {error.strerror}.") from None
 
 
 def roots_of(root: Root) -> list[str]:

@@ -15,20 +15,20 @@ import PIL.ImageOps
 import torch
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.GifImagePlugin import GifImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TILELENGTH, TILEWIDTH, TiffImageFile
 from pillow_heif import HeifImageFile
 
-_JPEG = b"\xff\xd8\xff"
-_START_OF_SCAN = 0xDA
-_END_OF_IMAGE = b"\xff\xd9"
+from facecls.data.image_ends import is_cut
+from facecls.data.image_sizes import size_of
+from facecls.data.limits import IMAGE_PIXELS, too_large
+from facecls.data.parallel import claim_pixels
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 """Where a PNG says how many bits a value has."""
 _JP2 = b"\0\0\0\x0cjP  "
 _DEEP = (b"P2", b"P3", b"P5", b"P6", _JP2)
 """How files of PNM and JPEG 2000 begin, whose values may have more bits than 8."""
-_PIXELS = 1 << 30
-"""OpenCV's own limit for an image, for Pillow's formats as well."""
 _TIFF_PIXELS = 1 << 26
 """Pillow warns about a TIFF of 1.3 times as many and refuses one of 2.7 times as many."""
 _BRANDS = {
@@ -113,10 +113,12 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         RGB, uint8 ``(H, W, 3)``, 0..255.
 
     Raises:
-        ValueError: If the bytes are not an image, or one of more than 2^30 pixels (OpenCV's own limit).
+        ValueError: If the bytes are not an image, or one of more than ``IMAGE_PIXELS``, for which nothing is allocated.
     """
     try:
         image = _decoded(encoded)
+    except _TooLargeError:
+        raise
     except Exception:  # for damaged files Pillow raises anything from SyntaxError to struct.error
         image = None
     if image is None:
@@ -124,15 +126,30 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return image
 
 
+class _TooLargeError(ValueError):
+    """An image has too many pixels."""
+
+
+def _claim(width: int, height: int) -> None:
+    if width * height > IMAGE_PIXELS:
+        raise _TooLargeError(too_large(width * height, IMAGE_PIXELS, "pixels"))
+    claim_pixels(width * height)
+
+
 def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
     start = encoded[:_START].tobytes()
+    create = _pillow_class(start)
+    if create is not None:
+        with create(io.BytesIO(encoded.tobytes())) as opened:
+            _claim(*opened.size)
+            if isinstance(opened, TiffImageFile):
+                _claim(opened.tag_v2.get(TILEWIDTH, 0), opened.tag_v2.get(TILELENGTH, 0))
+                _claim(*opened.size)
+            return _deep(encoded) if _is_beyond_pillow(opened) else pillow_pixels(opened)
+    # without a size that is found here, OpenCV's own limit applies, which facecls/__init__.py sets to the same
+    _claim(*(size_of(encoded.tobytes()) or (IMAGE_PIXELS, 1)))
     if start.startswith(_DEEP) or (start.startswith(_PNG) and start[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"):
         return _deep(encoded)
-    if (create := _pillow_class(start)) is not None:
-        with create(io.BytesIO(encoded.tobytes())) as opened:
-            if math.prod(opened.size) > _PIXELS:
-                return None
-            return _deep(encoded) if _is_beyond_pillow(opened) else pillow_pixels(opened)
     image: npt.NDArray[np.uint8] | None = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
     return image
 
@@ -192,8 +209,7 @@ def _of_16_bits(values: npt.NDArray[Any], bits: int | None = None) -> npt.NDArra
     highest = int(values.max(initial=0))
     if bits is None or not (8 <= bits <= 16 and highest < 1 << bits):
         bits = next((bits for bits in _BITS if highest < 1 << bits), 16)
-    shift = bits - 8
-    return (values.astype(np.int64) >> shift).clip(0, 255).astype(np.uint8)
+    return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
 
 
 def pillow_pixels(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
@@ -219,8 +235,8 @@ def pillow_pixels(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
 def read_image(encoded: bytes) -> npt.NDArray[np.uint8]:
     """Decodes a complete image file.
 
-    The end marker is checked before decoding, since OpenCV before 5 decodes a truncated JPEG silently and fills the
-    rest of the picture with grey or with the previous picture (https://github.com/opencv/opencv/issues/26488).
+    Its end is checked before decoding, since OpenCV before 5 decodes a truncated JPEG silently and fills the rest of
+    the picture with grey or with the previous picture (https://github.com/opencv/opencv/issues/26488).
 
     Args:
         encoded: The whole file.
@@ -229,11 +245,10 @@ def read_image(encoded: bytes) -> npt.NDArray[np.uint8]:
         RGB, uint8 ``(H, W, 3)``, as ``decode`` gives it.
 
     Raises:
-        ValueError: ``"truncated"`` for a JPEG or PNG without its end, ``"not an image"`` if it does not decode.
+        ValueError: ``"truncated"`` for an image without its end, ``"not an image"`` if it does not decode, or that it
+            has too many pixels.
     """
-    if encoded.startswith(_JPEG) and not _jpeg_ends(encoded):
-        raise ValueError("truncated")
-    if encoded.startswith(_PNG) and not _png_ends(encoded):
+    if is_cut(encoded):
         raise ValueError("truncated")
     return decode(np.frombuffer(encoded, np.uint8))
 
@@ -252,30 +267,3 @@ def why_unusable(encoded: bytes) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _jpeg_ends(encoded: bytes) -> bool:
-    """Whether a JPEG has an end-of-image marker of its own, whatever follows it.
-
-    Segments before the scan are skipped, because a thumbnail in one of them has such a marker too. Inside a scan the
-    two bytes can't occur (ITU-T T.81, F.1.2.3: 0xFF is followed by a stuffed zero).
-    """
-    at = 2
-    while 0 <= (at := encoded.find(b"\xff", at)) < len(encoded) - 3:  # decoders skip bytes that are not a marker
-        if encoded[at + 1] == _START_OF_SCAN:
-            return encoded.find(_END_OF_IMAGE, at) >= 0
-        if encoded[at + 1] == 0xFF:  # markers may be preceded by any number of fill bytes (T.81, B.1.1.2)
-            at += 1
-        else:
-            at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    return False
-
-
-def _png_ends(encoded: bytes) -> bool:
-    """Whether a PNG has its last chunk, whatever follows it; a chunk is length, type, content and check sum."""
-    at = len(_PNG)
-    while at + 12 <= len(encoded):
-        if encoded[at + 4 : at + 8] == b"IEND":
-            return True
-        at += 12 + int.from_bytes(encoded[at : at + 4], "big")
-    return False

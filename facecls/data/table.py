@@ -98,7 +98,7 @@ def read_table(root: Root, seed: int, tasks: Tasks) -> Table:
         raise UserError("Expected faces in data.root, but it is an empty list; name a folder, archive or manifest.")
     with quiet():
         files = (file for place in roots for file in _files(place, seed, tasks, is_only=len(roots) == 1))
-        table = _collect(in_order(_inspect, files), tasks)
+        table = _collect(in_order(_inspect, files, held=lambda file: len(file.data)), tasks)
     if "split" in table.faces and table.faces["split"].isna().any():
         raise UserError(f"Expected a column split in all of {where} or in none, but some lack it; add or rename it.")
     if len(table.faces):

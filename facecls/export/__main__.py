@@ -111,14 +111,14 @@ def _export(options: argparse.Namespace, part: Path) -> dict[str, float]:
 def _open_data(checkpoint: "Checkpoint", options: argparse.Namespace) -> "FacesDataModule":
     """The faces that a model was trained on, or others split in the same way; its test part is the training faces."""
     from facecls.data.datamodule import FacesDataModule
-    from facecls.training.cli import parse
+    from facecls.training.cli import parse, trusted_options
     from facecls.training.option_parser import OptionParser
 
     if not checkpoint.data:
         raise UserError(
             f"Expected a checkpoint of facecls.fit, but {options.checkpoint} does not say what data it was trained on."
         )
-    kept = dict(checkpoint.data)
+    kept = trusted_options(checkpoint.data, options.checkpoint)
     words = ["--data.split=train"]
     if options.root is not None:
         kept.pop("split_file", None)  # it lists the faces that the model was trained on

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from facecls.data.limits import SIDE
 from facecls.errors import UserError
 from facecls.finding.frame import Frame, read_frame
 from facecls.model.checksums import check_finite, check_members
@@ -15,6 +16,23 @@ from facecls.model.upgrade import upgrade
 
 _OWN = frozenset({"self", "weights", "optimizer", "schedule"})
 """Parameters of ``FaceModule`` that only training needs, and the trunk file, which a checkpoint stands in for."""
+
+
+def check_side(size: Any) -> int:
+    """Checks the side of a model's images, as a file says it.
+
+    Args:
+        size: In pixels.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If it is no such number, or one for which no images could be made.
+    """
+    if type(size) is not int or not 1 <= size <= SIDE:
+        raise ValueError(f"its image_size is {size!r}, not from 1 to {SIDE:,}")
+    return size
 
 
 class Checkpoint(NamedTuple):
@@ -59,6 +77,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         upgrade(kept)
         options: Mapping[str, Any] = kept["hyper_parameters"]
+        check_side(options.get("image_size", 224))
         names = inspect.signature(FaceModule.__init__).parameters.keys() - _OWN
         module = FaceModule(**{name: options[name] for name in names if name in options})
         check_finite(kept["state_dict"], path)

@@ -13,7 +13,7 @@ from torch import Tensor
 from facecls.data.tasks import Age, Task, Tasks, create_tasks
 from facecls.errors import UserError
 from facecls.finding.frame import Frame, read_frame
-from facecls.model.checkpoint import Checkpoint
+from facecls.model.checkpoint import Checkpoint, check_side
 from facecls.model.checksums import is_intact
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -129,13 +129,33 @@ class OnnxPredictor:
             raise UserError(
                 f"Expected an ONNX file written by facecls.export, but {path} lacks its metadata; export a checkpoint."
             )
-        metadata = json.loads(about)
-        self.image_size: int = metadata["image_size"]
+        self.outputs = tuple(output.name for output in self.session.get_outputs())
+        self.tta = tta
+        try:
+            self._read(json.loads(about))
+        except UserError:
+            raise
+        except Exception as error:  # the metadata may be any JSON, and the graph any that ONNX Runtime loads
+            reason = f"lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+            raise UserError(
+                f"Expected an ONNX file written by facecls.export, but what {path} says of itself is none of its: "
+                f"{reason}; export the checkpoint again."
+            ) from None
+
+    def _read(self, metadata: Mapping[str, Any]) -> None:
+        """Takes what the file says of itself, if it fits the graph."""
+        self.image_size = check_side(metadata["image_size"])
         self.frame, self.is_frame_assumed = read_frame(metadata)
         self.tasks = _tasks(metadata)
-        self.outputs = tuple(output.name for output in self.session.get_outputs())
-        self.temperatures: Mapping[str, float] = metadata["temperatures"]
-        self.tta = tta
+        self.temperatures: Mapping[str, float] = {
+            str(name): float(value) for name, value in metadata["temperatures"].items()
+        }
+        inputs = [(given.name, given.type, given.shape) for given in self.session.get_inputs()]
+        side = self.image_size
+        if len(inputs) != 1 or inputs[0][:2] != ("image", "tensor(uint8)") or inputs[0][2][1:] != [3, side, side]:
+            raise ValueError(f"its inputs are {inputs}, not an image of 3 x {side} x {side}")
+        if not set(self.tasks) <= set(self.outputs):
+            raise ValueError(f"its outputs are {', '.join(self.outputs)}, without {', '.join(self.tasks)}")
 
     def estimate(self, images: Tensor) -> Estimates:
         """As ``Predictor.estimate``."""

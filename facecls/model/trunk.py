@@ -293,7 +293,7 @@ def read_trunk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not isinstance(metadata, dict) or not isinstance(metadata.get("architecture"), str):
                 raise KeyError("architecture")
             state, digest = {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata.pop(_DIGEST, None)
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError):
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError, OSError):
         raise UserError(
             f"Expected a trunk file, but {path} is none; make one with `python -m convert` or "
             "`python -m facecls.download imagenet`."

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from facecls.analysis.predictions import check_finite, estimate_columns
 from facecls.data.archives import UnreadableError
+from facecls.data.limits import FILE_BYTES
 from facecls.data.parallel import in_order
 from facecls.data.store import pillow_pixels
 from facecls.finding.detector import Detector
@@ -79,12 +80,13 @@ def predict_stream(
         Whole photos in the order of the inputs, with at least ``batch_size`` faces together, or fewer where it takes
         long to find them, and at the end.
     """
-    photos = in_order(partial(_prepare, finder), inputs, ahead=2 * batch_size)
+    photos = in_order(partial(_prepare, finder), inputs, ahead=2 * batch_size, held=lambda given: given.held)
     waiting: list[_Photo] = []
     since = time.monotonic()
     for photo in photos:
         waiting.append(photo)
         is_full = sum(max(1, len(each.faces)) for each in waiting) >= batch_size
+        is_full |= sum(each.given.held for each in waiting) > FILE_BYTES
         if is_full or time.monotonic() - since >= _LONGEST_WAIT:
             yield _predict(predictor, finder, waiting, batch_size)
             waiting, since = [], time.monotonic()

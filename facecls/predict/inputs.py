@@ -21,6 +21,7 @@ from facecls.data.archives import Read, UnreadableError
 from facecls.data.columns import writing_of
 from facecls.data.file_names import parse_name
 from facecls.data.folders import IMAGE_ENDINGS, expanded, file_bytes, files_below
+from facecls.data.limits import FILE_BYTES, IMAGE_PIXELS, too_large
 from facecls.data.manifests import stream_rows
 from facecls.data.sources import Record, is_archive, is_clutter, is_drawn, is_manifest, open_source
 from facecls.data.store import read_image
@@ -52,12 +53,14 @@ class Input(NamedTuple):
         load: Returns its pixels, RGB, uint8 ``(H, W, 3)``, in any thread, or raises ``UnreadableError``.
         labels: Texts by task, of a manifest or of drawn faces.
         problem: Why there is nothing to load, if that is known.
+        held: Bytes of memory that it takes already.
     """
 
     path: str | None
     load: Callable[[], npt.NDArray[np.uint8]]
     labels: Mapping[str, str] = {}
     problem: str | None = None
+    held: int = 0
 
 
 def stream(
@@ -172,6 +175,8 @@ def _places(arguments: Sequence[str]) -> Iterator[Path | Input]:
 def _lines(file: Path) -> list[str]:
     """The lines of a text file; none if it is no text."""
     try:
+        if file.stat().st_size > FILE_BYTES:
+            return []
         return file.read_text(writing_of(file).encoding, errors="surrogateescape").splitlines()
     except ValueError:
         return []
@@ -187,7 +192,7 @@ def _listed(lines: Iterable[str], folder: Path = Path()) -> Iterator[Path]:
         if bare and (not bare.startswith("#") or _is(Path.exists, Path(bare))):  # else it is a comment
             plain = bare.replace("\\", "/")
             places = [Path(text), Path(bare), folder / bare, Path(plain), folder / plain]
-            yield next((place for place in places if _is(Path.exists, place)), Path(bare))
+            yield next((place for place in places if os.path.lexists(place)), Path(bare))
 
 
 def _is_list(file: Path) -> bool:
@@ -278,7 +283,8 @@ def _in_archive(archive: Path) -> Iterator[Input]:
             except UnreadableError as error:
                 yield _failed(path, str(error))
             else:
-                yield _input(path, record._replace(read=partial(bytes, data)), is_photo=may_be_photo(path))
+                held = record._replace(read=partial(bytes, data))
+                yield _input(path, held, is_photo=may_be_photo(path))._replace(held=len(data))
     except UserError as error:
         yield _failed(archive.as_posix(), str(error))
 
@@ -296,6 +302,11 @@ def _is_video(file: Path) -> bool:
 def _in_video(file: Path, every: float) -> Iterator[Input]:
     """The first frame of a video, and the first one after each so many seconds."""
     video = cv2.VideoCapture(str(file))
+    pixels = int(video.get(cv2.CAP_PROP_FRAME_WIDTH)) * int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    if pixels > IMAGE_PIXELS:
+        video.release()
+        yield _failed(file.as_posix(), too_large(pixels, IMAGE_PIXELS, "pixels"))
+        return
     announced = video.get(cv2.CAP_PROP_FRAME_COUNT)
     count, wanted, now, offset = 0, 0.0, 0.0, 0.0
     try:
@@ -314,7 +325,7 @@ def _in_video(file: Path, every: float) -> Iterator[Input]:
             # as a JPEG, since many may wait for the model
             data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _FRAME_QUALITY])[1].tobytes()
             time = f"{seconds:.3f}".rstrip("0").rstrip(".")
-            yield _input(f"{file.as_posix()}#t={time}", Record("", partial(bytes, data)))
+            yield _input(f"{file.as_posix()}#t={time}", Record("", partial(bytes, data)))._replace(held=len(data))
     finally:
         video.release()
     if not count:

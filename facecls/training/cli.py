@@ -1,12 +1,14 @@
 """The options of fit, and what other commands share with it: parsing, the logger, silenced libraries."""
 
+import inspect
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 # Lightning 2.6 calls what jsonargparse 4.49 deprecated; users can do nothing about it
@@ -36,6 +38,7 @@ from facecls.training.precision import check_precision, choose_precision, uses_c
 from facecls.training.progress import create_progress
 
 RUNS = "runs"
+_DATA_OPTIONS = frozenset(inspect.signature(FacesDataModule).parameters)
 AS_TRAINED = "same as in training"
 """Placeholder for a missing --data.root; the checkpoint's is used."""
 NOISE = (
@@ -264,6 +267,48 @@ def parse(create: Callable[[Any], Any], args: Any) -> Any:
         raise UserError(text) from error
 
 
+_TRUSTED = ("albumentations", "facecls", "timm", "torch")
+"""Packages whose classes a checkpoint may name."""
+
+
+def trusted_options(
+    kept: Mapping[str, Any], source: str | Path, given: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The options of the data that a checkpoint keeps, from which objects can be made without running code of others.
+
+    Args:
+        kept: As ``Checkpoint.data``.
+        source: The checkpoint, for messages.
+        given: Those that the user wrote, which are trusted and take the place of the checkpoint's.
+
+    Raises:
+        UserError: If a class of one belongs to none of a few packages. Only that of ``train_transform`` is left out
+            then, since a test does not need it.
+    """
+    options = {name: value for name, value in kept.items() if name in _DATA_OPTIONS}
+    for name in ("train_transform", "eval_transform"):
+        foreign = next((text for text in _dotted(options.get(name)) if text.split(".")[0] not in _TRUSTED), None)
+        if foreign is None:
+            continue
+        if name == "train_transform" or given.get(name) is not None:
+            options.pop(name)
+            continue
+        raise UserError(
+            f"Expected data.{name} of {source} to be of {', '.join(_TRUSTED)}, but it is {foreign}, which could run "
+            f"any code; check it, and name it with --data.{name} of facecls.evaluate."
+        )
+    return options
+
+
+def _dotted(value: Any) -> Iterator[str]:
+    """All texts in a value that jsonargparse may import."""
+    if isinstance(value, str) and "." in value:
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _dotted(each)
+
+
 def parse_with_checkpoint(parser: LightningArgumentParser, args: Sequence[str] | None) -> tuple[Namespace, Checkpoint]:
     """Parses the options of a command that tests a checkpoint; the data's options default to those of training.
 
@@ -280,7 +325,7 @@ def parse_with_checkpoint(parser: LightningArgumentParser, args: Sequence[str] |
     parser.set_defaults({"data.root": AS_TRAINED})
     given = parse(parser.parse_args, args)
     checkpoint = read_checkpoint(given.ckpt_path)
-    options = dict(checkpoint.data)
+    options = trusted_options(checkpoint.data, given.ckpt_path, given.data.as_dict())
     if given.data.root not in (AS_TRAINED, options.get("root")):
         options.pop("split_file", None)  # it lists the faces that the model was trained on
     elif "root" not in options:

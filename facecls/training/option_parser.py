@@ -4,14 +4,16 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, get_loader, set_loader
 from pytorch_lightning.cli import LightningArgumentParser
 
+from facecls import plain_yaml
 from facecls.errors import UserError, near, options_in
 
 _UNKNOWN = (
@@ -22,6 +24,7 @@ _UNKNOWN = (
 )
 """How jsonargparse 4.49 speaks of an unknown option: on the command line, in a file, of a class, at the top."""
 _CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
+set_loader("yaml", partial(plain_yaml.load, parse=get_loader("yaml")), exceptions=(yaml.YAMLError,))
 
 
 class OptionParser(LightningArgumentParser):
@@ -70,7 +73,7 @@ def _place(keys: list[str], words: Sequence[str]) -> str:
     for file in reversed(places):
         try:
             node = yaml.compose(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
             continue
         if (line := _line(node, keys)) is not None:
             return f" in {file}, line {line}"

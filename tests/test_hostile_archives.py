@@ -1,0 +1,218 @@
+"""Archives that would take all memory or never end, and what is in them that is no file: rejects or one line."""
+
+import gzip
+import io
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from facecls.data import archives
+from facecls.data.archives import UnreadableError, archive_members
+from facecls.errors import UserError
+
+CONTENT = {"a.jpg": b"first" * 200, "b/c.jpg": b"", "d.jpg": bytes(range(256)) * 9, "é.jpg": b"x"}
+
+
+def read(archive: Path) -> dict[str, bytes | str]:
+    """Bytes of each member, or why it can't be read."""
+    found: dict[str, bytes | str] = {}
+    for name, load in archive_members(archive):
+        try:
+            found[name] = load()
+        except UnreadableError as error:
+            found[name] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    "name", ["short", "x" * 99, "p" * 99 + "/" + "x" * 99, "long/" * 60 + "x", "naïve\udcff", "a b"]
+)
+def test_a_tar_has_the_members_that_tarfile_finds(layout: int, name: str, tmp_path: Path) -> None:
+    if layout == tarfile.USTAR_FORMAT and len(name) > 256:
+        name = name[:255]
+    with tarfile.open(tmp_path / "x.tar", "w", format=layout) as tar:
+        tar.addfile(_folder())
+        for path, data in ({name: b"y" * 700} | CONTENT).items():
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        wanted = {each.name: tar.extractfile(each).read() for each in tar if each.isreg()}  # type: ignore[union-attr]
+    assert read(tmp_path / "x.tar") == wanted
+    assert name in wanted
+
+
+def _folder() -> tarfile.TarInfo:
+    folder = tarfile.TarInfo("b")
+    folder.type = tarfile.DIRTYPE
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (tarfile.SYMTYPE, "a link in the archive"),
+        (tarfile.LNKTYPE, "a link in the archive"),
+        (tarfile.FIFOTYPE, "no regular file in the archive"),
+        (tarfile.CHRTYPE, "no regular file in the archive"),
+        (tarfile.GNUTYPE_SPARSE, "a sparse file in the archive"),
+    ],
+)
+def test_a_member_that_is_no_file_has_its_reason(kind: bytes, reason: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        member = tarfile.TarInfo("odd.jpg")
+        member.type, member.linkname = kind, "nowhere.jpg"
+        tar.addfile(member)
+        after = tarfile.TarInfo("a.jpg")
+        after.size = 3
+        tar.addfile(after, io.BytesIO(b"abc"))
+    assert read(tmp_path / "x.tar") == {"odd.jpg": reason, "a.jpg": b"abc"}
+
+
+def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    block = bytearray(512)
+    block[: len(name)], block[100:108], block[124:136], block[156:157] = name, b"0000644\0", size, kind
+    block[257:265] = b"ustar\00000"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(content: bytes) -> bytes:
+    return header(b"pax", b"%011o\0" % len(content), b"x") + content + bytes(-len(content) % 512)
+
+
+END = bytes(1024)
+FILE = header(b"a.jpg", b"%011o\0" % 3) + b"abc" + bytes(509)
+HOSTILE_TARS = {
+    "negative size": (header(b"a", b"\xff" * 10 + b"\xfe\0") + END, "negative"),
+    "negative size in pax": (pax(b"13 size=-512\n") + FILE + END, "no number"),
+    "long pax header of digits": (pax(b"1" * 250_000) + FILE + END, "pax header is damaged"),
+    "endless pax headers": (pax(b"9 a=bcde\n") * 99 + FILE + END, "too long"),
+    "pax header of 8 GB": (header(b"p", b"%011o\0" % (8**11 - 1), b"x") + END, "too long"),
+    "member of 6 GB": (header(b"a.jpg", b"\x80" + (6 << 30).to_bytes(11, "big")) + END, "cut off in a member"),
+    "size in words": (header(b"a.jpg", b"many bytes!!") + END, "header is damaged"),
+    "a name of a megabyte": (header(b"n", b"%011o\0" % 900_000, b"L") + b"x" * 900_096 + FILE + END, "name is longer"),
+    "a tail of zeros": (FILE + bytes(3 << 20), "more than .* zeros"),
+    "no end": (FILE, "cut off before its end"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TARS)
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_a_hostile_tar_is_one_line(name: str, ending: str, tmp_path: Path) -> None:
+    content, message = HOSTILE_TARS[name]
+    archive = tmp_path / f"x.{ending}"
+    archive.write_bytes(gzip.compress(content, 1) if ending == "tar.gz" else content)
+    with pytest.raises(UserError, match=rf"archive .*x\.{ending}: .*{message}"):
+        read(archive)
+
+
+def zipped(path: Path, method: int = zipfile.ZIP_DEFLATED, content: dict[str, bytes] = CONTENT) -> bytearray:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zips_are_read_whatever_their_compression(method: int, tmp_path: Path) -> None:
+    data = zipped(tmp_path / "x.zip", method)
+    assert read(tmp_path / "x.zip") == CONTENT
+    (tmp_path / "x.zip").write_bytes(b"#!/bin/sh\n" + data)  # something before it, as in one that unpacks itself
+    assert read(tmp_path / "x.zip") == CONTENT
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_any_compression_is_a_reject(method: int, tmp_path: Path) -> None:
+    data = zipped(tmp_path / "x.zip", method)
+    start = 30 + len("a.jpg")
+    for at in range(start, start + 14):
+        data[at] ^= 0xFF
+    (tmp_path / "x.zip").write_bytes(data)
+    assert read(tmp_path / "x.zip") == CONTENT | {"a.jpg": "damaged or encrypted in the archive"}
+
+
+def _fewer(data: bytearray, end: int, central: int) -> None:
+    """The directory's end says that its last member alone is there."""
+    size = 46 + len("é.jpg".encode())
+    struct.pack_into("<HHL", data, end + 8, 4, 4, size)
+
+
+def _miscounted(data: bytearray, end: int, central: int) -> None:
+    struct.pack_into("<HH", data, end + 8, 3, 3)
+
+
+def _no_text(data: bytearray, end: int, central: int) -> None:
+    struct.pack_into("<H", data, central + 8, 0x800)
+    data[central + 46] = 0xFF
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(_fewer, "lists 1 files where 4"), (_miscounted, "lists 4 .* 3"), (_no_text, "decode")]
+)
+def test_a_zip_with_a_wrong_directory_is_one_line(
+    change: Callable[[bytearray, int, int], None], message: str, tmp_path: Path
+) -> None:
+    data = zipped(tmp_path / "x.zip")
+    change(data, data.rindex(b"PK\5\6"), data.index(b"PK\1\2"))
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(UserError, match=rf"archive .*x\.zip: .*{message}"):
+        read(tmp_path / "x.zip")
+
+
+def test_members_that_overlap_are_rejects(tmp_path: Path) -> None:
+    data = zipped(tmp_path / "x.zip", content={"a.jpg": b"x" * 99, "b.jpg": b"x" * 99})
+    second = data.rindex(b"PK\1\2")
+    struct.pack_into("<L", data, second + 42, 0)  # it begins where the first does
+    (tmp_path / "x.zip").write_bytes(data)
+    assert read(tmp_path / "x.zip") == {
+        "a.jpg": b"x" * 99,
+        "b.jpg": "damaged: it overlaps another member of the archive",
+    }
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
+def test_a_member_beyond_the_limit_is_a_reject(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "FILE_BYTES", 1_000)
+    archive = tmp_path / f"x.{ending}"
+    if ending == "zip":
+        zipped(archive, content={"a.jpg": bytes(1_001), "b.jpg": bytes(1_000)})
+    else:
+        with tarfile.open(archive, "w:gz" if ending == "tar.gz" else "w") as tar:
+            for name, size in (("a.jpg", 1_001), ("b.jpg", 1_000)):
+                member = tarfile.TarInfo(name)
+                member.size = size
+                tar.addfile(member, io.BytesIO(bytes(size)))
+    assert read(archive) == {"a.jpg": "too large (1,001 bytes; the limit is 1,000)", "b.jpg": bytes(1_000)}
+
+
+def test_a_directory_that_understates_a_member_unpacks_no_more(tmp_path: Path) -> None:
+    data = zipped(tmp_path / "x.zip", content={"a.jpg": bytes(50_000_000)})
+    struct.pack_into("<L", data, data.rindex(b"PK\1\2") + 24, 10)
+    (tmp_path / "x.zip").write_bytes(data)
+    assert read(tmp_path / "x.zip") == {"a.jpg": "damaged or encrypted in the archive"}
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz"])
+def test_an_archive_that_unpacks_to_too_much_is_one_line(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "ARCHIVE_ALLOWANCE", 1_000_000)
+    content = {f"{number}.jpg": bytes(100_000) for number in range(40)}
+    archive = tmp_path / f"x.{ending}"
+    if ending == "zip":
+        zipped(archive, content=content)
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            for name, data in content.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"unpacks to more than .* bytes, the limit for its size"):
+        read(archive)
