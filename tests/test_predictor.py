@@ -266,6 +266,7 @@ def _exported_as(model: Path, exported: Path, dest: Path, **changes: Any) -> Pat
     """The exported model with other metadata."""
     file = onnx.load(exported)
     about = json.loads(next(entry.value for entry in file.metadata_props if entry.key == "facecls"))
+    del about["sha256"]  # of the file as it was
     onnx.helper.set_model_props(file, {"facecls": json.dumps(about | changes)})
     onnx.save(file, dest)
     return dest
