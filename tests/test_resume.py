@@ -365,6 +365,17 @@ def test_what_differs_from_the_run_is_named(
         fit.main([*WORDS, "--data.batch_size=4", f"--ckpt_path={saved[2, 14]}", *words])
 
 
+def test_weights_alone_are_not_resumed(
+    saved: dict[tuple[int, int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(saved[0, 14], weights_only=True)
+    del content["optimizer_states"]
+    torch.save(content, "weights.ckpt")
+    with pytest.raises(UserError, match=r"Expected a checkpoint to resume such as .* without optimizer_states;"):
+        fit.main([*WORDS, *FIRST, "--ckpt_path=weights.ckpt"])
+
+
 def test_a_finished_run_says_that_nothing_is_left_and_is_tested(
     saved: dict[tuple[int, int], Path],
     recorder: Recorder,
