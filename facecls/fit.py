@@ -13,12 +13,13 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from facecls.analysis.calibration import fit_temperature
 from facecls.compat import kill_launched_processes
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
-from facecls.errors import command
+from facecls.errors import UserError, command
 from facecls.files import replacing
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.module import FaceModule
@@ -127,10 +128,16 @@ def train(cli: FaceCLI) -> tuple[FaceModule, Path]:
 
     Returns:
         The model of the best epoch, and its checkpoint; after ``--trainer.fast_dev_run`` the model as it is.
+
+    Raises:
+        UserError: For options that do not fit each other, the data or the checkpoint.
     """
     trainer = cli.trainer
     with without_noise():
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
+        try:
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
+        except MisconfigurationException as error:  # options that Lightning compares with the data
+            raise UserError(str(error)) from error
     # a run that was killed during its last validation and resumed has no best epoch
     best = Path(trainer.checkpoint_callback.best_model_path or str(cli.last.path))  # type: ignore[union-attr]
     # read here, not by trainer.test(ckpt_path=...), where the averaging callback would load the weights themselves

@@ -128,7 +128,7 @@ def runs(folder: Path, stopped: Path) -> Path:
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     assert out.count("faces tested") == out.count("random weights") == 1
-    stopped.unlink()
+    stopped.rename(folder / "stopped.ckpt")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("facecls.report.page.write_report", lambda *_: None)  # takes longer than all the rest
@@ -149,6 +149,18 @@ def test_two_processes_learn_the_weights_that_one_learns(runs: Path) -> None:
         assert one[part].keys() == two[part].keys()
         for name, tensor in one[part].items():
             torch.testing.assert_close(two[part][name], tensor, rtol=1e-4, atol=1e-5, msg=f"{part} {name}")
+
+
+def test_one_process_goes_on_with_what_two_began(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    monkeypatch.setattr("facecls.report.page.write_report", lambda *_: None)
+    one = torch.load("runs/one/version_0/checkpoints/last.ckpt", weights_only=True)
+    words = ["--name=on", "--data.batch_size=16", f"--trainer.max_epochs={one['epoch'] + 1}"]
+    fit.main([*WORDS, *words, "--ckpt_path=stopped.ckpt"])
+    on = torch.load("runs/on/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert on["global_step"] == one["global_step"]
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(on["state_dict"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_two_processes_learn_a_converted_graph_as_one_does(folder: Path) -> None:

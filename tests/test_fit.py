@@ -511,7 +511,7 @@ def test_evaluate_refuses_what_is_no_checkpoint() -> None:
 def test_evaluate_refuses_faces_without_labels(faces: Path) -> None:
     save_checkpoint(Path("best.ckpt"))
     _manifest(faces)[["path"]].to_csv("m.csv", index=False)
-    with pytest.raises(UserError, match=r"Expected labels of gender, race, age in m\.csv, but no face has one"):
+    with pytest.raises(UserError, match=r"Expected labels of gender, race, age in m\.csv, but no face to test has one"):
         evaluate.main(["--ckpt_path=best.ckpt", "--accelerator=cpu", "--data.image_size=64", "--data.root=m.csv"])
 
 

@@ -365,6 +365,17 @@ def test_what_differs_from_the_run_is_named(
         fit.main([*WORDS, "--data.batch_size=4", f"--ckpt_path={saved[2, 14]}", *words])
 
 
+def test_weights_alone_are_not_resumed(
+    saved: dict[tuple[int, int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(saved[0, 14], weights_only=True)
+    del content["optimizer_states"]
+    torch.save(content, "weights.ckpt")
+    with pytest.raises(UserError, match=r"Expected a checkpoint to resume such as .* without optimizer_states;"):
+        fit.main([*WORDS, *FIRST, "--ckpt_path=weights.ckpt"])
+
+
 def test_a_finished_run_says_that_nothing_is_left_and_is_tested(
     saved: dict[tuple[int, int], Path],
     recorder: Recorder,
@@ -385,3 +396,16 @@ def test_a_checkpoint_of_an_epoch_that_was_being_validated_goes_on_with_the_next
     rest = recorder.run(["--data.batch_size=16", "--trainer.max_epochs=3", best])
     assert [step[:2] for step in rest] == [(epoch, batch) for epoch in (1, 2) for batch in range(3)]
     assert len(first) == 15
+
+
+@pytest.mark.slow
+def test_gradients_that_were_being_accumulated_are_computed_again(recorder: Recorder) -> None:
+    words = ["--data.batch_size=4", "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=4"]
+    recorder.run(words)
+    whole = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
+    rest = recorder.run([*words, f"--ckpt_path={recorder.saved[1, 6]}"])
+    assert rest[0][:2] == (1, 4)
+    resumed = torch.load("runs/tiny/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == whole["global_step"]
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], tensor), name

@@ -23,6 +23,10 @@ SAVE_EVERY = timedelta(minutes=10)
 """How much work a killed run loses at most."""
 
 
+_STATE = {"loops", "optimizer_states", "lr_schedulers", "FacesDataModule"}
+"""What a checkpoint has beside weights and options if a run can be resumed from it."""
+
+
 def run_folder(trainer: pl.Trainer) -> Path:
     """The folder of the run: the logger's, or the root folder without a logger.
 
@@ -99,7 +103,15 @@ class ResumeSettings(pl.Callback):
             trainer: The trainer, which has loaded ``state_dict``, and the state of the datamodule.
             pl_module: The module.
             checkpoint: Contents of the checkpoint.
+
+        Raises:
+            UserError: If it has weights alone, or the end of the training lies before it.
         """
+        if missing := _STATE - checkpoint.keys():
+            raise UserError(
+                f"Expected a checkpoint to resume such as {LAST_CHECKPOINT}, but got one without {', '.join(missing)}; "
+                "for weights alone, see facecls.evaluate and facecls.predict."
+            )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch, batch = data.resumed_at
         self._check_end(trainer, epoch, checkpoint["global_step"])

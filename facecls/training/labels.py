@@ -54,8 +54,9 @@ def check_some_labels(data: FacesDataModule, learned: Iterable[Task]) -> None:
     Raises:
         UserError: If no face to test has a label of any of them.
     """
-    counts = count_labels(data.faces.iloc[data.rows(data.split)], learned)
-    if not any(counts.values()):
+    tested = data.rows(data.split)
+    counts = count_labels(data.faces.iloc[tested], learned)
+    if len(tested) and not any(counts.values()):  # the loader refuses an empty part
         raise UserError(
             f"Expected labels of {', '.join(counts)} in {', '.join(roots_of(data.root))}, but no face to test has one; "
             "correct the names of the columns, or see facecls.predict for faces without labels."
