@@ -19,7 +19,7 @@ from facecls.data.sources import is_drawn, roots_of
 from facecls.data.tasks import UTKFACE, Tasks, classifications, create_tasks
 from facecls.errors import UserError
 from facecls.events import read_scalars
-from facecls.files import replacing
+from facecls.files import make_folder, replacing
 
 CONFIG = "config.yaml"
 """The options."""
@@ -31,6 +31,8 @@ REPORT, SUSPECTS, COMPARISON = "report.html", "suspects.csv", "compare.html"
 """The report, the labels worth checking, and the comparison with other runs."""
 BEST_CHECKPOINT, LAST_CHECKPOINT = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 """The model with the lowest validation loss, and the state to resume from."""
+LOCK = "run.lock"
+"""There while the run is written."""
 
 _FACE_COLUMNS = ("path", "sha1", "split")
 
@@ -110,7 +112,7 @@ def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, unread
         unread: ``path``, ``label``, ``text`` and ``reason``.
         tasks: The tasks of the data.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     labels = [column for task in tasks.values() for column in task.columns if column in faces]
     with replacing(folder / FACES) as part:
         faces[[*_FACE_COLUMNS, *labels]].to_parquet(part, index=False)
@@ -119,6 +121,18 @@ def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, unread
     if len(unread):
         with replacing(folder / UNREAD) as part:
             unread.to_csv(part, index=False)
+
+
+def write_config(folder: Path, text: str) -> None:
+    """Writes the options.
+
+    Args:
+        folder: Folder of the run; created if need be.
+        text: The options as YAML.
+    """
+    make_folder(folder)
+    with replacing(folder / CONFIG) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.DataFrame, tasks: Tasks) -> dict[str, Any]:
@@ -137,7 +151,7 @@ def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.Data
     with replacing(folder / PREDICTIONS) as part:
         predictions.to_parquet(part, index=False)
     with replacing(folder / METRICS) as part:
-        part.write_text(json.dumps(contents, indent=2) + "\n")
+        part.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     return contents
 
 

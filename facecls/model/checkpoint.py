@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from facecls.errors import UserError
+from facecls.files import replacing
 from facecls.finding.frame import Frame, read_frame
 from facecls.model.module import FaceModule
 from facecls.model.upgrade import upgrade
@@ -68,3 +69,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {reason}.") from error
     data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
     return Checkpoint(module.eval(), data, frame, is_assumed)
+
+
+def write_checkpoint(content: Mapping[str, Any], dest: Path) -> None:
+    """Writes a checkpoint, completely or not at all.
+
+    Args:
+        content: Tensors and plain values by name.
+        dest: The file to create or replace; its folder must exist.
+
+    Raises:
+        UserError: If it can't be written.
+    """
+    with replacing(dest) as part, part.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # torch's own, for what the stream has raised before
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None

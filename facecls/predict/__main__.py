@@ -352,5 +352,5 @@ def _remaining(inputs: "Iterator[Input]", done: Counter[str]) -> "Iterator[Input
 
 
 if __name__ == "__main__":
-    with command("facecls.predict"):
+    with command("facecls.predict", prints_data=True):
         raise SystemExit(main())

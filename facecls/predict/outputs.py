@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -174,7 +175,7 @@ class Journal:
             if not length:
                 self._write(f"{json.dumps(self._header)}\n")
         except UserError:
-            self._stream.close()
+            self._close()
             raise
 
     def __enter__(self) -> Self:
@@ -183,7 +184,7 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         """Closes the journal, from which the run can be resumed unless it is finished."""
-        self._stream.close()
+        self._close()
 
     def append(self, table: pd.DataFrame) -> None:
         """Writes rows to the disk.
@@ -214,6 +215,10 @@ class Journal:
                 write = _write_csv if self.out.suffix.lower() == ".csv" else _write_parquet
                 write(part, map(json.loads, lines), self.columns)
         self._file.unlink()
+
+    def _close(self) -> None:
+        with suppress(OSError):  # of what could not be written, as has been said
+            self._stream.close()
 
     def _write(self, text: str) -> None:
         try:

@@ -13,7 +13,7 @@ from PIL import ImageDraw, ImageFont
 from facecls.data.archives import UnreadableError
 from facecls.data.tasks import Task, Tasks
 from facecls.errors import UserError
-from facecls.files import replacing
+from facecls.files import make_folder, replacing
 from facecls.predict.faces import Batch
 from facecls.predict.inputs import Input, may_be_photo
 
@@ -158,6 +158,6 @@ def save(dest: Path, pixels: npt.NDArray[np.uint8], given: Input, quality: int =
     photo = Path(str(given.path))
     if dest.exists() and photo.exists() and dest.samefile(photo):
         raise UserError(f"Expected a folder for pictures without the photos, but {dest} is one; name another folder.")
-    dest.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(dest.parent)
     with replacing(dest) as part:
         PIL.Image.fromarray(pixels).save(part, "JPEG", quality=quality)

@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from facecls.compat import create_checkpoint
-from facecls.files import replacing
 from facecls.run import LAST_CHECKPOINT
 
 SAVE_EVERY = timedelta(minutes=10)
@@ -58,9 +57,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run or not trainer.global_step or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         assert self.path is not None, "setup comes first"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as part:
-            trainer.strategy.save_checkpoint(create_checkpoint(trainer), part)
+        trainer.strategy.save_checkpoint(create_checkpoint(trainer), self.path)
         self._saved = time.monotonic()
 
     def on_train_batch_end(

@@ -17,7 +17,6 @@ from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -34,6 +33,7 @@ from facecls.training.collector import PredictionCollector
 from facecls.training.option_parser import OptionParser
 from facecls.training.precision import choose_precision, uses_cuda
 from facecls.training.progress import create_progress
+from facecls.training.saving import OptionsSaver, RunLogger, WholeCheckpointIO
 
 RUNS = "runs"
 AS_TRAINED = "same as in training"
@@ -85,7 +85,7 @@ class FaceCLI(LightningCLI):
         super().__init__(
             FaceModule,
             FacesDataModule,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=OptionsSaver,
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
             parser_class=OptionParser,
@@ -158,6 +158,7 @@ class FaceCLI(LightningCLI):
             kwargs["enable_model_summary"] = False  # the command describes the model in a line of its own
         kwargs["use_distributed_sampler"] = False  # the datamodule's sampler divides the batches
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
         devices = trainer.num_devices * trainer.num_nodes
         if (processes := launched().count) > 1 and processes != devices:
             raise UserError(
@@ -224,10 +225,10 @@ def _uses_ddp(config: Any) -> bool:
     return isinstance(trainer.strategy, DDPStrategy)
 
 
-def create_logger(root: str, name: str, version: str | None = None) -> TensorBoardLogger:
+def create_logger(root: str, name: str, version: str | None = None) -> RunLogger:
     """Creates the logger of a run, whose folder is ROOT/NAME/VERSION; without a version the next ``version_N``."""
     keep_tensorboard_from_importing_tensorflow()
-    return TensorBoardLogger(root, name, version, default_hp_metric=False)  # else it logs a curve that is always -1
+    return RunLogger(root, name, version)
 
 
 def resumed_version(ckpt_path: str | None, root: str, name: str) -> str | None:
