@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 from simulated_predictions import simulated_labels
@@ -29,9 +30,8 @@ from facecls.locks import locked
 from facecls.model.checkpoint import write_checkpoint
 from facecls.model.trunk import save_trunk
 from facecls.predict.grid import Grid
-from facecls.predict.inputs import Input
 from facecls.predict.outputs import Journal, journal_of
-from facecls.predict.pictures import save
+from facecls.predict.pictures import check_folder, check_replaceable, save
 from facecls.report.page import write_page
 from facecls.training.probe import write_features
 from facecls.training.saving import WholeCheckpointIO, claim_version
@@ -83,7 +83,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "trunk.safetensors": lambda dest: save_trunk(dest, TENSORS, {}),
     "grid.png": _grid,
     "report.html": lambda dest: write_page(dest, "title " * ROOM, []),
-    "face.jpg": lambda dest: save(dest, PIXELS, Input("photo.jpg", lambda: PIXELS)),
+    "face.jpg": lambda dest: save(dest, PIXELS),
     "out.csv": _journal,
     "out.jsonl": _journal,
     "out.parquet": _journal,
@@ -93,23 +93,30 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_a_line_and_leaves_the_file_before(name: str, tmp_path: Path) -> None:
     dest = tmp_path / name
-    dest.write_text("before")
+    if name == "face.jpg":
+        save(dest, PIXELS[:8, :8])  # other files are no pictures to replace
+    else:
+        dest.write_text("before")
+    before = dest.read_bytes()
     with pytest.raises(UserError) as caught, full_disk():
         WRITERS[name](dest)
     assert re.fullmatch(
         rf"Can't write {re.escape(str(dest))}: .*File too large.*; free some space .*", str(caught.value)
     )
-    assert dest.read_text() == "before"
+    assert dest.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_journal_that_finds_no_room_goes_on_when_there_is_some(tmp_path: Path) -> None:
     out, columns = tmp_path / "out.csv", {"path": "str", "error": "str"}
     rows = [pd.DataFrame({"path": [f"{part}/{n}.jpg" for n in range(50)], "error": None}) for part in range(3)]
-    with pytest.raises(UserError, match="File too large; free some space and continue with --resume"):  # noqa: SIM117
-        with full_disk(4000), Journal(out, columns, "model", []) as journal:
-            for part in rows:
-                journal.append(part)
+    with (
+        pytest.raises(UserError, match="File too large; free some space and continue with --resume"),
+        full_disk(4000),
+        Journal(out, columns, "model", []) as journal,
+    ):
+        for part in rows:
+            journal.append(part)
     assert journal_of(out).stat().st_size == 4000
     with Journal(out, columns, "model", []) as journal:
         assert 50 < journal.rows < 150
@@ -144,8 +151,13 @@ def test_long_names(length: int, tmp_path: Path) -> None:
 def test_runs_that_start_at_once_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "version_3").mkdir()
     listed = Path.glob
-    # another run takes the next folder between the look and the claim
-    monkeypatch.setattr(Path, "glob", lambda *a: (found := list(listed(*a)), (tmp_path / "version_4").mkdir())[0])
+
+    def listed_before_another_run_claims(*args: Any) -> list[Path]:
+        found = list(listed(*args))
+        (tmp_path / "version_4").mkdir()
+        return found
+
+    monkeypatch.setattr(Path, "glob", listed_before_another_run_claims)
     assert claim_version(tmp_path) == "version_5"
     monkeypatch.undo()
     assert claim_version(tmp_path) == "version_6"
@@ -165,9 +177,9 @@ def test_a_lock_is_one_process_s_until_it_ends(tmp_path: Path) -> None:
     process = context.Process(target=_hold, args=(str(lock), is_held, may_end))
     process.start()
     is_held.wait(60)
-    with pytest.raises(UserError, match=rf"one that writes out\.csv, but process {process.pid} on .* does, as .*lock"):
-        with locked(lock, "out.csv"):
-            pass
+    says = rf"one that writes out\.csv, but process {process.pid} on .* does, as .*lock"
+    with pytest.raises(UserError, match=says), locked(lock, "out.csv"):
+        pass
     may_end.set()
     process.join()
     assert lock.exists()  # of a process that is no more
@@ -216,7 +228,7 @@ def test_a_lock_that_was_taken_over_meanwhile_is_left(tmp_path: Path, monkeypatc
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", later)
-    with pytest.raises(UserError, match="process .* on another does"), locked(lock, "out.csv"):
+    with pytest.raises(UserError, match=r"process .* on another does"), locked(lock, "out.csv"):
         pass
     assert lock.read_text() == theirs
 
@@ -229,6 +241,32 @@ def test_inputs_are_no_outputs(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="name another"):
             check_no_input(tmp_path / name, ["missing", tmp_path / "a"])
     check_no_input(tmp_path / "b", ["missing", tmp_path / "a", "a" * 300])
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "1.png", "out.csv"])
+def test_pictures_replace_pictures_only(name: str, tmp_path: Path) -> None:
+    dest = tmp_path / name
+    PIL.Image.fromarray(PIXELS[:8, :8]).save(dest, "PNG" if name == "1.png" else "JPEG")
+    before = dest.read_bytes()
+    for write in (lambda: save(dest, PIXELS), lambda: check_replaceable(dest)):
+        with pytest.raises(UserError, match="may be one; name another"):
+            write()
+    assert dest.read_bytes() == before
+    dest.unlink()
+    if name == "1.png":
+        _grid(dest)
+    else:
+        save(dest, PIXELS)
+    check_replaceable(dest)
+
+
+def test_a_resumed_run_writes_no_pictures_among_photos(tmp_path: Path) -> None:
+    (tmp_path / "photos/old").mkdir(parents=True)
+    (tmp_path / "photos/1.jpg").touch()
+    for inputs in (["photos"], ["photos/1.jpg"], ["other", "photos/old"]):
+        with pytest.raises(UserError, match="is an input; name another"):
+            check_folder("--crops", tmp_path / "photos", True, [str(tmp_path / each) for each in inputs])
+    check_folder("--crops", tmp_path / "photos", True, [str(tmp_path / "other")])
 
 
 TINY = ["--model.trunk=test_resnet", "--name=tiny", "--data.root=synthetic:60", "--data.image_size=64"]

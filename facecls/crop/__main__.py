@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import replacing, sha256
+from facecls.locks import locked
 
 # what is heavy is imported when it is needed, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _ABOUT = (
 )
 FACES, MANIFEST, LEFT_OUT, OPTIONS = "faces", "faces.csv", "left_out.csv", "crop.json"
 """What is written: a folder of images, their labels, the photos without any, and how they were made."""
+LOCK = "crop.lock"
+"""There while the folder is written."""
 _SIZES = range(64, 1025)
 _AHEAD = 16
 """Photos that are read ahead; each may have a hundred million pixels."""
@@ -63,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cutter = Cutter(Detector(), frame, options.size, options.out / FACES, labels, root)
     counts: Counter[str] = Counter()
     try:
-        _cut_all(options, cutter, labels, counts)
+        with locked(options.out / LOCK, str(options.out)):
+            _cut_all(options, cutter, labels, counts)
     except KeyboardInterrupt:
         print(f"facecls.crop: interrupted after {counts[_TAKEN]:,} faces; run it again to go on", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
@@ -112,7 +116,7 @@ def _begin(options: argparse.Namespace, frame: "Frame") -> None:
     kept = options.out / OPTIONS
     try:
         if kept.is_file():
-            before = json.loads(kept.read_text())
+            before = json.loads(kept.read_text(encoding="utf-8"))
             if other := [name for name in now if before.get(name) != now[name]]:
                 raise UserError(
                     f"Expected to go on in {options.out} as it was begun, but {' and '.join(other)} differ; name "
@@ -126,7 +130,7 @@ def _begin(options: argparse.Namespace, frame: "Frame") -> None:
         reason = error.strerror if isinstance(error, OSError) else f"{OPTIONS} in it is damaged"
         raise UserError(f"Expected a folder to write to at {options.out}, but {reason}; name another.") from None
     with replacing(kept) as part:
-        part.write_text(json.dumps(now, indent=1))
+        part.write_text(json.dumps(now, indent=1), encoding="utf-8")
 
 
 def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", counts: Counter[str]) -> None:

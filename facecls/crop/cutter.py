@@ -87,7 +87,7 @@ class Cutter:
             taken = [taken] * len(faces)
         for file, face in zip(files, taken, strict=True):
             if isinstance(face, np.ndarray):
-                save(self._folder / file, face, given, _QUALITY)
+                save(self._folder / file, face, _QUALITY)
         reasons = [face if isinstance(face, str) else None for face in taken]
         return [Cut(photo, face.labels, file, reason) for face, file, reason in zip(faces, files, reasons, strict=True)]
 

@@ -40,6 +40,11 @@ def journal_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.journal.jsonl")
 
 
+def lock_of(out: Path) -> Path:
+    """The lock of a file of predictions, there while a process writes it."""
+    return out.with_name(f"{out.name}.lock")
+
+
 def check_output(out: Path, resume: bool) -> None:
     """Rejects a file that can't be written, or whose run began earlier.
 
