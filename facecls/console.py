@@ -12,7 +12,7 @@ class _PlainConsole(Console):
     """Prints texts as they are: what looks like markup is no markup, and control characters are shown."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **options)
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
 
 
 def console(quiet: bool = False) -> Console:

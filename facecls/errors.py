@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from facecls._version import __version__
-from facecls.terminal import lasting_streams, printable
+from facecls.terminal import lasting_streams, say
 
 _BUG = 70
 """The exit status of a fault in the program: EX_SOFTWARE of sysexits.h."""
@@ -46,26 +46,21 @@ def command(name: str, prints_data: bool = False) -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            _say(f"{name}: error: {error}")
+            say(f"{name}: error: {' '.join(str(error).split())}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            _say(f"{name}: interrupted")
+            say(f"{name}: interrupted")
             raise SystemExit(130) from None
         except Exception as error:
             if sys.flags.dev_mode:
                 raise
             if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
                 place = "" if error.filename is None else f" with {error.filename}"
-                _say(f"{name}: error: Can't go on{place}: {error.strerror}; correct that and run the command again.")
+                say(f"{name}: error: Can't go on{place}: {error.strerror}; correct that and run the command again.")
                 raise SystemExit(2) from error
-            what = "".join(traceback.format_exception_only(error))
-            _say(f"{name}: this is a bug, please report it with {_keep_traceback(error)}: {what}")
+            what = " ".join("".join(traceback.format_exception_only(error)).split())
+            say(f"{name}: this is a bug, please report it with {_keep_traceback(error)}: {what}")
             raise SystemExit(_BUG) from error
-
-
-def _say(text: str) -> None:
-    """Prints one line on standard error."""
-    print(printable(" ".join(text.split())), file=sys.stderr)
 
 
 def _keep_traceback(error: Exception) -> str:
@@ -76,7 +71,8 @@ def _keep_traceback(error: Exception) -> str:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="facecls-", suffix=".log", delete=False) as log:
             log.write((about + text).encode(errors="backslashreplace").decode())
     except OSError:
-        print(printable(text), file=sys.stderr)
+        for line in text.splitlines():
+            say(line)
         return "the lines above"
     return log.name
 

@@ -113,6 +113,8 @@ def _started(number: int) -> int | None:
     """When a process started, in ticks since the machine did; ``None`` where there is no /proc."""
     try:
         # proc(5), field 22; the name in brackets may hold spaces
-        return int(Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+        return int(
+            Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        )
     except (OSError, ValueError, IndexError):
         return None

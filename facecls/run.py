@@ -16,6 +16,7 @@ import yaml
 from facecls.data.file_names import parse_name
 from facecls.data.parsing import LabelError
 from facecls.data.sources import is_drawn, roots_of
+from facecls.data.spreadsheets import csv_text, unquoted
 from facecls.data.tasks import UTKFACE, Tasks, classifications, create_tasks
 from facecls.errors import UserError
 from facecls.events import read_scalars
@@ -117,10 +118,10 @@ def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, unread
     with replacing(folder / FACES) as part:
         faces[[*_FACE_COLUMNS, *labels]].to_parquet(part, index=False)
     with replacing(folder / REJECTS) as part:
-        rejects.to_csv(part, index=False)
+        part.write_text(csv_text(rejects), encoding="utf-8", newline="")
     if len(unread):
         with replacing(folder / UNREAD) as part:
-            unread.to_csv(part, index=False)
+            part.write_text(csv_text(unread), encoding="utf-8", newline="")
 
 
 def write_config(folder: Path, text: str) -> None:
@@ -163,7 +164,7 @@ def write_suspects(folder: Path, suspects: pd.DataFrame) -> None:
         suspects: As ``analysis.suspects.suspects`` returns them.
     """
     with replacing(folder / SUSPECTS) as part:
-        suspects.to_csv(part, index=False)
+        part.write_text(csv_text(suspects), encoding="utf-8", newline="")
 
 
 def read_run(folder: Path) -> Run:
@@ -239,7 +240,7 @@ def _has_utkface_name(path: str) -> bool:
 
 
 def _read_text(file: Path) -> str:
-    return file.read_text() if file.is_file() else ""
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
@@ -247,8 +248,10 @@ def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = parse(file.read_text())
-    except (ValueError, yaml.YAMLError):
+        content = parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Can't read {file}: {error.strerror}; make it readable.") from None
+    except (ValueError, yaml.YAMLError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f"Expected a mapping in {file}, but could not read one; repair or delete the file.")
@@ -274,7 +277,10 @@ def _read_table(file: Path, labels: tuple[str, ...]) -> pd.DataFrame:
 def _read_rejects(file: Path) -> pd.DataFrame | None:
     if not file.is_file():
         return None
-    rejects = pd.read_csv(file, dtype=str, keep_default_na=False)
+    try:
+        rejects = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8").map(unquoted)
+    except (OSError, ValueError):  # pandas' own errors are ValueErrors
+        rejects = pd.DataFrame()
     if not {"path", "reason"} <= {*rejects}:
         raise UserError(f"Expected the columns path and reason in {file}; repair or delete the file.")
     return rejects

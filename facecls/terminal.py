@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Controls of terminals, other directions of writing, and halves of characters; not tabs and line ends."""
+_UNSHOWN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls of terminals, line ends, other directions of writing, and halves of characters; not tabs."""
 
 
 def printable(text: str) -> str:
@@ -18,13 +18,22 @@ def printable(text: str) -> str:
         text: Any, such as a file's name.
 
     Returns:
-        The text with its control characters as Python writes them; tabs and line ends are left.
+        The text with its control characters, line ends among them, as Python writes them.
 
     Examples:
         >>> printable("a\x1b[31m.jpg")
         'a\\x1b[31m.jpg'
     """
     return _UNSHOWN.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def say(text: str) -> None:
+    """Prints one line on standard error.
+
+    Args:
+        text: Anything; control characters are shown.
+    """
+    print(printable(text), file=sys.stderr)
 
 
 @contextmanager

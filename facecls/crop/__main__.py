@@ -1,9 +1,7 @@
 """``python -m facecls.crop``: aligned faces cut out of photos, as a training set."""
 
 import argparse
-import csv
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import replacing, sha256
 from facecls.locks import locked
+from facecls.terminal import say
 
 # what is heavy is imported when it is needed, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
@@ -69,10 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with locked(options.out / LOCK, str(options.out)):
             _cut_all(options, cutter, labels, counts)
     except KeyboardInterrupt:
-        print(f"facecls.crop: interrupted after {counts[_TAKEN]:,} faces; run it again to go on", file=sys.stderr)
+        say(f"facecls.crop: interrupted after {counts[_TAKEN]:,} faces; run it again to go on")
         raise SystemExit(_INTERRUPTED) from None
     left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in counts.most_common() if reason != _TAKEN)
-    print(f"{counts[_TAKEN]:,} faces{left_out}\nwrote {options.out / MANIFEST}", file=sys.stderr)
+    say(f"{counts[_TAKEN]:,} faces{left_out}")
+    say(f"wrote {options.out / MANIFEST}")
     if not counts[_TAKEN]:
         raise UserError(f"Expected faces in {options.photos}, but took none; {options.out / LEFT_OUT} says why.")
 
@@ -137,6 +137,7 @@ def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", co
     """Writes faces, manifest and what was left out."""
     from facecls.data.parallel import in_order
     from facecls.data.sources import quiet
+    from facecls.data.spreadsheets import csv_line
     from facecls.predict.inputs import count, stream
     from facecls.training.progress import face_progress
 
@@ -145,11 +146,11 @@ def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", co
     seen = set[PurePath]()
     with ExitStack() as stack:
         write, leave_out = (
-            csv.writer(stack.enter_context(file.open("w", newline="", encoding="utf-8"))).writerow
+            stack.enter_context(file.open("w", newline="", encoding="utf-8")).write
             for file in (stack.enter_context(replacing(options.out / name)) for name in (MANIFEST, LEFT_OUT))
         )
-        write(["path", "photo", *labels.columns])
-        leave_out(["path", "reason"])
+        write(csv_line(["path", "photo", *labels.columns]))
+        leave_out(csv_line(["path", "reason"]))
         advance = stack.enter_context(face_progress("photos", total))
         stack.enter_context(quiet())
         for cuts in in_order(cutter.cut, inputs, ahead=_AHEAD):
@@ -159,13 +160,14 @@ def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", co
                     reason = "same name as another"
                 counts[_TAKEN if reason is None else reason] += 1
                 if reason is not None:
-                    leave_out([photo, reason])
+                    leave_out(csv_line([photo, reason]))
                     continue
                 seen.add(file)
-                write([f"{FACES}/{file.as_posix()}", photo, *(own_labels.get(name, "") for name in labels.columns)])
+                cells = [f"{FACES}/{file.as_posix()}", photo, *(own_labels.get(name, "") for name in labels.columns)]
+                write(csv_line(cells))
         for path in labels.missing():
             counts[_MISSING] += 1
-            leave_out([path, _MISSING])
+            leave_out(csv_line([path, _MISSING]))
 
 
 if __name__ == "__main__":

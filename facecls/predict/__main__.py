@@ -15,6 +15,7 @@ from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import sha256
 from facecls.locks import locked
 from facecls.ranks import Rank, launched
+from facecls.terminal import say
 
 # what is heavy is imported when it is needed, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _predict(options: argparse.Namespace, rank: Rank, outputs: _Outputs) -> int:
         raise UserError(f"Expected images to predict, but there is no file in {', '.join(options.inputs)}.")
     own = (each for each in chain([first], inputs) if rank.takes(str(each.path)))
     if options.resume and _is_complete(outputs.out, columns(predictor, finder), own):
-        print(f"facecls.predict: {outputs.out} is complete; for further inputs name another file", file=sys.stderr)
+        say(f"facecls.predict: {outputs.out} is complete; for further inputs name another file")
         return 0
     if outputs.grid is not None:
         check_replaceable(outputs.grid)
@@ -245,9 +246,9 @@ def _run(
         return Journal(outputs.out, columns(predictor, finder), sha256(options.model), _deciding(options))
 
     if options.faces != "whole" and predictor.frame is None:
-        print(_NO_FRAME, file=sys.stderr)
+        say(_NO_FRAME)
     elif options.faces != "whole" and predictor.is_frame_assumed:
-        print(_FRAME_ASSUMED, file=sys.stderr)
+        say(_FRAME_ASSUMED)
     grid = Grid(predictor.tasks)
     pictures = Pictures(predictor.tasks, options.annotate, options.crops)
     with open_output() as output:
@@ -257,17 +258,17 @@ def _run(
             _check_all_met(output.done, outputs.out)
             which = f"process {rank.number} of {rank.count}: " if rank.count > 1 else ""
             output.finish()
-            print(f"{which}{_summary(counts, seconds, output.failed, predictor.engine)}", file=sys.stderr)
+            say(f"{which}{_summary(counts, seconds, output.failed, predictor.engine)}")
         except KeyboardInterrupt:
-            print(f"facecls.predict: interrupted{_how_to_resume(output.rows, outputs.out)}", file=sys.stderr)
+            say(f"facecls.predict: interrupted{_how_to_resume(output.rows, outputs.out)}")
             raise SystemExit(_INTERRUPTED) from None
     if made := [str(each) for each in (outputs.out, options.annotate, options.crops) if each is not None]:
-        print(f"wrote {', '.join(made)}", file=sys.stderr)
+        say(f"wrote {', '.join(made)}")
     if outputs.grid is not None:
         if grid.pictures:
             grid.write(outputs.grid)
         else:
-            print(f"no face was predicted, so there is no {outputs.grid}", file=sys.stderr)
+            say(f"no face was predicted, so there is no {outputs.grid}")
     return int(output.failed > 0)
 
 

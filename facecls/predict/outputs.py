@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from facecls.data.spreadsheets import csv_line, unquoted
 from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.predict.inputs import NO_FAILURES
@@ -113,7 +114,7 @@ def _csv_shape(file: Path) -> tuple[list[str], int]:
     """Names of the columns, and number of photos in whole rows."""
     with file.open(newline="", encoding="utf-8") as stream:
         rows = csv.reader((line for line in stream if line.endswith("\n")), strict=True)
-        names = next(rows, [])
+        names = list(map(unquoted, next(rows, [])))
         whole = (dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names))
         return names, sum(map(is_first_row, whole))
 
@@ -286,9 +287,8 @@ class Journal:
 
 def _write_csv(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:
     with dest.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(row.values() for row in rows)
+        stream.write(csv_line(columns))
+        stream.writelines(csv_line(row.values()) for row in rows)
 
 
 def _write_parquet(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:

@@ -27,6 +27,7 @@ from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
 from facecls.ranks import launched
 from facecls.run import BEST_CHECKPOINT
+from facecls.terminal import say
 from facecls.training import probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
 from facecls.training.collector import PredictionCollector
@@ -124,6 +125,12 @@ class FaceCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks the options and chooses the precision."""
         config = self.config
+        strategy = str(config.trainer.strategy)
+        if any(word in strategy for word in ("spawn", "fork", "notebook")):
+            raise UserError(
+                f"Expected a trainer.strategy that starts the command once for each device, but {strategy} copies this "
+                "process, whose results would be lost; use ddp."
+            )
         # a resumed run saves its options as well, and they must not resume again
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
         if self.ckpt_path is not None and not Path(self.ckpt_path).is_file():
@@ -189,7 +196,7 @@ class FaceCLI(LightningCLI):
 
 @rank_zero_only
 def _print_note(note: str) -> None:
-    print(note, file=sys.stderr)  # stdout may be the file that --print_config goes to
+    say(note)  # stdout may be the file that --print_config goes to
 
 
 def _check_seed(value: bool | int) -> int:

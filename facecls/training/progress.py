@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from facecls.console import console
+from facecls.terminal import printable
 
 LINE_EVERY = 30.0
 """Seconds between two lines of text."""
@@ -91,7 +92,7 @@ class BarProgress(_EpochLines, RichProgressBar):
 
     def _print_line(self, line: str) -> None:
         if self.progress is not None:
-            self.progress.console.print(line, highlight=False, soft_wrap=True)
+            self.progress.console.print(printable(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class LineProgress(_EpochLines):
@@ -202,7 +203,7 @@ class LineProgress(_EpochLines):
 
     def _print_line(self, line: str) -> None:
         if self._enabled:
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
 
 def epoch_line(trainer: pl.Trainer, tasks: Iterable[str]) -> str:
