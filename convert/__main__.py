@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from facecls._version import __version__
 from facecls.errors import CommandParser, UserError, command, program
-from facecls.files import replacing
+from facecls.files import check_no_input, replacing
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -95,9 +95,9 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") ->
     Raises:
         UserError: If the file can't be converted or the result can't be written; then nothing is written.
     """
-    paths = [path.resolve() for path in (source, dest, onnx_dest) if path]
-    if len(set(paths)) < len(paths):
-        raise UserError("Expected different files to read and to write, but one is named twice; name another.")
+    check_no_input(dest, [source])
+    if onnx_dest is not None:
+        check_no_input(onnx_dest, [source, dest])
     if source.suffix.lower() in _TORCH:
         _convert_clip(source, dest, onnx_dest, asked)
         return

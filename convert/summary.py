@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from convert.finish import Map
 from convert.plain.network import Contract, Network
+from facecls.console import console
 from facecls.model.graph_operators import Constant, ScaleAndShift
 from facecls.model.schedule import layer_of
 from facecls.model.trunk import Trunk
@@ -60,7 +60,7 @@ def print_sections(sections: Mapping[str, Mapping[str, str]]) -> None:
     for title, rows in sections.items():
         for row, (label, text) in enumerate(rows.items()):
             table.add_row("" if row else title, label, text)
-    Console().print(table)
+    console().print(table, soft_wrap=False)
 
 
 def _describe_input(contract: Contract, trunk: Trunk) -> str:

@@ -1,11 +1,13 @@
 """Gender, race, age and other attributes of faces."""
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from facecls._version import __version__
 from facecls.data.limits import IMAGE_PIXELS
-from facecls.errors import UserError
+from facecls.errors import UserError, command
+from facecls.ranks import launched
 
 os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(IMAGE_PIXELS)  # which OpenCV reads once, when it is imported
 
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from facecls.predict.faces import FacePredictor
+
+if sys.argv[:1] == ["-m"]:  # as long as Python looks for the module to run, which may import Lightning
+    with command("facecls"):
+        launched()
 
 __all__ = ["FacePredictor", "UserError", "__version__", "load"]
 

@@ -5,6 +5,7 @@ import sys
 
 from facecls._version import __version__
 from facecls.errors import UserError, command, near
+from facecls.ranks import launched
 
 COMMANDS = {
     "fit": ("facecls.fit", "train a model, test its best epoch and write the report"),
@@ -34,6 +35,7 @@ def main() -> None:
     if _print_information(arguments):
         return
     with command("facecls"):
+        launched()
         module = _find_module(arguments)
     sys.argv[1:] = sys.argv[2:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

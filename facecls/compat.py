@@ -69,7 +69,7 @@ def kill_launched_processes(trainer: pl.Trainer) -> None:
     """
     launcher: Any = trainer.strategy.launcher
     if getattr(launcher, "procs", None):
-        launcher.kill(signal.SIGKILL)
+        launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has but the latter
         launcher.procs.clear()  # Lightning watches them, and would end this process with status 1
 
 

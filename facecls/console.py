@@ -4,17 +4,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from facecls.terminal import printable
 
 LINE_EVERY = 30.0
 """Seconds between two lines of progress where there is no bar."""
 
 
+class _PlainConsole(Console):
+    """Prints texts as they are: what looks like markup is no markup, and control characters are shown."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+
 def console(quiet: bool = False) -> Console:
     """The console for user-facing output; it prints nothing if quiet."""
-    return Console(soft_wrap=True, quiet=quiet)
+    return _PlainConsole(soft_wrap=True, quiet=quiet, markup=False, emoji=False)
 
 
 def shows_bars() -> bool:

@@ -1,12 +1,27 @@
 """User errors, and how a command reports them and exits."""
 
 import argparse
+import errno
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
+
+from facecls._version import __version__
+from facecls.terminal import lasting_streams, say
+
+_BUG = 70
+"""The exit status of a fault in the program: EX_SOFTWARE of sysexits.h."""
+_OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in ("EACCES", "EDQUOT", "EIO", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOMEM", "ENOSPC", "EPERM", "EROFS")
+    if hasattr(errno, name)
+}
+"""Errors that come from the machine, not from a fault in the program: no permission, no space and the like."""
 
 
 class UserError(Exception):
@@ -22,23 +37,52 @@ class UserError(Exception):
 
 
 @contextmanager
-def command(name: str) -> Iterator[None]:
-    """Ends a command as users expect: one line and status 2 for their mistake, 130 after Ctrl-C.
+def command(name: str, prints_data: bool = False) -> Iterator[None]:
+    """Ends a command as users expect, by one line and a status.
+
+    That is 2 for their mistake or a fault of their machine, 130 after Ctrl-C, and 70 for any other exception, which is
+    a fault of the program: its traceback is kept in a file. ``python -X dev`` lets it through, for a debugger.
 
     Args:
         name: What stands before the message, such as ``facecls.fit``.
+        prints_data: Whether standard output is the result, so that the command must know if it can't be written.
 
     Raises:
-        SystemExit: With status 2 in place of a ``UserError``, with 130 in place of a ``KeyboardInterrupt``.
+        SystemExit: In place of the exception.
     """
+    with lasting_streams(standard_output=not prints_data):
+        try:
+            yield
+        except UserError as error:
+            say(f"{name}: error: {' '.join(str(error).split())}")
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            say(f"{name}: interrupted")
+            raise SystemExit(130) from None
+        except Exception as error:
+            if sys.flags.dev_mode:
+                raise
+            if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+                place = "" if error.filename is None else f" with {error.filename}"
+                say(f"{name}: error: Can't go on{place}: {error.strerror}; correct that and run the command again.")
+                raise SystemExit(2) from error
+            what = " ".join("".join(traceback.format_exception_only(error)).split())
+            say(f"{name}: this is a bug, please report it with {_keep_traceback(error)}: {what}")
+            raise SystemExit(_BUG) from error
+
+
+def _keep_traceback(error: Exception) -> str:
+    """Writes a traceback to a file and returns its place; prints it if there is none for it."""
+    text = "".join(traceback.format_exception(error))
+    about = f"facecls {__version__}, Python {sys.version}\n{sys.orig_argv}\n\n"
     try:
-        yield
-    except UserError as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="facecls-", suffix=".log", delete=False) as log:
+            log.write((about + text).encode(errors="backslashreplace").decode())
+    except OSError:
+        for line in text.splitlines():
+            say(line)
+        return "the lines above"
+    return log.name
 
 
 def program(module: str) -> str:

@@ -14,8 +14,7 @@ from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.tasks import Tasks
 from facecls.errors import UserError, command, program
-from facecls.files import replacing
-from facecls.run import CONFIG, write_faces
+from facecls.run import write_config, write_faces
 from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_split, describe_trained, has_faces_of_training, keep_split
 from facecls.training.cli import RUNS, create_logger, interruptible, parse, parse_with_checkpoint, without_noise
@@ -60,8 +59,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     check_some_labels(data, checkpoint.module.model.tasks.values())
     folder = run_folder(trainer)
     write_faces(folder, data.faces, data.rejects, data.unread, data.tasks)
-    with replacing(folder / CONFIG) as part:
-        parser.save(config, part, overwrite=True)
+    write_config(folder, parser.dump(config))
     with without_noise(), interruptible(trainer):
         trainer.test(checkpoint.module, datamodule=data, verbose=False)
     facts = {"checkpoint": str(config.ckpt_path), "split": split, "git_commit": commit}

@@ -1,17 +1,19 @@
-"""Reading regular files alone, writing files so that nothing half written is ever seen, and their digests."""
+"""Reading regular files alone, writing files so that nothing half written is ever seen, never over an input."""
 
 import errno
 import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from facecls.errors import UserError
 
+_LONGEST = 40
+"""Characters of a file's name that its temporary file repeats; a name may have 255 bytes in all."""
 NOT_REGULAR = "a device, pipe or socket"
 """Why something that has a path is no file."""
 
@@ -59,16 +61,17 @@ def replacing(dest: Path) -> Iterator[Path]:
     Raises:
         UserError: If the folder is missing or not writable, or the disk is full.
     """
-    if dest.is_dir():
-        raise UserError(f"Expected a file to write to, but {dest} is a folder; name a file in it.")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent)
+        if dest.is_dir():
+            raise UserError(f"Expected a file to write to, but {dest} is a folder; name a file in it.")
+        handle, name = tempfile.mkstemp(prefix=f".{dest.name[:_LONGEST]}.", suffix=".part", dir=dest.parent)
     except OSError as error:
         raise UserError(f"Can't write {dest}: {error.strerror}; name a folder that exists and is writable.") from None
     os.close(handle)
     part = Path(name)
     try:
         yield part
+        _sync(part)
         part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         part.replace(dest)
     except OSError as error:
@@ -79,10 +82,59 @@ def replacing(dest: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Creates a folder and those above it, unless it is there.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: If it can't be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Can't create the folder {folder}: {error.strerror}; name a place that is writable.") from None
+
+
+def check_no_input(dest: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuses to write over an input.
+
+    Args:
+        dest: The file to write.
+        inputs: What the command reads; any of it may be missing.
+
+    Raises:
+        UserError: If ``dest`` is one of them, by whatever name.
+    """
+    for each in map(Path, inputs):
+        if each.resolve() == dest.resolve() or (_exists(each) and _exists(dest) and each.samefile(dest)):
+            raise UserError(
+                f"Expected another file to write than those that are read, but {dest} is both; name another."
+            )
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file is on the disk: some file systems say only now that they are full."""
+    with path.open("r+b") as stream:
+        try:
+            os.fsync(stream.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some have no such call
+                raise
 
 
 def _umask() -> int:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from facecls.compat import kill_launched_processes
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError, command
-from facecls.files import replacing
-from facecls.model.checkpoint import read_checkpoint
+from facecls.files import make_folder
+from facecls.locks import locked
+from facecls.model.checkpoint import read_checkpoint, write_checkpoint
 from facecls.model.module import FaceModule
-from facecls.run import write_faces
+from facecls.run import LOCK, write_faces
 from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_resumed, keep_split
 from facecls.training.cli import FaceCLI, parse, without_noise
@@ -49,6 +51,12 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     """
     started, commit = time.monotonic(), git_commit()  # now, since the checkout may be changed during the run
     cli: FaceCLI = parse(FaceCLI, args)
+    with ExitStack() as held:
+        return _run(cli, started, commit, held)
+
+
+def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> dict[str, Any]:
+    """Trains and tests, as ``main``; what is held meanwhile, such as the lock of the run's folder, goes to ``held``."""
     trainer, data = cli.trainer, cli.datamodule
     if trainer.local_rank > 0:
         # Ctrl-C reaches all processes; the first of a node needs the others until it has saved, and then kills them
@@ -70,7 +78,10 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     if is_tested(trainer):
         check_some_labels(data, cli.model.model.tasks.values())
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        write_faces(run_folder(trainer), pd.concat([data.faces, data.gone]), data.rejects, data.unread, data.tasks)
+        folder = run_folder(trainer)
+        make_folder(folder)
+        held.enter_context(locked(folder / LOCK, str(folder)))
+        write_faces(folder, pd.concat([data.faces, data.gone]), data.rejects, data.unread, data.tasks)
     frame = measure_frame(data)
     out.print(describe_frame(frame))
     cli.model.hparams["face_frame"] = None if frame is None else frame.options()
@@ -168,8 +179,7 @@ def calibrate(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule, ch
         return
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     content["state_dict"] |= temperatures
-    with replacing(checkpoint) as part:
-        torch.save(content, part)
+    write_checkpoint(content, checkpoint)
 
 
 if __name__ == "__main__":

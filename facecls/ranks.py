@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from facecls.errors import UserError
+
+_NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+_COUNTS = ("WORLD_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
+"""Variables that this project or Lightning reads; Lightning 2.6 even when it is imported."""
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -41,7 +47,17 @@ def launched(environment: Mapping[str, str] = os.environ) -> Rank:
 
     Returns:
         The rank; that of a single process in a shell, and in a batch script, which is not a task of a step.
+
+    Raises:
+        UserError: If a variable is no such number, or they contradict each other.
     """
+    for name in (*_NUMBERS, *_COUNTS):
+        least = int(name in _COUNTS)
+        if name in environment and not (environment[name].isdecimal() and int(environment[name]) >= least):
+            raise UserError(
+                f"Expected {name} in the environment as a whole number from {least} up, as torchrun and srun set it, "
+                f"but got {environment[name]!r}; unset it, or start all processes by one of the two."
+            )
     if "RANK" in environment and "WORLD_SIZE" in environment:
         number, count, local = "RANK", "WORLD_SIZE", "LOCAL_RANK"
     elif "SLURM_PROCID" in environment and not ("SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment):
@@ -50,4 +66,10 @@ def launched(environment: Mapping[str, str] = os.environ) -> Rank:
         number, local = "SLURM_PROCID", "SLURM_LOCALID"
     else:
         return Rank()
-    return Rank(int(environment[number]), int(environment.get(count, 1)), int(environment.get(local, 0)))
+    rank = Rank(int(environment[number]), int(environment.get(count, 1)), int(environment.get(local, 0)))
+    if rank.number >= rank.count or rank.local > rank.number:
+        raise UserError(
+            f"Expected {number} below {count} and {local} not above it, but got {rank.number}, {rank.count} and "
+            f"{rank.local}; start all processes by torchrun or srun."
+        )
+    return rank

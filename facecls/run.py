@@ -18,10 +18,11 @@ from facecls import plain_yaml
 from facecls.data.file_names import parse_name
 from facecls.data.parsing import LabelError
 from facecls.data.sources import is_drawn, roots_of
+from facecls.data.spreadsheets import csv_text, unquoted
 from facecls.data.tasks import UTKFACE, Tasks, classifications, create_tasks
 from facecls.errors import UserError
 from facecls.events import read_scalars
-from facecls.files import replacing
+from facecls.files import make_folder, replacing
 
 CONFIG = "config.yaml"
 """The options."""
@@ -33,6 +34,8 @@ REPORT, SUSPECTS, COMPARISON = "report.html", "suspects.csv", "compare.html"
 """The report, the labels worth checking, and the comparison with other runs."""
 BEST_CHECKPOINT, LAST_CHECKPOINT = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 """The model with the lowest validation loss, and the state to resume from."""
+LOCK = "run.lock"
+"""There while the run is written."""
 
 _FACE_COLUMNS = ("path", "sha1", "split")
 _UNREAD_COLUMNS = ("path", "label", "text", "reason")
@@ -115,15 +118,27 @@ def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, unread
         unread: ``path``, ``label``, ``text`` and ``reason``.
         tasks: The tasks of the data.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     labels = [column for task in tasks.values() for column in task.columns if column in faces]
     with replacing(folder / FACES) as part:
         faces[[*_FACE_COLUMNS, *labels]].to_parquet(part, index=False)
     with replacing(folder / REJECTS) as part:
-        rejects.to_csv(part, index=False)
+        part.write_text(csv_text(rejects), encoding="utf-8", newline="")
     if len(unread):
         with replacing(folder / UNREAD) as part:
-            unread.to_csv(part, index=False)
+            part.write_text(csv_text(unread), encoding="utf-8", newline="")
+
+
+def write_config(folder: Path, text: str) -> None:
+    """Writes the options.
+
+    Args:
+        folder: Folder of the run; created if need be.
+        text: The options as YAML.
+    """
+    make_folder(folder)
+    with replacing(folder / CONFIG) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def faces_of_training(checkpoint: str | Path) -> pd.DataFrame | None:
@@ -164,7 +179,7 @@ def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.Data
     with replacing(folder / PREDICTIONS) as part:
         predictions.to_parquet(part, index=False)
     with replacing(folder / METRICS) as part:
-        part.write_text(json.dumps(contents, indent=2) + "\n")
+        part.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     return contents
 
 
@@ -176,7 +191,7 @@ def write_suspects(folder: Path, suspects: pd.DataFrame) -> None:
         suspects: As ``analysis.suspects.suspects`` returns them.
     """
     with replacing(folder / SUSPECTS) as part:
-        suspects.to_csv(part, index=False)
+        part.write_text(csv_text(suspects), encoding="utf-8", newline="")
 
 
 def read_run(folder: Path) -> Run:
@@ -253,7 +268,7 @@ def _has_utkface_name(path: str) -> bool:
 
 
 def _read_text(file: Path) -> str:
-    return file.read_text() if file.is_file() else ""
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
@@ -261,8 +276,10 @@ def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = parse(file.read_text())
-    except (ValueError, RecursionError, yaml.YAMLError):
+        content = parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Can't read {file}: {error.strerror}; make it readable.") from None
+    except (ValueError, yaml.YAMLError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f"Expected a mapping in {file}, but could not read one; repair or delete the file.")
@@ -289,7 +306,10 @@ def _read_list(file: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:
     """A table of texts with all of these columns; ``None`` if the file is missing."""
     if not file.is_file():
         return None
-    listed = pd.read_csv(file, dtype=str, keep_default_na=False)
+    try:
+        listed = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8").map(unquoted)
+    except (OSError, ValueError):  # pandas' own errors are ValueErrors
+        listed = pd.DataFrame()
     if not {*columns} <= {*listed}:
         raise UserError(f"Expected the columns {', '.join(columns)} in {file}; repair or delete the file.")
     return listed

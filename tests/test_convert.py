@@ -353,7 +353,7 @@ def test_classifier_that_is_not_there_is_refused(
 
 def test_writing_over_the_source_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "notop.h5"
-    assert_refused(path, tmp_path, capsys, "one is named twice", dest=path)
+    assert_refused(path, tmp_path, capsys, "is both", dest=path)
 
 
 @pytest.mark.parametrize("what", ["gone/trunk.safetensors", "file/trunk.safetensors", "folder"])

@@ -5,7 +5,6 @@ stepping on a batch that is already on the device, and a loop in plain torch. La
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +32,10 @@ from facecls.bench.pipeline import (
 )
 from facecls.bench.show import print_bench, verdict
 from facecls.console import console
+from facecls.data.parallel import available_cores
+from facecls.data.sources import roots_of
 from facecls.errors import UserError, command, program
-from facecls.files import replacing
+from facecls.files import check_no_input, replacing
 from facecls.model.schedule import at_epoch
 from facecls.training.cli import FaceCLI, interruptible, parse, without_noise
 from facecls.training.outcome import device_name, git_commit, versions
@@ -70,6 +71,10 @@ class BenchCLI(FaceCLI):
             raise UserError(
                 f"Expected --out in a folder that exists, but there is none at {Path(config.out).parent}; create it."
             )
+        if config.out is not None:
+            files = [*(config.config or []), config.data.split_file, config.model.weights, config.ckpt_path]
+            inputs = [*files, *roots_of(config.data.root)]
+            check_no_input(Path(config.out), [each for each in map(str, inputs) if each])
         if config.seconds <= 0:
             raise UserError(f"Expected --seconds above 0, but got {config.seconds}; leave it out for 3.")
         self.folder = TemporaryDirectory()
@@ -97,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     print_bench(results, console())
     if cli.config.out is not None:
         with replacing(Path(cli.config.out)) as part:
-            part.write_text(json.dumps(results, indent=2) + "\n")
+            part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
@@ -164,7 +169,7 @@ def _describe(cli: BenchCLI) -> dict[str, Any]:
         "image_size": data.image_size,
         "batch_size": data.batch_size,
         "workers": data.num_workers,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "device": device_name(trainer),
         "precision": str(trainer.precision),
         "version": __version__,

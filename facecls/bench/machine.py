@@ -46,7 +46,7 @@ def memory_of_workers(others: Collection[BaseProcess]) -> Memory | None:
             return None
         fields = {
             line.split(":")[0]: int(line.split()[1]) * 1024 / _MIB
-            for line in rollup.read_text().splitlines()
+            for line in rollup.read_text(encoding="utf-8", errors="replace").splitlines()
             if line.endswith(" kB")
         }
         private = fields["Private_Clean"] + fields["Private_Dirty"]
@@ -60,8 +60,10 @@ def process_start() -> float | None:
     stat, uptime = Path("/proc/self/stat"), Path("/proc/uptime")
     if not stat.exists() or not uptime.exists():
         return None
-    ticks = int(stat.read_text().rpartition(")")[2].split()[19])  # proc(5), field 22: since the system booted
-    return time.time() - float(uptime.read_text().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
+    ticks = int(
+        stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    )  # proc(5), field 22: since the system booted
+    return time.time() - float(uptime.read_text(encoding="utf-8").split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def forward_flops(model: FaceModel, size: int) -> float:

@@ -1,8 +1,6 @@
 """``python -m facecls.crop``: aligned faces cut out of photos, as a training set."""
 
 import argparse
-import csv
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -11,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import replacing
+from facecls.locks import locked
+from facecls.terminal import say
 
 # what is heavy is imported when it is needed, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ _ABOUT = (
 )
 FACES, MANIFEST, LEFT_OUT = "faces", "faces.csv", "left_out.csv"
 """What is written: a folder of images, their labels, and the photos without any."""
+LOCK = "crop.lock"
+"""There while the folder is written."""
 _SIZES = range(64, 1025)
 _AHEAD = 32
 """Photos whose faces may wait to be listed."""
@@ -60,11 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cutter = Cutter(Detector(), frame, options.size, options.out / FACES)
     counts: Counter[str] = Counter()
     try:
-        _cut_all(options, cutter, labels, counts)
+        with locked(options.out / LOCK, str(options.out)):
+            _cut_all(options, cutter, labels, counts)
     except KeyboardInterrupt:
-        print(f"facecls.crop: interrupted after {_faces(counts)}; run it again to go on", file=sys.stderr)
+        say(f"facecls.crop: interrupted after {_faces(counts)}; run it again to go on")
         raise SystemExit(_INTERRUPTED) from None
-    print(f"{_faces(counts)}{_reasons(counts)}\nwrote {options.out / MANIFEST}", file=sys.stderr)
+    say(f"{_faces(counts)}{_reasons(counts)}")
+    say(f"wrote {options.out / MANIFEST}")
 
 
 def _create_parser() -> CommandParser:
@@ -121,7 +125,7 @@ def _labels_of(options: argparse.Namespace) -> "Labels":
     photos = (_inside(given, options.photos) for given in _photos(options))
     labels = ManifestLabels(options.manifest, photos, Path(options.photos))
     boxes = "; faces in its boxes" if labels.has_boxes else ""
-    print(f"{options.manifest.name}: {', '.join(labels.columns) or 'no labels'}{boxes}", file=sys.stderr)
+    say(f"{options.manifest.name}: {', '.join(labels.columns) or 'no labels'}{boxes}")
     return labels
 
 
@@ -145,7 +149,7 @@ def _begin(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in out.iterdir() if path.name[0] != "."}
-        others = sorted(names - {FACES, MANIFEST, LEFT_OUT} if FACES in names else names)
+        others = sorted(names - {FACES, MANIFEST, LEFT_OUT, LOCK} if FACES in names else names)
         if others:
             raise UserError(f"Expected a new or empty folder, but {out} holds {others[0]}; name another.")
         (out / FACES).mkdir(exist_ok=True)
@@ -158,17 +162,18 @@ def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", co
     from facecls.console import count_progress
     from facecls.data.parallel import in_order
     from facecls.data.sources import quiet
+    from facecls.data.spreadsheets import csv_line
     from facecls.predict.inputs import count
 
     source = [] if "photo" in labels.columns else ["photo"]
     total = count([options.photos], [options.out.resolve()])
     with ExitStack() as stack:
         write, leave_out = (
-            csv.writer(stack.enter_context(file.open("w", newline="", encoding="utf-8"))).writerow
+            stack.enter_context(file.open("w", newline="", encoding="utf-8")).write
             for file in (stack.enter_context(replacing(options.out / name)) for name in (MANIFEST, LEFT_OUT))
         )
-        write(["path", *source, *labels.columns])
-        leave_out(["path", "reason"])
+        write(csv_line(["path", *source, *labels.columns]))
+        leave_out(csv_line(["path", "reason"]))
         advance = stack.enter_context(count_progress("photos", total, "photos"))
         stack.enter_context(quiet())
         jobs = _jobs(options, labels)
@@ -177,13 +182,13 @@ def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", co
             for face, file, reason in zip(job.faces, job.files, job.reasons, strict=True):
                 counts[reason or _TAKEN] += 1
                 if reason is not None:
-                    leave_out([job.given.path, reason])
+                    leave_out(csv_line([job.given.path, reason]))
                     continue
                 known = [face.labels.get(name, "") for name in labels.columns]
-                write([f"{FACES}/{file.as_posix()}", *([job.given.path] if source else []), *known])
+                write(csv_line([f"{FACES}/{file.as_posix()}", *([job.given.path] if source else []), *known]))
         for path in labels.left():
             counts[_MISSING] += 1
-            leave_out([path, _MISSING])
+            leave_out(csv_line([path, _MISSING]))
         if not counts[_TAKEN]:
             raise UserError(f"Expected faces in {options.photos}, but took none{_reasons(counts)}.")
 

@@ -16,7 +16,7 @@ from facecls.finding.detector import Detector, Face
 from facecls.finding.frame import Frame, align, is_framed
 from facecls.predict.finder import take_from
 from facecls.predict.inputs import NO_FACE, Input
-from facecls.predict.pictures import save
+from facecls.predict.pictures import MARK, save
 
 Pixels = npt.NDArray[np.uint8]
 _QUALITY = 95
@@ -87,12 +87,12 @@ class Cutter:
             if isinstance(face, str):
                 reasons[number] = face
             else:
-                save(self._folder / job.files[number], face, job.given, _QUALITY, marks[number])
+                save(self._folder / job.files[number], face, _QUALITY, marks[number])
         return job._replace(reasons=reasons)
 
     def _mark(self, job: Job, face: LabelledFace) -> str:
         """What the file of a face says of its origin: another one means that it must be cut again."""
-        return hashlib.sha256(f"{job.origin} {face.box} {self._made_by}".encode()).hexdigest()
+        return " " + hashlib.sha256(f"{job.origin} {face.box} {self._made_by}".encode()).hexdigest()
 
     def _take(self, image: Pixels, boxes: Sequence[Box | None]) -> list[Pixels | str]:
         """The wanted faces of a photo, (S, S, 3), or why there is none."""
@@ -135,7 +135,7 @@ def _mark_of(file: Path) -> str | None:
     try:
         with PIL.Image.open(file) as image:
             comment: bytes = image.info.get("comment", b"")
-            return comment.decode(errors="replace")
+            return comment.decode(errors="replace").removeprefix(MARK)
     except OSError:
         return None
 

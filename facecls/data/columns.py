@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from facecls.data.folders import IMAGE_ENDINGS
 from facecls.data.limits import NAMES
+from facecls.data.spreadsheets import unquoted
 from facecls.errors import UserError
 from facecls.files import open_regular
 
@@ -156,7 +157,7 @@ def read_all_columns(path: Path, required: str) -> pd.DataFrame:
         UserError: As ``read_columns``.
     """
     with _errors(path):
-        names = [name.strip() for name in _names(path)]
+        names = [name.strip() if _is_parquet(path) else unquoted(name.strip()) for name in _names(path)]
         own = _choose(names, [required], path).get(required)
     return read_columns(path, [required], [name for name in names if name not in ("", required, own)])
 
@@ -190,7 +191,8 @@ def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] 
             if count > NAMES:
                 raise UserError(f"Expected at most {NAMES:,} rows in {path}, but it has more; divide it.")
             texts = {name: rows[own].astype("string").fillna("").str.strip() for name, own in chosen.items()}
-            yield pd.DataFrame(texts).astype("str")
+            table = pd.DataFrame(texts).astype("str")
+            yield table if _is_parquet(path) else table.map(unquoted).astype("str")
 
 
 @contextmanager
@@ -209,12 +211,12 @@ def _errors(path: Path) -> Iterator[None]:
 
 def _choose(names: Sequence[str], wanted: Collection[str], path: Path) -> dict[str, str]:
     """The name in the file of each wanted column that is there."""
-    plain = [name.strip().lower() for name in names]
+    plain = [unquoted(name.strip()).lower() for name in names]
     chosen = {}
     for column in wanted:
         aliases = [alias for alias in ALIASES.get(column, ()) if alias not in wanted]
         matches = (
-            [name for name in names if name == column]
+            [name for name in names if unquoted(name) == column]
             or [name for name, lower in zip(names, plain, strict=True) if lower == column.lower()]
             or [name for name, lower in zip(names, plain, strict=True) if lower in aliases]
         )

@@ -1,6 +1,5 @@
 """From a table of faces to the loaders of training, validation and test."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from facecls.data.buffers import SharedBuffers
 from facecls.data.dataset import FaceDataset, FeatureDataset
 from facecls.data.folders import expanded
 from facecls.data.manifests import describe_manifest
+from facecls.data.parallel import available_cores
 from facecls.data.parsing import MISSING
 from facecls.data.sampler import FaceBatchSampler, resume_after, trained_batches
 from facecls.data.sources import Root, is_manifest, roots_of
@@ -132,7 +132,7 @@ class FacesDataModule(pl.LightningDataModule):
         self.root = root
         self.image_size = image_size
         self.batch_size = batch_size
-        self.num_workers = min(16, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        self.num_workers = min(16, available_cores()) if num_workers is None else num_workers
         self.fractions = (val_fraction, test_fraction)
         self.split_file = split_file
         self.split = split

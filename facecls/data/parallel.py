@@ -18,6 +18,11 @@ _CHUNK = 8
 """Items per submitted task by default, which keeps the overhead of submitting small."""
 
 
+def available_cores() -> int:
+    """How many cores this process may use; where the system does not say, as macOS and Windows, how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_order(
     function: Callable[[_T], _R],
     items: Iterator[_T],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from facecls.console import console
 from facecls.errors import CommandParser, UserError, command, program
-from facecls.files import replacing
+from facecls.files import check_no_input, replacing
 
 # heavy libraries are imported late, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
             f"Expected a file name that ends in .onnx, but got {options.dest}; predict recognises ONNX models by that "
             "ending."
         )
+    check_no_input(options.dest, [options.checkpoint])
     with replacing(options.dest) as part:
         return _export(options, part)
 

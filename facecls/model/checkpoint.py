@@ -9,6 +9,7 @@ import torch
 
 from facecls.data.limits import SIDE
 from facecls.errors import UserError
+from facecls.files import replacing
 from facecls.finding.frame import Frame, read_frame
 from facecls.model.checksums import check_finite, check_members
 from facecls.model.module import FaceModule
@@ -93,3 +94,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
     optimizer = options.get("optimizer")
     return Checkpoint(module.eval(), data, frame, is_assumed, optimizer if isinstance(optimizer, Mapping) else {})
+
+
+def write_checkpoint(content: Mapping[str, Any], dest: Path) -> None:
+    """Writes a checkpoint, completely or not at all.
+
+    Args:
+        content: Tensors and plain values by name.
+        dest: The file to create or replace; its folder must exist.
+
+    Raises:
+        UserError: If it can't be written.
+    """
+    with replacing(dest) as part, part.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # torch's own, for what the stream has raised before
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None

@@ -6,13 +6,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import sha256
+from facecls.locks import locked
 from facecls.ranks import Rank, launched
+from facecls.terminal import say
 
 # what is heavy is imported when it is needed, so that --help and mistakes are answered at once
 if TYPE_CHECKING:
@@ -74,13 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rank = create_parser().parse_intermixed_args(arguments), launched()
     _check_options(options, rank)
     outputs = _own_outputs(options, rank)
+    with _held(options, outputs):
+        return _predict(options, rank, outputs)
+
+
+def _predict(options: argparse.Namespace, rank: Rank, outputs: _Outputs) -> int:
+    """Runs the command and returns its status."""
     from facecls.predict.inputs import check, stream
-    from facecls.predict.pictures import check_folder
+    from facecls.predict.pictures import check_folder, check_replaceable
 
     check(options.inputs)
     for option, folder in (("--annotate", options.annotate), ("--crops", options.crops)):
         if folder is not None:
-            check_folder(option, folder, options.resume)
+            check_folder(option, folder, options.resume, options.inputs)
     from facecls.model.engine import open_predictor
     from facecls.predict.faces import columns
 
@@ -91,8 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"Expected images to predict, but there is no file in {', '.join(options.inputs)}.")
     own = (each for each in chain([first], inputs) if rank.takes(str(each.path)))
     if options.resume and _is_complete(outputs.out, columns(predictor, finder), own):
-        print(f"facecls.predict: {outputs.out} is complete; for further inputs name another file", file=sys.stderr)
+        say(f"facecls.predict: {outputs.out} is complete; for further inputs name another file")
         return 0
+    if outputs.grid is not None:
+        check_replaceable(outputs.grid)
     try:
         return _run(options, rank, predictor, finder, own, outputs)
     except BrokenPipeError:  # whoever reads standard output, such as head, has enough
@@ -166,7 +177,7 @@ def _check_options(options: argparse.Namespace, rank: Rank) -> None:
 
 def _own_outputs(options: argparse.Namespace, rank: Rank) -> _Outputs:
     """The files of this process, which can be written."""
-    from facecls.predict.outputs import check_output, journal_of
+    from facecls.predict.outputs import check_output, journal_of, lock_of
 
     grids = [] if options.grid is None else rank.shards(options.grid)
     outs = [] if options.out is None else rank.shards(options.out)
@@ -174,8 +185,21 @@ def _own_outputs(options: argparse.Namespace, rank: Rank) -> _Outputs:
     if out is not None:
         check_output(out, options.resume)
     folders = [folder for folder in (options.annotate, options.crops) if folder is not None]
-    written = {file.resolve() for file in (*grids, *outs, *map(journal_of, outs), *folders)}
+    written = {file.resolve() for file in (*grids, *outs, *map(journal_of, outs), *map(lock_of, outs), *folders)}
     return _Outputs(out, grids[rank.number] if grids else None, written)
+
+
+@contextmanager
+def _held(options: argparse.Namespace, outputs: _Outputs) -> "Iterator[None]":
+    """Keeps other processes from writing the same predictions."""
+    from facecls.predict.outputs import check_output, lock_of
+
+    if outputs.out is None:
+        yield
+        return
+    with locked(lock_of(outputs.out), str(outputs.out)):
+        check_output(outputs.out, options.resume)  # again, since another process may just have ended
+        yield
 
 
 def _open_finder(options: argparse.Namespace, predictor: "Predictor") -> "Finder":
@@ -222,9 +246,9 @@ def _run(
         return Journal(outputs.out, columns(predictor, finder), sha256(options.model), _deciding(options))
 
     if options.faces != "whole" and predictor.frame is None:
-        print(_NO_FRAME, file=sys.stderr)
+        say(_NO_FRAME)
     elif options.faces != "whole" and predictor.is_frame_assumed:
-        print(_FRAME_ASSUMED, file=sys.stderr)
+        say(_FRAME_ASSUMED)
     grid = Grid(predictor.tasks)
     pictures = Pictures(predictor.tasks, options.annotate, options.crops)
     with open_output() as output:
@@ -233,18 +257,18 @@ def _run(
             counts, seconds = _write_all(batches, output, (grid, pictures), count_own, rank)
             _check_all_met(output.done, outputs.out)
             which = f"process {rank.number} of {rank.count}: " if rank.count > 1 else ""
-            print(f"{which}{_summary(counts, seconds, output.failed, predictor.engine)}", file=sys.stderr)
             output.finish()
+            say(f"{which}{_summary(counts, seconds, output.failed, predictor.engine)}")
         except KeyboardInterrupt:
-            print(f"facecls.predict: interrupted{_how_to_resume(output.rows, outputs.out)}", file=sys.stderr)
+            say(f"facecls.predict: interrupted{_how_to_resume(output.rows, outputs.out)}")
             raise SystemExit(_INTERRUPTED) from None
     if made := [str(each) for each in (outputs.out, options.annotate, options.crops) if each is not None]:
-        print(f"wrote {', '.join(made)}", file=sys.stderr)
+        say(f"wrote {', '.join(made)}")
     if outputs.grid is not None:
         if grid.pictures:
             grid.write(outputs.grid)
         else:
-            print(f"no face was predicted, so there is no {outputs.grid}", file=sys.stderr)
+            say(f"no face was predicted, so there is no {outputs.grid}")
     return int(output.failed > 0)
 
 
@@ -352,5 +376,5 @@ def _remaining(inputs: "Iterator[Input]", done: Counter[str]) -> "Iterator[Input
 
 
 if __name__ == "__main__":
-    with command("facecls.predict"):
+    with command("facecls.predict", prints_data=True):
         raise SystemExit(main())

@@ -15,6 +15,7 @@ from facecls.data.parsing import MISSING, LabelError
 from facecls.data.tasks import Classification, Task, Tasks
 from facecls.files import replacing
 from facecls.predict.faces import Batch
+from facecls.predict.pictures import MARK
 
 MOST_FACES = 64
 _COLUMNS = 8
@@ -59,7 +60,7 @@ class Grid:
             UserError: If it can't be written.
         """
         with replacing(dest) as part:
-            draw(self.pictures, self.titles).savefig(part, format="png", dpi=150)
+            draw(self.pictures, self.titles).savefig(part, format="png", dpi=150, metadata={"Comment": MARK})
 
 
 def draw(pictures: Sequence[npt.NDArray[np.uint8]], titles: Sequence[tuple[str, bool]]) -> Figure:

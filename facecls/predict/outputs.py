@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from facecls.data.spreadsheets import csv_line, unquoted
 from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.predict.inputs import NO_FAILURES
@@ -37,6 +39,11 @@ _ARROW = {"str": pa.string(), "float32": pa.float32(), "Int16": pa.int16(), "Int
 def journal_of(out: Path) -> Path:
     """The journal of a file of predictions."""
     return out.with_name(f"{out.name}.journal.jsonl")
+
+
+def lock_of(out: Path) -> Path:
+    """The lock of a file of predictions, there while a process writes it."""
+    return out.with_name(f"{out.name}.lock")
 
 
 def check_output(out: Path, resume: bool) -> None:
@@ -107,7 +114,7 @@ def _csv_shape(file: Path) -> tuple[list[str], int]:
     """Names of the columns, and number of photos in whole rows."""
     with file.open(newline="", encoding="utf-8") as stream:
         rows = csv.reader((line for line in stream if line.endswith("\n")), strict=True)
-        names = next(rows, [])
+        names = list(map(unquoted, next(rows, [])))
         whole = (dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names))
         return names, sum(map(is_first_row, whole))
 
@@ -174,7 +181,7 @@ class Journal:
             if not length:
                 self._write(f"{json.dumps(self._header)}\n")
         except UserError:
-            self._stream.close()
+            self._close()
             raise
 
     def __enter__(self) -> Self:
@@ -183,7 +190,7 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         """Closes the journal, from which the run can be resumed unless it is finished."""
-        self._stream.close()
+        self._close()
 
     def append(self, table: pd.DataFrame) -> None:
         """Writes rows to the disk.
@@ -214,6 +221,10 @@ class Journal:
                 write = _write_csv if self.out.suffix.lower() == ".csv" else _write_parquet
                 write(part, map(json.loads, lines), self.columns)
         self._file.unlink()
+
+    def _close(self) -> None:
+        with suppress(OSError):  # of what could not be written, as has been said
+            self._stream.close()
 
     def _write(self, text: str) -> None:
         try:
@@ -276,9 +287,8 @@ class Journal:
 
 def _write_csv(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:
     with dest.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(row.values() for row in rows)
+        stream.write(csv_line(columns))
+        stream.writelines(csv_line(row.values()) for row in rows)
 
 
 def _write_parquet(dest: Path, rows: Iterator[dict[str, Any]], columns: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Photos with what was predicted drawn into them, and the faces as the model saw them, as files."""
 
 import hashlib
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path, PurePath
 
@@ -13,7 +14,7 @@ from PIL import ImageDraw, ImageFont
 from facecls.data.archives import UnreadableError
 from facecls.data.tasks import Task, Tasks
 from facecls.errors import UserError
-from facecls.files import replacing
+from facecls.files import make_folder, replacing
 from facecls.predict.faces import Batch
 from facecls.predict.inputs import Input, may_be_photo
 
@@ -26,13 +27,18 @@ _QUALITY, _LONGEST = 92, 200
 """Of a JPEG; bytes of the longest name that is kept."""
 
 
-def check_folder(option: str, folder: Path, is_resumed: bool) -> None:
+MARK = "made by facecls"
+"""The comment in each picture: only a file with it is ever replaced."""
+
+
+def check_folder(option: str, folder: Path, is_resumed: bool, inputs: Iterable[str]) -> None:
     """Rejects a folder for pictures that holds something, which might be the photos themselves.
 
     Args:
         option: Its name, for messages.
         folder: The folder; it is created if need be.
         is_resumed: Whether it may hold the pictures of a run that is continued.
+        inputs: As on the command line.
 
     Raises:
         UserError: If it is such a folder, or can't be made.
@@ -44,6 +50,10 @@ def check_folder(option: str, folder: Path, is_resumed: bool) -> None:
         raise UserError(f"Expected a folder for {option} at {folder}, but {error.strerror}; name another.") from None
     if not (is_empty or is_resumed):
         raise UserError(f"Expected a new or empty folder for {option}, but {folder} holds something; name another.")
+    own = folder.resolve()
+    for place in (Path(each).resolve() for each in inputs):
+        if not is_empty and (place == own or own in place.parents):
+            raise UserError(f"Expected a folder for {option} without photos, but {place} is an input; name another.")
 
 
 class Pictures:
@@ -74,7 +84,7 @@ class Pictures:
         if self.crops is not None:
             for given, row, pixels in known:
                 number = row.get("face")
-                save(self.crops / file_name(given, None if number is None else int(number)), pixels, given)
+                save(self.crops / file_name(given, None if number is None else int(number)), pixels)
         if self.annotated is not None:
             for _, group in groupby(known, key=lambda each: id(each[0])):
                 faces = list(group)
@@ -83,7 +93,7 @@ class Pictures:
                     photo = annotate(given.load(), pd.DataFrame([row for _, row, _ in faces]), self.tasks)
                 except UnreadableError as error:
                     raise UserError(f"Expected {given.path} as it was a moment ago, but it is: {error}.") from None
-                save(self.annotated / file_name(given), photo, given)
+                save(self.annotated / file_name(given), photo)
 
 
 def file_name(given: Input, number: int | None = None) -> PurePath:
@@ -149,27 +159,43 @@ def _value(task: Task, value: float | str) -> str:
     return value if isinstance(value, str) else task.text(value)
 
 
-def save(
-    dest: Path, pixels: npt.NDArray[np.uint8], given: Input, quality: int = _QUALITY, comment: str | None = None
-) -> None:
+def save(dest: Path, pixels: npt.NDArray[np.uint8], quality: int = _QUALITY, about: str = "") -> None:
     """Writes a picture, and the folders that it needs.
 
     Args:
         dest: A JPEG file to write or replace.
         pixels: RGB (H, W, 3).
-        given: The photo that it was made from, which is never replaced.
         quality: Of the JPEG, 1..100.
-        comment: Kept in the file.
+        about: More to be kept in the file, after ``MARK``.
 
     Raises:
-        UserError: If it can't be written, or is the photo.
+        UserError: If it can't be written, or there is a file that is no such picture.
     """
-    photo = Path(str(given.path))
-    if dest.exists() and photo.exists() and dest.samefile(photo):
-        raise UserError(f"Expected a folder for pictures without the photos, but {dest} is one; name another folder.")
-    try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Can't make the folder {dest.parent}: {error.strerror}; name another place.") from None
+    check_replaceable(dest)
+    make_folder(dest.parent)
     with replacing(dest) as part:
-        PIL.Image.fromarray(pixels).save(part, "JPEG", quality=quality, comment=comment)
+        PIL.Image.fromarray(pixels).save(part, "JPEG", quality=quality, comment=MARK + about)
+
+
+def check_replaceable(dest: Path) -> None:
+    """Refuses to write a picture over anything but another picture of this program.
+
+    Args:
+        dest: The file to write; it may be missing.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    try:
+        if not dest.exists():
+            return
+        with PIL.Image.open(dest) as image:
+            comments = [image.info.get(name) for name in ("comment", "Comment")]  # in JPEG and in PNG
+    except (OSError, ValueError, PIL.Image.DecompressionBombError):
+        comments = []
+    if not any(comment and _text(comment).startswith(MARK) for comment in comments):
+        raise UserError(f"Expected no photo in the place of a picture to write, but {dest} may be one; name another.")
+
+
+def _text(comment: str | bytes) -> str:
+    return comment.decode(errors="replace") if isinstance(comment, bytes) else comment

@@ -1,16 +1,17 @@
 """Predictions on standard output: CSV for a program, aligned lines for a person."""
 
-import csv
-import io
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Self
 
 import pandas as pd
 
+from facecls.data.spreadsheets import csv_line
 from facecls.data.tasks import Classification, Task, Tasks
+from facecls.errors import UserError
 from facecls.predict.outputs import cells_of, count_failed
+from facecls.terminal import printable
 
 
 class Screen:
@@ -47,11 +48,16 @@ class Screen:
             table: As ``FacePredictor.predict`` returns it.
         """
         if self.is_interactive:
-            text = "".join(f"{_line(self.tasks, row)}\n" for row in table.to_dict("records"))
+            text = "".join(f"{printable(_line(self.tasks, row))}\n" for row in table.to_dict("records"))
         else:
-            text = (_csv_text([table.columns]) if not self.rows else "") + _csv_text(cells_of(table))
-        sys.stdout.write(text)
-        sys.stdout.flush()
+            text = ("" if self.rows else csv_line(table)) + "".join(map(csv_line, cells_of(table)))
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(f"Can't write standard output: {error.strerror}; use --out to name a file.") from None
         self.rows += len(table)
         self.failed += count_failed(table)
 
@@ -72,10 +78,3 @@ def _in_line(task: Task, row: Mapping[Hashable, Any]) -> str:
     low, high = (row.get(f"{task.name}_{end}") for end in ("low", "high"))
     interval = "" if low is None else f" ({low}-{high})"
     return f"{task.text(row[task.name]):>3}{interval:<10}"
-
-
-def _csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as lines of CSV, with an empty cell for None."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

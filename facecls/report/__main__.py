@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     options = parser.parse_args(arguments)
     if options.out is not None and len(options.runs) == 1:
         raise UserError("Expected --out with several runs only; the report of one run is written into its folder.")
+    if options.out is not None and options.out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"Expected --out to end in .html, as no file of a run but pages does, but got {options.out}.")
     first = read_run(options.runs[0])
     image = find_images(first, options.root)
     if len(options.runs) > 1:

@@ -15,7 +15,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from facecls.compat import create_checkpoint, set_place
 from facecls.console import console
 from facecls.errors import UserError
-from facecls.files import replacing
 from facecls.model.module import FaceModule
 from facecls.run import LAST_CHECKPOINT
 
@@ -65,9 +64,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run or not trainer.global_step or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         assert self.path is not None, "setup comes first"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as part:
-            trainer.strategy.save_checkpoint(create_checkpoint(trainer), part)
+        trainer.strategy.save_checkpoint(create_checkpoint(trainer), self.path)
         self._saved = time.monotonic()
 
     def on_train_batch_end(

@@ -19,7 +19,6 @@ from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -30,12 +29,14 @@ from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
 from facecls.ranks import launched
 from facecls.run import BEST_CHECKPOINT
+from facecls.terminal import say
 from facecls.training import probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
 from facecls.training.collector import PredictionCollector
 from facecls.training.option_parser import OptionParser
 from facecls.training.precision import check_precision, choose_precision, uses_cuda
 from facecls.training.progress import create_progress
+from facecls.training.saving import OptionsSaver, RunLogger, WholeCheckpointIO
 
 RUNS = "runs"
 _DATA_OPTIONS = frozenset(inspect.signature(FacesDataModule).parameters)
@@ -88,7 +89,7 @@ class FaceCLI(LightningCLI):
         super().__init__(
             FaceModule,
             FacesDataModule,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=OptionsSaver,
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
             parser_class=OptionParser,
@@ -127,6 +128,12 @@ class FaceCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks the options and chooses the precision."""
         config = self.config
+        strategy = str(config.trainer.strategy)
+        if any(word in strategy for word in ("spawn", "fork", "notebook")):
+            raise UserError(
+                f"Expected a trainer.strategy that starts the command once for each device, but {strategy} copies this "
+                "process, whose results would be lost; use ddp."
+            )
         # a resumed run saves its options as well, and they must not resume again
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
         if self.ckpt_path is not None and not Path(self.ckpt_path).is_file():
@@ -164,6 +171,7 @@ class FaceCLI(LightningCLI):
             kwargs["enable_model_summary"] = False  # the command describes the model in a line of its own
         kwargs["use_distributed_sampler"] = False  # the datamodule's sampler divides the batches
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
         devices = trainer.num_devices * trainer.num_nodes
         if (processes := launched().count) > 1 and processes != devices:
             raise UserError(
@@ -194,7 +202,7 @@ class FaceCLI(LightningCLI):
 
 @rank_zero_only
 def _print_note(note: str) -> None:
-    print(note, file=sys.stderr)  # stdout may be the file that --print_config goes to
+    say(note)  # stdout may be the file that --print_config goes to
 
 
 def _check_seed(value: bool | int) -> int:
@@ -230,10 +238,10 @@ def _uses_ddp(config: Any) -> bool:
     return isinstance(trainer.strategy, DDPStrategy)
 
 
-def create_logger(root: str, name: str, version: str | None = None) -> TensorBoardLogger:
+def create_logger(root: str, name: str, version: str | None = None) -> RunLogger:
     """Creates the logger of a run, whose folder is ROOT/NAME/VERSION; without a version the next ``version_N``."""
     keep_tensorboard_from_importing_tensorflow()
-    return TensorBoardLogger(root, name, version, default_hp_metric=False)  # else it logs a curve that is always -1
+    return RunLogger(root, name, version)
 
 
 def resumed_version(ckpt_path: str | None, root: str, name: str) -> str | None:

@@ -131,7 +131,7 @@ def device_name(trainer: pl.Trainer) -> str:
     if device.type == "cuda":
         return times + torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     model = f" ({models[0]})" if models else ""
     return f"{times}{device.type}{model}, {os.cpu_count()} cores"

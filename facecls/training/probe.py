@@ -22,7 +22,7 @@ from facecls._version import __version__
 from facecls.console import count_progress
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
-from facecls.files import replacing
+from facecls.files import make_folder, replacing
 from facecls.model.checksums import digest_of
 from facecls.model.module import FaceModule
 from facecls.model.schedule import FREEZE_ALL
@@ -88,7 +88,7 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
             )
         rate = len(features) / (time.monotonic() - started)
         source = f"computed at {rate:.0f} faces/s, saved in {path}"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_features(path, key, features)
     data.use_features(features)
     return f"features of {len(features):,} faces {source}"

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 
 from facecls.console import LINE_EVERY, shows_bars, time_left
+from facecls.terminal import printable
 
 _METRICS = {
     "accuracy": "{task} {value:.1%}",
@@ -52,7 +53,7 @@ class BarProgress(_EpochLines, RichProgressBar):
 
     def _print_line(self, line: str) -> None:
         if self.progress is not None:
-            self.progress.console.print(line, highlight=False, soft_wrap=True)
+            self.progress.console.print(printable(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class LineProgress(_EpochLines):
@@ -163,7 +164,7 @@ class LineProgress(_EpochLines):
 
     def _print_line(self, line: str) -> None:
         if self._enabled:
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
 
 def epoch_line(trainer: pl.Trainer, tasks: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Replaces option names of version 0.1 with today's, wherever they are written."""
 
+import locale
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ RENAMED: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 """Old name -> new name, and the values that have new names as well."""
 _CONFIG = ("config", "c")
+_IS_UTF8 = locale.getpreferredencoding(do_setlocale=False).lower().replace("-", "") == "utf8"
 
 
 def rename_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Replaces old names of options: in dotted options, inside ``{...}``, and in files.
 
     A file with old names, after ``--config``, ``--model`` or ``--model.schedule``, is replaced by its contents, which
-    these options take as well. Files that such a file names in turn are not read.
+    these options take as well; so is one with other characters than ASCII where the locale is not UTF-8. Files that
+    such a file names in turn are not read.
 
     Args:
         words: Words of a command line.
@@ -60,18 +63,21 @@ def _rename_value(key: str, value: str, notes: dict[str, None]) -> str:
     if not any(old.startswith(prefix) for old in RENAMED):
         return value
     try:
-        content = get_loader("yaml")(_read(value))
+        text = _read(value)
+        content = get_loader("yaml")(text)
     except (ValueError, yaml.YAMLError):
         return value  # the parser says what is wrong with it
     found = [old for old in RENAMED if old.startswith(prefix) and _rename_in(content, prefix, old)]
     notes |= {f"{old} is now called {RENAMED[old][0]}": None for old in found}
-    return yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10**9).strip() if found else value
+    # jsonargparse 4.49 reads files as the locale has it, which need not be UTF-8
+    is_kept = not found and (text == value or text.isascii() or _IS_UTF8)
+    return value if is_kept else yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10**9).strip()
 
 
 def _read(value: str) -> str:
     """The contents of a file, or the value itself if it names none."""
     try:
-        return Path(value).read_text()
+        return Path(value).read_text(encoding="utf-8")
     except (OSError, ValueError):  # a long value is no file name
         return value
 
