@@ -312,6 +312,7 @@ def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
         if file.metadata.num_rows > NAMES:
             raise UserError(f"Expected at most {NAMES:,} rows in {path}, but it has more; divide it.")
         for batch in file.iter_batches(CHUNK, columns=used):
+            batch.validate(full=True)  # such as that texts are UTF-8
             for column in batch.columns:
                 _check_lengths(column)
             yield batch.to_pandas(ignore_metadata=True)
