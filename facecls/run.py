@@ -290,7 +290,7 @@ def _read_table(file: Path, labels: tuple[str, ...]) -> pd.DataFrame:
     """Faces with all of these labels, as Int16."""
     try:
         table = pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+    except Exception as error:  # pyarrow raises many kinds over a damaged file
         raise UserError(f"Expected a Parquet table at {file}, but: {error}; run the evaluation again.") from None
     needed = (*_FACE_COLUMNS, *labels)
     missing = [name for name in needed if name not in table]

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from facecls.data.columns import writing_of
 from facecls.data.datamodule import FacesDataModule
-from facecls.data.manifests import describe_manifest
+from facecls.data.manifests import describe_manifest, stream_rows
 from facecls.data.synthetic import draw_faces
 from facecls.data.table import SAME_PHOTO, Table, read_table
 from facecls.data.tasks import UTKFACE
@@ -347,3 +349,24 @@ def test_other_bytes_are_no_text(tmp_path: Path) -> None:
             writing_of(tmp_path / "f.csv")
         with pytest.raises(UserError, match="Expected a CSV file in"):
             read_table(tmp_path / "f.csv", 0, UTKFACE)
+
+
+def test_a_text_that_a_small_parquet_file_repeats_without_end_is_refused(tmp_path: Path) -> None:
+    paths = pa.DictionaryArray.from_arrays(pa.array([0] * 60_000, pa.int32()), pa.array(["x" * 1_000_000]))
+    pq.write_table(pa.table({"path": paths}), tmp_path / "faces.parquet", compression="zstd")
+    assert (tmp_path / "faces.parquet").stat().st_size < 10_000
+    with pytest.raises(UserError, match=r"too large \(60,000,000,000 bytes of text"):
+        read_table(tmp_path / "faces.parquet", 0, UTKFACE)
+
+
+def test_a_parquet_file_with_repeated_texts_is_read_as_written(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"path": ["a.jpg", "b.jpg", "a.jpg"], "gender": pd.Categorical(["m", None, "f"]), "age": [1, 2, 3]}
+    )
+    table.to_parquet(tmp_path / "faces.parquet")
+    rows = pd.concat(stream_rows(tmp_path / "faces.parquet", UTKFACE))
+    assert rows.to_dict("list") == {
+        "path": ["a.jpg", "b.jpg", "a.jpg"],
+        "gender": ["m", "", "f"],
+        "age": ["1", "2", "3"],
+    }

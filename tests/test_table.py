@@ -184,11 +184,14 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch:
         read_table(folder, seed=0)
 
 
-def test_what_is_no_regular_file_is_passed_over(tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_a_reject(tmp_path: Path) -> None:
     folder = as_folder(tmp_path)
     os.mkfifo(folder / "5_0_0_20170116174525125.jpg")
     (folder / "6_0_0_20170116174525125.jpg").symlink_to("nowhere")
-    assert len(read_table(folder, seed=0).faces) == len(FACES)
+    table = read_table(folder, seed=0)
+    assert len(table.faces) == len(FACES)
+    assert reasons(table)["5_0_0_20170116174525125.jpg"] == "unreadable (a device, pipe or socket)"
+    assert reasons(table)["6_0_0_20170116174525125.jpg"] == "a link to nothing"
 
     archive = as_tar(tmp_path)
     with tarfile.open(archive, "a") as tar:
@@ -196,7 +199,9 @@ def test_what_is_no_regular_file_is_passed_over(tmp_path: Path) -> None:
             member = tarfile.TarInfo("5_0_0_20170116174525125.jpg")
             member.type, member.linkname = kind, next(iter(FACES))
             tar.addfile(member)
-    assert len(read_table(archive, seed=0).faces) == len(FACES)
+    table = read_table(archive, seed=0)
+    assert len(table.faces) == len(FACES)
+    assert len(table.rejects) == len(REJECTS) + 3  # a folder is none
 
 
 def test_file_names_that_are_no_text_can_still_be_written(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facecls.data.folders import IMAGE_ENDINGS
-from facecls.data.limits import NAMES
+from facecls.data.limits import FILE_BYTES, NAMES, too_large
 from facecls.data.spreadsheets import unquoted
 from facecls.errors import UserError
 from facecls.files import open_regular
@@ -306,6 +308,19 @@ def _swallows_rows(row: Sequence[str], separator: str, count: int) -> bool:
 
 
 def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
-    with pq.ParquetFile(path) as file:
+    # a text that is stored once and repeated stays so until its length in all rows is known
+    with pq.ParquetFile(path, read_dictionary=used) as file:
+        if file.metadata.num_rows > NAMES:
+            raise UserError(f"Expected at most {NAMES:,} rows in {path}, but it has more; divide it.")
         for batch in file.iter_batches(CHUNK, columns=used):
+            batch.validate(full=True)  # such as that texts are UTF-8
+            for column in batch.columns:
+                _check_lengths(column)
             yield batch.to_pandas(ignore_metadata=True)
+
+
+def _check_lengths(column: Any) -> None:
+    if pa.types.is_dictionary(column.type):
+        lengths = pc.binary_length(column.dictionary).take(column.indices)
+        if (total := pc.sum(lengths).as_py() or 0) > FILE_BYTES:
+            raise ValueError(too_large(total, FILE_BYTES, "bytes of text in some rows"))
