@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -22,13 +23,15 @@ import pytest
 import torch
 from simulated_predictions import simulated_labels
 
-from facecls import run
+from facecls import fit, run
+from facecls.crop import __main__ as crop
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 from facecls.files import check_no_input, replacing
 from facecls.locks import locked
 from facecls.model.checkpoint import write_checkpoint
 from facecls.model.trunk import save_trunk
+from facecls.predict import __main__ as predict
 from facecls.predict.grid import Grid
 from facecls.predict.outputs import Journal, journal_of
 from facecls.predict.pictures import check_folder, check_replaceable, save
@@ -68,6 +71,8 @@ def _grid(dest: Path) -> None:
     grid.write(dest)
 
 
+TINY = ["--model.trunk=test_resnet", "--name=tiny", "--data.root=synthetic:60", "--data.image_size=64"]
+TINY += ["--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
 PIXELS = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "best.ckpt": lambda dest: write_checkpoint(TENSORS, dest),
@@ -214,6 +219,42 @@ def test_locks_of_ended_processes_are_taken_over(content: str, taken: bool, tmp_
         assert lock.read_text(encoding="latin-1") == content
 
 
+def _predict(folder: Path) -> None:
+    (folder / "best.ckpt").touch()
+    predict.main([str(folder / "best.ckpt"), "synthetic:5", "--out", str(folder / "out.csv")])
+
+
+def _fit(folder: Path) -> None:
+    fit.main([*TINY, "--trainer.logger=false", f"--trainer.default_root_dir={folder}"])
+
+
+def _crop(folder: Path) -> None:
+    PIL.Image.fromarray(PIXELS).save(folder / "1_0_0_1.jpg")
+    (folder / "out").mkdir()
+    lock, place = folder / "crop.lock", folder / "out/crop.lock"
+    lock.rename(place)
+    (folder / "out/crop.json").write_text("{}")
+    try:
+        with patch.object(crop, "_begin"):
+            crop.main([str(folder), str(folder / "out")])
+    finally:
+        place.rename(lock)
+
+
+@pytest.mark.parametrize(
+    ("act", "name"), [(_predict, "out.csv.lock"), (_fit, run.LOCK), (_crop, crop.LOCK)], ids=["predict", "fit", "crop"]
+)
+def test_commands_do_not_write_what_another_process_writes(
+    act: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
+    theirs = json.dumps({**OWN, "machine": "another"})
+    (tmp_path / name).write_text(theirs)
+    with pytest.raises(UserError, match=r"process \d+ on another does"):
+        act(tmp_path)
+    assert (tmp_path / name).read_text() == theirs
+    assert not [each for each in tmp_path.rglob("*") if each.suffix in (".csv", ".jsonl", ".parquet", ".yaml")]
+
+
 def test_a_lock_that_was_taken_over_meanwhile_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, theirs = tmp_path / "lock", json.dumps({**OWN, "machine": "another"})
     lock.write_text(json.dumps({**OWN, "started": 1}))
@@ -264,10 +305,6 @@ def test_a_resumed_run_writes_no_pictures_among_photos(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is an input; name another"):
             check_folder("--crops", tmp_path / "photos", True, [str(tmp_path / each) for each in inputs])
     check_folder("--crops", tmp_path / "photos", True, [str(tmp_path / "other")])
-
-
-TINY = ["--model.trunk=test_resnet", "--name=tiny", "--data.root=synthetic:60", "--data.image_size=64"]
-TINY += ["--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
 
 
 def _start_fit(folder: Path, *words: str, stderr: int | IO[bytes] = subprocess.PIPE) -> subprocess.Popen[bytes]:

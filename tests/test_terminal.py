@@ -3,7 +3,6 @@
 import ast
 import errno
 import io
-import json
 import os
 import random
 import re
@@ -18,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from rich.table import Table
 from run_folders import simulated_run
 from simulated_predictions import simulated_labels
@@ -280,7 +280,7 @@ with command('facecls.x'):
     assert lines[0] == "Grö日"
     assert lines[1] == "data: {root: Grö日}"
     assert lines[2].isascii()
-    assert json.loads(re.sub(r"(\w+): ", r'"\1": ', lines[2])) == {"model": {"trunk": "größe"}}
+    assert yaml.safe_load(lines[2]) == {"model": {"trunk": "größe"}}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ _RUN = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _QUOTE = "'"
 _END = "\r\n"
-"""While a line is made, as Python before 3.13 puts cells with a part of a line's end into quotation marks."""
+"""While a line is made, as Python before 3.13 puts only cells with a part of a line's end into quotation marks."""
 
 
 def quoted(cell: Any) -> Any:
