@@ -205,6 +205,7 @@ OWN = {"machine": socket.gethostname(), "process": os.getpid()}
         ("[]", False),
         ("\xff", False),
     ],
+    ids=range(8),  # since each process of pytest has a number of its own
 )
 def test_locks_of_ended_processes_are_taken_over(content: str, taken: bool, tmp_path: Path) -> None:
     lock = tmp_path / "lock"
