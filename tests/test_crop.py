@@ -375,8 +375,9 @@ def test_mistakes(words: list[str], message: str, faces: list[Pixels]) -> None:
 
 def test_ctrl_c_keeps_the_faces(faces: list[Pixels]) -> None:
     Path("in").mkdir()
-    for number in range(120):
-        save(faces[0], f"in/{number}.jpg")
+    picture = photo([(faces[0], 400, 300, 250)])
+    for number in range(60):
+        save(picture, f"in/{number}.jpg")
     words = [sys.executable, "-m", "facecls.crop", "in", "out"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

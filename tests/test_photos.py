@@ -266,7 +266,7 @@ def test_pictures_never_replace_photos_or_become_inputs(option: str, model: str,
     for folder in (".", "in"):
         with pytest.raises(UserError, match=rf"Expected a new or empty folder for {option}, but {folder} holds"):
             main([model, "me.jpg", option, folder])
-    with pytest.raises(UserError, match=r"there is no file in me\.jpg"):
+    with pytest.raises(UserError, match=rf"Expected a folder for {option} without photos, but .*me\.jpg is an input"):
         main([model, "me.jpg", option, ".", "--out", "out.csv", "--resume"])
     assert Path("me.jpg").read_bytes() == before
     Path("file").touch()

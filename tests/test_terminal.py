@@ -294,7 +294,9 @@ def test_every_text_file_has_its_encoding(path: Path) -> None:
         modes = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
         owner = ast.unparse(node.func).rpartition(".")[0]
         opens_text = name == "open" and modes in (["r"], ["w"], ["x"], ["a"], [])
-        known = owner in ("os", "PIL.Image", "Image", "tarfile") or owner.startswith(("archive", "self._archive"))
+        known = owner in ("os", "PIL.Image", "Image", "tarfile") or owner.startswith(
+            ("archive", "self._archive", "opened")
+        )
         assert not (name in ("read_text", "write_text") and not node.args[name == "write_text" :]), ast.unparse(node)
         assert not opens_text or known, ast.unparse(node)
 

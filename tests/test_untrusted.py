@@ -100,11 +100,15 @@ def test_resuming_imports_nothing_that_a_checkpoint_names(trap: Path) -> None:
     fit.main(words)
     last = next(trap.parent.rglob("last.ckpt"))
     kept = torch.load(last, weights_only=True)
-    kept["hyper_parameters"] |= {"optimizer": FOREIGN["class"], "_class_path": "trap_module.Trap"}
+    kept["hyper_parameters"]["_class_path"] = "trap_module.Trap"
     kept["hyper_parameters"]["_instantiator"] = "trap_module.trap"
     kept["datamodule_hyper_parameters"] |= {"train_transform": FOREIGN["class"], "_instantiator": "trap_module.trap"}
     torch.save(kept, last)
     fit.main([*words, f"--ckpt_path={last}", "--trainer.max_epochs=2"])
+    kept["hyper_parameters"]["optimizer"] = FOREIGN["class"]
+    torch.save(kept, last)
+    with pytest.raises(UserError, match=r"Expected the optimizer of .* to resume it"):
+        fit.main([*words, f"--ckpt_path={last}", "--trainer.max_epochs=3"])
     assert not trap.exists()
 
 

@@ -31,7 +31,7 @@ from facecls.training.callbacks import run_folder
 
 FEATURES = "features.safetensors"
 """File name, in the folder that all runs of one name share."""
-_TENSOR, _KEY, _DIGEST = "features", "key", "sha256"
+_TENSOR, _KEY = "features", "key"
 
 
 def check_options(config: Any) -> None:
@@ -162,9 +162,10 @@ def read_features(path: Path, key: str) -> Tensor | None:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get(_KEY) == key:
+            kept, _, digest = (file.metadata() or {}).get(_KEY, "").partition(" ")
+            if kept == key:
                 features: Tensor = file.get_tensor(_TENSOR)
-                if (file.metadata() or {}).get(_DIGEST) == digest_of({_TENSOR: features}):
+                if digest == digest_of({_TENSOR: features}):
                     return features
     except (OSError, SafetensorError):
         pass
@@ -184,6 +185,6 @@ def write_features(path: Path, key: str, features: Tensor) -> None:
     """
     with replacing(path) as part:
         try:
-            save_file({_TENSOR: features}, part, {_KEY: key, _DIGEST: digest_of({_TENSOR: features})})
+            save_file({_TENSOR: features}, part, {_KEY: f"{key} {digest_of({_TENSOR: features})}"})
         except SafetensorError as error:  # what safetensors raises on a full disk
             raise OSError(str(error)) from None
