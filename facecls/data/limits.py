@@ -21,8 +21,6 @@ NAME_BYTES = 4096
 """Of a name in an archive, as of a path on Linux."""
 FOLDERS = 100
 """Folders inside one another."""
-CONFIG_BYTES = 10_000_000
-"""Of a configuration, a list of paths or another text that is read whole."""
 SIDE = 4096
 """Pixels of a side of the images that a model takes."""
 
