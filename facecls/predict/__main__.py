@@ -43,8 +43,6 @@ _INPUTS = (
 _NO_FRAME = "the detector found no faces in this model's training images: photos are taken whole"
 _FRAME_ASSUMED = "this model does not say how its faces lie in their images: as UTKFace's, it is assumed"
 _INTERRUPTED = 130
-_LINE_EVERY = 30
-"""Seconds between lines about the progress where there is no bar."""
 
 
 class _Outputs(NamedTuple):
@@ -311,6 +309,7 @@ def _write_all(
     """Writes all that is predicted, and returns what was counted and how many seconds it took."""
     from rich.console import Console
 
+    from facecls.console import LINE_EVERY
     from facecls.data.sources import quiet
     from facecls.predict.inputs import NO_FACE, NO_PHOTO
 
@@ -330,7 +329,7 @@ def _write_all(
                 other = int(errors.eq(NO_PHOTO).sum())
                 counts += Counter(photo=batch.photos - other, face=int(errors.isna().sum()), other=other)
                 counts["none"] += int(errors.eq(NO_FACE).sum())
-                if not (is_shown or output.is_interactive) and time.monotonic() - said >= _LINE_EVERY:
+                if not (is_shown or output.is_interactive) and time.monotonic() - said >= LINE_EVERY:
                     said = time.monotonic()
                     print(_summary(counts, said - started, output.failed), file=file, flush=True)
     return counts, time.monotonic() - started
