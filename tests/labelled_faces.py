@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from facecls.data.datamodule import FacesDataModule
 from facecls.data.file_names import parse_name
 from facecls.data.synthetic import draw_faces, wears_glasses
 
@@ -71,6 +72,21 @@ def write_fairface(folder: Path, count: int, seed: int, size: int = 200) -> Path
         )
     pd.DataFrame(rows).to_csv(folder / "fairface_label_train.csv", index=False)
     return folder / "fairface_label_train.csv"
+
+
+def manifest_of(faces: Path) -> pd.DataFrame:
+    """The faces of a folder as rows of a manifest, with their labels and a split that tests 30 % of them, as text.
+
+    Args:
+        faces: The folder.
+
+    Returns:
+        Text by path, gender, race, age, split.
+    """
+    data = FacesDataModule(str(faces), image_size=64, test_fraction=0.3)
+    data.setup()
+    rows = data.faces[["path", "gender", "race", "age", "split"]].astype("str")
+    return rows.assign(path=[str(faces / path) for path in rows["path"]])
 
 
 def _fairface_age(age: int) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from simulated_predictions import predicted, simulated_labels, with_ranges
 
 from facecls import run
@@ -14,6 +15,12 @@ from facecls.data.table import read_table
 from facecls.data.tasks import UTKFACE, Tasks, ages, classifications
 
 TEMPERATURES = {"gender": 1.4, "race": 0.8, "age": 1.2}
+
+
+def without_drawing(patch: pytest.MonkeyPatch) -> None:
+    """Keeps runs from drawing their page and TensorBoard's figures, which takes longer than all else on few faces."""
+    patch.setattr("facecls.report.page.write_report", lambda *_: None)
+    patch.setattr("facecls.training.tensorboard.FigureLogger._draw", lambda *_: None)
 
 
 def with_spread(table: pd.DataFrame, seed: int = 5, tasks: Tasks = UTKFACE) -> pd.DataFrame:

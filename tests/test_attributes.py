@@ -7,7 +7,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 from labelled_faces import FAIRFACE_RACES, write_fairface, write_glasses
-from run_folders import Page
+from run_folders import Page, without_drawing
 from sklearn.metrics import accuracy_score, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -92,6 +92,7 @@ def test_a_fourth_attribute_is_predicted_and_exported(run: Path, tmp_path: Path)
 
 def test_one_attribute_alone_and_two_runs_compared(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    without_drawing(monkeypatch)
     few = ["--data.root=synthetic:900", "--trainer.max_epochs=1", "--trainer.limit_train_batches=3"]
     results = fit.main([DEMO, *QUIET, GLASSES, *few, "--model.tasks=[glasses]", "--model.task_weights={}"])
     assert {name.split("/")[1] for name in results if name.endswith("/loss") and name.count("/") == 2} == {"glasses"}

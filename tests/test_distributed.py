@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from plain_networks import write_small_trunk
+from run_folders import without_drawing
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from trained_model import save_checkpoint
 
@@ -131,7 +132,7 @@ def runs(folder: Path, stopped: Path) -> Path:
     stopped.rename(folder / "stopped.ckpt")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("facecls.report.page.write_report", lambda *_: None)  # takes longer than all the rest
+        without_drawing(patch)
         fit.main([*WORDS, "--name=one", "--data.batch_size=16", epochs])
     return folder
 
@@ -153,7 +154,7 @@ def test_two_processes_learn_the_weights_that_one_learns(runs: Path) -> None:
 
 def test_one_process_goes_on_with_what_two_began(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
-    monkeypatch.setattr("facecls.report.page.write_report", lambda *_: None)
+    without_drawing(monkeypatch)
     one = torch.load("runs/one/version_0/checkpoints/last.ckpt", weights_only=True)
     words = ["--name=on", "--data.batch_size=16", f"--trainer.max_epochs={one['epoch'] + 1}"]
     fit.main([*WORDS, *words, "--ckpt_path=stopped.ckpt"])
@@ -173,7 +174,7 @@ def test_two_processes_learn_a_converted_graph_as_one_does(folder: Path) -> None
     assert process.returncode == 0, out + err
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("facecls.report.page.write_report", lambda *_: None)
+        without_drawing(patch)
         fit.main([*graph, "--name=graph_one", "--data.batch_size=16"])
     one, other = (
         torch.load(folder / f"runs/graph_{name}/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -233,7 +234,7 @@ def test_metrics_are_those_of_all_faces(runs: Path, monkeypatch: pytest.MonkeyPa
     assert {name: found[f"test/{name}"] for name in wanted} == pytest.approx(wanted, rel=1e-5)
 
     best = "runs/two/version_0/checkpoints/best.ckpt"
-    monkeypatch.setattr("facecls.report.page.write_report", lambda *_: None)
+    without_drawing(monkeypatch)
     evaluate.main([f"--ckpt_path={best}", "--data.split=val", "--accelerator=cpu", "--precision=32-true"])
     wanted = _recomputed(_predictions(runs, "evaluate"))
     curves = read_scalars(Path("runs/two/version_0"))

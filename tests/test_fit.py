@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from labelled_faces import manifest_of
 from plain_networks import write_small_trunk
-from run_folders import Page
+from run_folders import Page, without_drawing
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import norm
@@ -51,9 +52,16 @@ TINY = ["--model.trunk=test_resnet", "--name=tiny", "--seed_everything=1", *SMAL
 GLASSES = "--data.tasks={glasses: {classes: [without, with]}}"
 
 
+@pytest.fixture
+def drawing() -> None:
+    """Asked for by tests that look at what a run draws; the others do without."""
+
+
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # runs/ is made here
+    if "drawing" not in request.fixturenames:
+        without_drawing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +120,7 @@ def _recomputed(table: pd.DataFrame) -> dict[str, float]:
     return wanted
 
 
-def test_what_a_run_leaves(faces: Path) -> None:
+def test_what_a_run_leaves(faces: Path, drawing: None) -> None:
     shown = ["--ema=0.5", "--model.tta=flip", "--trainer.max_epochs=3", "--data.test_fraction=0.3"]
     results = fit.main([*TINY, f"--data.root={faces}", *shown])
     run = Path("runs/tiny/version_0")
@@ -134,13 +142,17 @@ def test_what_a_run_leaves(faces: Path) -> None:
     assert {"lr", "train/loss", "val/loss", "val/age/mae_years", "train/race/accuracy", "val/gender/loss"} <= {*curves}
 
     # the configuration that was kept runs again as it is, and gives the same
-    again = fit.main([f"--config={run / 'config.yaml'}"])
+    with pytest.MonkeyPatch.context() as patch:
+        without_drawing(patch)
+        again = fit.main([f"--config={run / 'config.yaml'}"])
     same = [name for name in results if name.startswith(("test/", "faces/"))]
     assert {name: again[name] for name in same} == {name: results[name] for name in same}
     assert Path("runs/tiny/version_1/metrics.json").exists()
 
     # evaluate takes the averaged weights of the best epoch from the file alone, as fit's own test should have done
-    found = evaluate.main([f"--ckpt_path={run / 'checkpoints/best.ckpt'}", "--accelerator=cpu"])
+    with pytest.MonkeyPatch.context() as patch:
+        without_drawing(patch)
+        found = evaluate.main([f"--ckpt_path={run / 'checkpoints/best.ckpt'}", "--accelerator=cpu"])
     assert {name: found[name] for name in same} == pytest.approx({name: results[name] for name in same}, rel=1e-5)
     everything = evaluate.main(
         [f"--ckpt_path={run / 'checkpoints/best.ckpt'}", "--data.split=all", "--accelerator=cpu"]
@@ -150,10 +162,9 @@ def test_what_a_run_leaves(faces: Path) -> None:
     assert "trained on 48 of the tested faces" in Page(Path("runs/evaluate/version_1/report.html")).sections["summary"]
 
 
-def test_nothing_is_said_about_training_where_other_faces_are_tested(faces: Path) -> None:
-    fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1"])
+def test_nothing_is_said_about_training_where_other_faces_are_tested(begun: Path, drawing: None) -> None:
     write_faces(Path("others"), 30, seed=8)
-    words = ["--ckpt_path=runs/tiny/version_0/checkpoints/best.ckpt", "--data.root=others", "--accelerator=cpu"]
+    words = [f"--ckpt_path={begun.with_name('best.ckpt')}", "--data.root=others", "--accelerator=cpu"]
     for split, tested in (("all", 30), ("train", 24)):
         results = evaluate.main([*words, f"--data.split={split}", f"--name={split}"])
         assert (results["faces/tested"], results["split"]) == (tested, split)
@@ -239,7 +250,7 @@ def test_resuming_past_an_unfreezing_goes_on_exactly(faces: Path, monkeypatch: p
                 assert torch.equal(tensor, resumed[part][name]), f"{part} {name} after {stop} steps"
 
 
-def test_a_resumed_run_goes_on_in_its_folder_and_keeps_its_best(faces: Path) -> None:
+def test_a_resumed_run_goes_on_in_its_folder_and_keeps_its_best(faces: Path, drawing: None) -> None:
     fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1"])
     last, page = "runs/tiny/version_0/checkpoints/last.ckpt", Path("runs/tiny/version_0/report.html")
     assert "resumed" not in Page(page).sections["summary"]
@@ -278,16 +289,8 @@ def test_frozen_means_frozen_statistics_too(faces: Path, trunks: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in before.items())
 
 
-def _manifest(faces: Path) -> pd.DataFrame:
-    """The faces as rows of a manifest, with their labels and their split, as text."""
-    data = FacesDataModule(str(faces), image_size=64, test_fraction=0.3)
-    data.setup()
-    rows = data.faces[["path", "gender", "race", "age", "split"]].astype("str")
-    return rows.assign(path=[str(faces / path) for path in rows["path"]])
-
-
 def test_labels_may_be_missing(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = _manifest(faces)
+    rows = manifest_of(faces)
     rows.loc[rows.index[::4], "age"] = "20-29"
     rows.loc[rows.index[1::2], "age"] = ""
     rows.drop(columns="race").to_csv("m.csv", index=False)
@@ -303,7 +306,7 @@ def test_labels_may_be_missing(faces: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_task_without_labels_is_not_learned_unnoticed(faces: Path) -> None:
-    rows = _manifest(faces)
+    rows = manifest_of(faces)
     rows["eyeglasses"] = "with"
     rows.loc[rows["split"] == "train", "race"] = ""
     rows.loc[rows["split"] == "val", ["gender", "age"]] = ""
@@ -326,10 +329,8 @@ def test_a_task_without_labels_is_not_learned_unnoticed(faces: Path) -> None:
     )
 
 
-def test_the_faces_of_the_training_are_split_as_they_were_or_not_at_all(faces: Path) -> None:
-    words = [*TINY, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
-    fit.main([*words, f"--data.root={faces}"])
-    test = ["--ckpt_path=runs/tiny/version_0/checkpoints/best.ckpt", "--accelerator=cpu"]
+def test_the_faces_of_the_training_are_split_as_they_were_or_not_at_all(begun: Path, faces: Path) -> None:
+    test = [f"--ckpt_path={begun.with_name('best.ckpt')}", "--accelerator=cpu"]
     for option in (GLASSES, "--data.seed=2", "--data.val_fraction=0.2", "--data.test_fraction=0.4"):
         name = option[2:].partition("=")[0]
         for more in ([], ["--data.split=all"], [f"--data.root={faces}"]):
@@ -338,9 +339,10 @@ def test_the_faces_of_the_training_are_split_as_they_were_or_not_at_all(faces: P
     write_faces(Path("others"), 30, seed=8)
     assert evaluate.main([*test, GLASSES, "--data.root=others", "--data.split=all"])["faces/tested"] == 30
 
-    rows = _manifest(faces)
+    rows = manifest_of(faces)
     rows.to_csv("m.csv", index=False)
-    fit.main([*words, "--data.root=m.csv", "--name=manifest"])
+    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    fit.main([*TINY, *few, "--data.root=m.csv", "--name=manifest"])
     test = ["--ckpt_path=runs/manifest/version_0/checkpoints/best.ckpt", "--accelerator=cpu", "--name=again"]
     evaluate.main([*test, GLASSES, "--data.seed=2"])  # a split that is given depends on neither
     tested = pd.read_parquet("runs/again/version_0/predictions.parquet")["path"]
@@ -359,7 +361,7 @@ def test_the_order_of_tasks_splits_otherwise_and_another_seed_draws_other_faces(
 
 
 def test_a_split_file_goes_with_its_faces(faces: Path) -> None:
-    rows = _manifest(faces)
+    rows = manifest_of(faces)
     names = [Path(path).name for path in rows["path"]]
     listed = pd.DataFrame({"img_name": names, "is_train": (rows["split"] == "train").astype(int)})
     listed.to_csv("split.csv", index=False)
@@ -376,6 +378,7 @@ def begun(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last checkpoint of a run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("begun"))
+        without_drawing(patch)
         fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"])
         return Path("runs/tiny/version_0/checkpoints/last.ckpt").resolve()
 
@@ -423,7 +426,7 @@ def test_a_run_of_version_0_1_goes_on_with_its_own_tasks_and_split_alone() -> No
 
 
 def test_classes_that_yaml_takes_for_truth_values_are_words_in_quotes(faces: Path) -> None:
-    rows = _manifest(faces)
+    rows = manifest_of(faces)
     wears = np.arange(len(rows)) % 2 == 0
     rows.assign(glasses=np.where(wears, "Yes", "no")).to_csv("m.csv", index=False)
     Path("glasses.yaml").write_text(
@@ -510,7 +513,7 @@ def test_evaluate_refuses_what_is_no_checkpoint() -> None:
 
 def test_evaluate_refuses_faces_without_labels(faces: Path) -> None:
     save_checkpoint(Path("best.ckpt"))
-    _manifest(faces)[["path"]].to_csv("m.csv", index=False)
+    manifest_of(faces)[["path"]].to_csv("m.csv", index=False)
     with pytest.raises(UserError, match=r"Expected labels of gender, race, age in m\.csv, but no face to test has one"):
         evaluate.main(["--ckpt_path=best.ckpt", "--accelerator=cpu", "--data.image_size=64", "--data.root=m.csv"])
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from plain_networks import write_small_trunk
+from run_folders import without_drawing
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -33,11 +34,17 @@ SMALL += ["--model.optimizer.init_args.lr=0.03"]
 SMALL += ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_drawing(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def results(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
     """What a first run says; all tests of this file go on in its folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("probe"))
+        without_drawing(patch)
         torch.manual_seed(0)
         net = create_trunk("test_resnet").net
         save_trunk(Path("trunk.safetensors"), net.state_dict(), {"architecture": "test_resnet"})

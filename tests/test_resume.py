@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from labelled_faces import manifest_of
+from run_folders import without_drawing
 from trained_model import save_checkpoint
 
 from facecls import evaluate, fit
-from facecls.data.datamodule import FacesDataModule
 from facecls.data.sampler import FaceBatchSampler, resume_after, trained_batches
 from facecls.data.split import earlier_parts
 from facecls.data.synthetic import draw_faces
@@ -75,6 +76,7 @@ class Recorder:
         monkeypatch.setattr(FaceModule, "on_train_batch_start", on_train_batch_start)
         monkeypatch.setattr(callbacks.LastCheckpoint, "_save", _save)
         monkeypatch.setattr(callbacks, "SAVE_EVERY", timedelta(0))
+        without_drawing(monkeypatch)
 
     def run(self, words: list[str]) -> list[Step]:
         self.steps.clear()
@@ -172,11 +174,6 @@ def test_a_resumed_run_goes_on_as_one_that_had_these_settings_from_the_start(
     words = ["--trainer.max_epochs=3", *then]
     whole = recorder.run(words)
     rest = recorder.run([*words, f"--ckpt_path={saved[place]}"])
-    for a in whole:
-        print(a)
-    print()
-    for a in rest:
-        print(a)
     tail = whole[-len(rest) :]
     assert [step[:2] for step in rest] == [step[:2] for step in tail]
     assert [step.rate for step in rest] == pytest.approx([step.rate for step in tail], rel=1e-9)
@@ -207,6 +204,7 @@ def test_faces_of_the_run_keep_their_part_when_others_come_and_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    without_drawing(monkeypatch)
     _write(Path("faces"), range(60))
     fit.main(TINY)
     before, last = _parts("tiny"), "--ckpt_path=runs/tiny/version_0/checkpoints/last.ckpt"
@@ -258,10 +256,8 @@ def test_a_split_that_is_given_does_not_test_what_was_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faces: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = FacesDataModule(str(faces), image_size=64, test_fraction=0.3)
-    data.setup()
-    rows = data.faces[["path", "gender", "race", "age", "split"]].astype("str")
-    rows = rows.assign(path=[str(faces / path) for path in rows["path"]])
+    without_drawing(monkeypatch)
+    rows = manifest_of(faces)
     rows.to_csv("m.csv", index=False)
     words = [*TINY, "--data.root=m.csv"]
     fit.main(words)
@@ -307,10 +303,7 @@ def test_every_task_has_labels_where_they_are_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faces: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = FacesDataModule(str(faces), image_size=64, test_fraction=0.3)
-    data.setup()
-    rows = data.faces[["path", "gender", "race", "age", "split"]].astype("str")
-    rows["path"] = [str(faces / path) for path in rows["path"]]
+    rows = manifest_of(faces)
     for part, columns, said in (
         ("train", ["age"], r"Expected labels of age in m\.csv, but no training face has one"),
         ("val", ["race"], r"Expected labels of race in the validation part of m\.csv.*model\.tasks to \[gender, age\]"),
@@ -338,6 +331,7 @@ def test_without_a_test_nothing_is_reported_as_one(
     run = Path("runs/tiny/version_0")
     assert not {path.name for path in run.iterdir()} & {"predictions.parquet", "metrics.json", "report.html"}
     best = f"--ckpt_path={run / 'checkpoints/best.ckpt'}"
+    without_drawing(monkeypatch)
     assert "test/loss" in evaluate.main([best, "--accelerator=cpu", "--data.split=val"])
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from onnx import TensorProto, helper
+from run_folders import without_drawing
 from trained_model import SIZE, save_checkpoint
 
 import facecls
@@ -91,7 +92,8 @@ def test_prediction_imports_nothing_that_a_checkpoint_names(trap: Path, faces: P
 
 
 @pytest.mark.slow
-def test_resuming_imports_nothing_that_a_checkpoint_names(trap: Path) -> None:
+def test_resuming_imports_nothing_that_a_checkpoint_names(trap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_drawing(monkeypatch)
     words = [
         "--data.root=synthetic:60", "--model.trunk=test_resnet", "--model.weights=null", f"--data.image_size={SIZE}",
         "--data.num_workers=0", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.tasks=[age]",
