@@ -3,10 +3,12 @@
 import io
 import os
 import re
+import signal
 import socket
 import struct
 import threading
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -172,6 +174,35 @@ def test_threads_decode_only_so_many_pixels_together() -> None:
     list(in_order(work, iter([*sizes, 3 * IMAGE_PIXELS])))
     assert IMAGE_PIXELS < most <= max(PIXELS_AT_ONCE, 3 * IMAGE_PIXELS)
     assert parallel._claimed == 0
+
+
+def _decode_in_a_fork() -> bool:
+    """Whether a forked process can use the threads; it is ended if it waits for ever."""
+    if not (child := os.fork()):
+        signal.alarm(20)
+        os._exit(list(in_order(claim_pixels, iter([IMAGE_PIXELS] * 3))) != [None] * 3)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("is_locked", [False, True], ids=["pixels are claimed", "the lock is held"])
+def test_a_process_that_is_forked_while_threads_decode_waits_for_none_of_them(is_locked: bool) -> None:
+    is_claimed, may_end = threading.Event(), threading.Event()
+
+    def hold(_: int) -> None:
+        claim_pixels(PIXELS_AT_ONCE)
+        with parallel._CHANGED if is_locked else nullcontext():
+            is_claimed.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=lambda: list(in_order(hold, iter([0]))))
+    thread.start()
+    is_claimed.wait()
+    try:
+        assert _decode_in_a_fork()
+    finally:
+        may_end.set()
+        thread.join()
+    assert parallel._claimed == 0  # here they were given back
 
 
 def test_threads_hold_only_so_many_bytes_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

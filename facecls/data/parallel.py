@@ -92,6 +92,16 @@ _CHANGED = threading.Condition()
 _claimed = 0
 
 
+def _forget() -> None:
+    """Starts a forked process afresh, in which no thread is left that could give pixels back or release the lock."""
+    global _OWN, _CHANGED, _claimed
+    _OWN, _CHANGED, _claimed = threading.local(), threading.Condition(), 0
+
+
+if hasattr(os, "register_at_fork"):  # where there is fork
+    os.register_at_fork(after_in_child=_forget)
+
+
 def claim_pixels(count: int) -> None:
     """Waits until an image can be decoded beside those that other threads of ``in_order`` have in hand.
 
