@@ -14,12 +14,9 @@ import io
 import json
 import os
 import random
-import resource
 import sys
 import tarfile
 import tempfile
-import time
-import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +26,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pillow_heif
+from children import run_in_child
 from damage import damaged
 from PIL import Image
 
@@ -157,27 +155,18 @@ def _read(path: Path, kind: str) -> str:
 
 
 def _run(path: Path, kind: str, said: Path) -> tuple[str, float]:
-    """Reads a file in a child of this process, which has imported everything."""
-    started = time.monotonic()
-    child = os.fork()
-    if not child:
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        status = 1
-        try:
-            said.with_suffix(".end").write_text(_read(path, kind))
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        os._exit(status)
-    _, status, usage = os.wait4(child, 0)
-    seconds = time.monotonic() - started
-    if os.WIFSIGNALED(status):
-        return f"signal {os.WTERMSIG(status)}", seconds
-    if usage.ru_maxrss * 1024 > BYTES:
-        return "memory", seconds
-    return (said.with_suffix(".end").read_text() if os.WEXITSTATUS(status) == 0 else "traceback"), seconds
+    """Reads a file in a child of this process; says how that ended, and after how many seconds."""
+
+    def read() -> int:
+        said.with_suffix(".end").write_text(_read(path, kind))
+        return 0
+
+    ended = run_in_child(read, said, SECONDS)
+    if ended.status < 0:
+        return f"signal {-ended.status}", ended.seconds
+    if ended.memory > BYTES:
+        return "memory", ended.seconds
+    return ("traceback" if ended.status else said.with_suffix(".end").read_text()), ended.seconds
 
 
 def _judged(end: str, kind: str, is_checked: bool) -> str:
