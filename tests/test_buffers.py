@@ -2,10 +2,11 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -19,6 +20,14 @@ def _module(faces: Path, workers: int) -> FacesDataModule:
     return data
 
 
+@pytest.fixture
+def _frozen() -> Iterator[None]:
+    """Leaves what other tests have made out of collections, which would copy all of it in a forked process."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def _in_a_fork(does: Callable[[], bool]) -> bool:
     """What a function says in a child of this process."""
     if not (child := os.fork()):
@@ -26,6 +35,7 @@ def _in_a_fork(does: Callable[[], bool]) -> bool:
     return bool(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
+@pytest.mark.usefixtures("_frozen")
 def test_a_buffer_is_free_again_when_nothing_refers_to_its_tensor() -> None:
     buffers = SharedBuffers(2, 3, 12)
 
@@ -45,6 +55,7 @@ def test_a_buffer_is_free_again_when_nothing_refers_to_its_tensor() -> None:
     assert _in_a_fork(lambda: buffers.claim(1) == 4)
 
 
+@pytest.mark.usefixtures("_frozen")
 def test_a_forked_process_that_drops_its_copy_frees_nothing() -> None:
     buffers = SharedBuffers(1, 2, 4)
     assert _in_a_fork(lambda: buffers.claim(0) == 0 and buffers.claim(1) is None)
