@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from facecls.data.synthetic import write_faces
+from facecls.data.store import decode
+from facecls.data.synthetic import draw_faces, write_faces
 
 collect_ignore_glob = ["tests/keras_*.py"]  # no tests; to look for examples would import TensorFlow, beside torch
 
@@ -57,3 +60,23 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
     write_faces(folder, 80, seed=7, malformed=5)
     return folder
+
+
+@pytest.fixture(scope="session")
+def portraits() -> list[npt.NDArray[np.uint8]]:
+    """12 drawn faces, each as RGB pixels (200, 200, 3)."""
+    return [decode(np.frombuffer(data, np.uint8)) for _, data in draw_faces(12, seed=3)]
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the figures of a page empty."""
+    from run_folders import without_rendering
+
+    without_rendering(monkeypatch)

@@ -1,6 +1,7 @@
 """Folders as runs leave them, with simulated predictions, and pages read back."""
 
 import json
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def without_drawing(patch: pytest.MonkeyPatch) -> None:
     """Keeps runs from drawing their page and TensorBoard's figures, which takes longer than all else on few faces."""
     patch.setattr("facecls.report.page.write_report", lambda *_: None)
     patch.setattr("facecls.training.tensorboard.FigureLogger._draw", lambda *_: None)
+
+
+def without_rendering(patch: pytest.MonkeyPatch) -> None:
+    """Leaves the figures of pages empty, where a test reads what stands beside them: they take most of the time."""
+    patch.setattr(
+        "facecls.report.blocks.to_svg",
+        lambda figure, name, label: f'<svg role="img" aria-label="{escape(label)}"></svg>',
+    )
 
 
 def with_spread(table: pd.DataFrame, seed: int = 5, tasks: Tasks = UTKFACE) -> pd.DataFrame:

@@ -21,15 +21,10 @@ from facecls.model.module import FaceModule
 from facecls.model.network import FaceModel
 from facecls.model.trunk import create_trunk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_folder")]
 
 SMALL = ["--model.trunk=test_resnet", "--data.image_size=64", "--data.batch_size=8", "--trainer.accelerator=cpu"]
 RATES = {"together": 0.98, "step / peak": 0.5}
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_everything_is_measured_and_nothing_left(faces: Path) -> None:

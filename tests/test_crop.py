@@ -28,17 +28,9 @@ from facecls.finding.detector import Detector
 from facecls.finding.frame import UTKFACE_FRAME, measure
 from facecls.predict.inputs import NO_FACE, NO_PHOTO
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 Pixels = npt.NDArray[np.uint8]
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def faces() -> list[Pixels]:
-    return [decode(np.frombuffer(data, np.uint8)) for _, data in draw_faces(12, seed=3)]
 
 
 def photo(faces: list[tuple[Pixels, float, float, float]], kind: str = "texture") -> Pixels:
@@ -79,10 +71,11 @@ def is_of(cut: Path, face: Pixels, others: list[Pixels]) -> bool:
 
 
 def test_the_largest_and_most_central_face_of_each_photo(
-    faces: list[Pixels], capsys: pytest.CaptureFixture[str]
+    portraits: list[Pixels], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save(photo([(faces[0], 120, 150, 150), (faces[1], 400, 320, 260)]), "in/31_0_1_20170101000000001.jpg")
-    save(photo([(faces[2], 400, 300, 200), (faces[3], 690, 110, 205)]), "in/sub/b.png")  # nearly as large, in a corner
+    save(photo([(portraits[0], 120, 150, 150), (portraits[1], 400, 320, 260)]), "in/31_0_1_20170101000000001.jpg")
+    corner = (portraits[3], 690, 110, 205)  # nearly as large
+    save(photo([(portraits[2], 400, 300, 200), corner]), "in/sub/b.png")
     save(background("noise", 300, 200), "in/c.jpg")
     Path("in/d.jpg").write_text("hello")
     Path("in/notes.md").write_text("hello")
@@ -97,8 +90,8 @@ def test_the_largest_and_most_central_face_of_each_photo(
         "age": ["31", ""],
     }
     first, second = (Path("out") / path for path in manifest["path"])
-    assert is_of(first, faces[1], [faces[0]])
-    assert is_of(second, faces[2], [faces[3]])
+    assert is_of(first, portraits[1], [portraits[0]])
+    assert is_of(second, portraits[2], [portraits[3]])
     for cut in (first, second):
         assert read(cut).shape == (200, 200, 3)
         (found,) = Detector().find(read(cut))
@@ -107,10 +100,11 @@ def test_the_largest_and_most_central_face_of_each_photo(
     assert said == f"2 faces; left out: 1 no face found, 1 not an image, 1 not a photo\nwrote out/{MANIFEST}\n"
 
 
-def test_boxes_of_a_manifest_say_which_faces(faces: list[Pixels]) -> None:
-    save(photo([(faces[0], 150, 300, 160), (faces[1], 400, 300, 260), (faces[2], 680, 300, 120)]), "in/a.jpg")
-    save(photo([(faces[3], 300, 300, 200)]), "in/b.jpg")
-    save(photo([(faces[4], 300, 300, 200)]), "in/unlisted.jpg")
+def test_boxes_of_a_manifest_say_which_faces(portraits: list[Pixels]) -> None:
+    three = [(portraits[0], 150, 300, 160), (portraits[1], 400, 300, 260), (portraits[2], 680, 300, 120)]
+    save(photo(three), "in/a.jpg")
+    save(photo([(portraits[3], 300, 300, 200)]), "in/b.jpg")
+    save(photo([(portraits[4], 300, 300, 200)]), "in/unlisted.jpg")
     Path("labels.csv").write_text(
         "\ufeffFile;Age;glasses;X;Y;Width;Height;split\n"
         "in\\a.jpg;20;with;70;220;160;160;train\n"  # Windows' slashes, a spreadsheet's separator
@@ -130,19 +124,19 @@ def test_boxes_of_a_manifest_say_which_faces(faces: list[Pixels]) -> None:
     assert list(manifest) == ["path", "photo", "Age", "glasses", "split"]
     assert manifest["path"].tolist() == [f"{FACES}/a.1.jpg", f"{FACES}/a.2.jpg"]
     assert manifest["Age"].tolist() == ["20", "30"]
-    assert is_of(Path("out") / FACES / "a.1.jpg", faces[0], [faces[1], faces[2]])
-    assert is_of(Path("out") / FACES / "a.2.jpg", faces[2], [faces[0], faces[1]])
+    assert is_of(Path("out") / FACES / "a.1.jpg", portraits[0], [portraits[1], portraits[2]])
+    assert is_of(Path("out") / FACES / "a.2.jpg", portraits[2], [portraits[0], portraits[1]])
 
 
-def test_the_smallest_face_in_a_large_photo_is_found_in_its_box(faces: list[Pixels]) -> None:
+def test_the_smallest_face_in_a_large_photo_is_found_in_its_box(portraits: list[Pixels]) -> None:
     large = background("gradient", 4000, 3000)
-    put(large, faces[0], 3000, 2000, 40)
-    put(large, faces[1], 1000, 1000, 900)
+    put(large, portraits[0], 3000, 2000, 40)
+    put(large, portraits[1], 1000, 1000, 900)
     save(large, "in/a.jpg")
     Path("labels.csv").write_text("path,age,x,y,width,height\na.jpg,20,2980,1980,40,40\n")
     main(["in", "out", "--manifest", "labels.csv"])
     assert tables("out")[0]["age"].tolist() == ["20"]
-    assert is_of(Path("out") / FACES / "a.jpg", faces[0], [faces[1]])
+    assert is_of(Path("out") / FACES / "a.jpg", portraits[0], [portraits[1]])
 
 
 @pytest.mark.parametrize(
@@ -156,8 +150,8 @@ def test_the_smallest_face_in_a_large_photo_is_found_in_its_box(faces: list[Pixe
         ("b.jpg", False),
     ],
 )
-def test_a_row_belongs_to_a_photo_by_its_path(listed: str, is_met: bool, faces: list[Pixels]) -> None:
-    save(photo([(faces[0], 400, 300, 200)]), "in/sub/a.jpg")
+def test_a_row_belongs_to_a_photo_by_its_path(listed: str, is_met: bool, portraits: list[Pixels]) -> None:
+    save(photo([(portraits[0], 400, 300, 200)]), "in/sub/a.jpg")
     Path("labels.csv").write_text(f"path,age\n{listed},20\n")
     if is_met:
         main(["in", "out", "--manifest", "labels.csv"])
@@ -171,10 +165,10 @@ def test_a_row_belongs_to_a_photo_by_its_path(listed: str, is_met: bool, faces: 
 
 
 @pytest.mark.parametrize("before", ["", "album/", "C:\\\\photos\\\\", "/data/in/", "./"])
-def test_all_rows_begin_alike(before: str, faces: list[Pixels]) -> None:
+def test_all_rows_begin_alike(before: str, portraits: list[Pixels]) -> None:
     """Photos of one name in two folders have rows of their own."""
     for folder in ("one", "two"):
-        save(photo([(faces[0], 400, 300, 200)]), f"in/{folder}/a.jpg")
+        save(photo([(portraits[0], 400, 300, 200)]), f"in/{folder}/a.jpg")
     Path("labels.csv").write_text(f"path,age\n{before}one/a.jpg,20\n{before}two/a.jpg,30\n{before}three/a.jpg,40\n")
     main(["in", "out", "--manifest", "labels.csv"])
     manifest, left_out = tables("out")
@@ -182,45 +176,45 @@ def test_all_rows_begin_alike(before: str, faces: list[Pixels]) -> None:
     assert left_out == {f"{before}three/a.jpg": "no such photo"}
 
 
-def test_rows_of_another_folder_label_no_photo(faces: list[Pixels]) -> None:
+def test_rows_of_another_folder_label_no_photo(portraits: list[Pixels]) -> None:
     for name in ("a", "b", "c"):
-        save(photo([(faces[0], 400, 300, 200)]), f"photos/train/{name}.jpg")
+        save(photo([(portraits[0], 400, 300, 200)]), f"photos/train/{name}.jpg")
     Path("labels.csv").write_text("path,age\ntrain/a.jpg,20\nval/a.jpg,88\nval/b.jpg,99\nval/c.jpg,77\n")
     main(["photos/train", "out", "--manifest", "labels.csv"])
     assert tables("out")[0]["age"].tolist() == ["20"]
 
 
 @pytest.mark.parametrize("rows", ["x/a.jpg,20\ny/a.jpg,30", "a.jpg,20"])
-def test_rows_that_may_mean_several_photos_are_refused(rows: str, faces: list[Pixels]) -> None:
+def test_rows_that_may_mean_several_photos_are_refused(rows: str, portraits: list[Pixels]) -> None:
     for name in ("one/a.jpg", "two/a.jpg", "a.jpg") if "x" in rows else ("one/a.jpg", "two/a.jpg"):
-        save(photo([(faces[0], 400, 300, 200)]), f"in/{name}")
+        save(photo([(portraits[0], 400, 300, 200)]), f"in/{name}")
     Path("labels.csv").write_text(f"path,age\n{rows}\n")
     with pytest.raises(UserError, match=r"fit in 2 ways \(.*\); name the folder or archive that the paths begin in"):
         main(["in", "out", "--manifest", "labels.csv"])
     assert not Path("out").exists()
 
 
-def test_letters_may_be_composed_in_two_ways(faces: list[Pixels]) -> None:
-    save(photo([(faces[0], 400, 300, 200)]), f"in/{unicodedata.normalize('NFD', 'José')}.jpg")
+def test_letters_may_be_composed_in_two_ways(portraits: list[Pixels]) -> None:
+    save(photo([(portraits[0], 400, 300, 200)]), f"in/{unicodedata.normalize('NFD', 'José')}.jpg")
     Path("labels.csv").write_text(f"path,age\n{unicodedata.normalize('NFC', 'José')}.jpg,20\n", encoding="utf-8")
     main(["in", "out", "--manifest", "labels.csv"])
     assert tables("out")[0]["age"].tolist() == ["20"]
 
 
-def test_no_two_boxes_get_one_face(faces: list[Pixels]) -> None:
-    save(photo([(faces[0], 400, 300, 200)]), "in/a.jpg")
+def test_no_two_boxes_get_one_face(portraits: list[Pixels]) -> None:
+    save(photo([(portraits[0], 400, 300, 200)]), "in/a.jpg")
     Path("labels.csv").write_text("path,age,x,y,width,height\na.jpg,70,200,150,420,300\na.jpg,20,300,200,200,200\n")
     main(["in", "out", "--manifest", "labels.csv"])
     manifest, left_out = tables("out")
     assert (manifest["age"].tolist(), left_out) == (["20"], {"in/a.jpg": "no face found in its box"})
 
 
-def test_no_face_is_written_over_another(faces: list[Pixels]) -> None:
+def test_no_face_is_written_over_another(portraits: list[Pixels]) -> None:
     """Names that become one, whichever thread is done first: the face and the labels of the first photo stay."""
-    save(photo([(faces[0], 200, 300, 160), (faces[1], 600, 300, 160)]), "in/a.jpg")
-    save(photo([(faces[2], 400, 300, 160)]), "in/a.1.jpg")
-    save(photo([(faces[3], 400, 300, 160)]), "in/b.jpg/c.jpg")
-    save(photo([(faces[4], 400, 300, 160)]), "b.jpg")
+    save(photo([(portraits[0], 200, 300, 160), (portraits[1], 600, 300, 160)]), "in/a.jpg")
+    save(photo([(portraits[2], 400, 300, 160)]), "in/a.1.jpg")
+    save(photo([(portraits[3], 400, 300, 160)]), "in/b.jpg/c.jpg")
+    save(photo([(portraits[4], 400, 300, 160)]), "b.jpg")
     shutil.move("b.jpg", "in/b")
     boxes = "a.jpg,1,120,220,160,160\na.jpg,2,520,220,160,160\na.1.jpg,3,,,,\nb.jpg/c.jpg,4,,,,\nb,5,,,,\n"
     Path("labels.csv").write_text(f"path,age,x,y,width,height\n{boxes}")
@@ -229,12 +223,12 @@ def test_no_face_is_written_over_another(faces: list[Pixels]) -> None:
     known = dict(zip(manifest["path"], manifest["age"], strict=True))
     assert known == {f"{FACES}/a.1.jpg": "3", f"{FACES}/a.2.jpg": "2", f"{FACES}/b.jpg": "5"}
     assert left_out == {"in/a.jpg": "same name as another", "in/b.jpg/c.jpg": "same name as another"}
-    assert is_of(Path("out", FACES, "a.1.jpg"), faces[2], [faces[0], faces[1]])
-    assert is_of(Path("out", FACES, "a.2.jpg"), faces[1], [faces[0], faces[2]])
+    assert is_of(Path("out", FACES, "a.1.jpg"), portraits[2], [portraits[0], portraits[1]])
+    assert is_of(Path("out", FACES, "a.2.jpg"), portraits[1], [portraits[0], portraits[2]])
 
 
-def test_a_damaged_archive_is_named(faces: list[Pixels]) -> None:
-    save(photo([(faces[0], 400, 300, 200)]), "in/a.jpg")
+def test_a_damaged_archive_is_named(portraits: list[Pixels]) -> None:
+    save(photo([(portraits[0], 400, 300, 200)]), "in/a.jpg")
     with tarfile.open("in/t.tar", "w") as archive:
         archive.add("in/a.jpg", "b.jpg")
     data = Path("in/t.tar").read_bytes()
@@ -245,18 +239,18 @@ def test_a_damaged_archive_is_named(faces: list[Pixels]) -> None:
     assert tables("out")[1]["in/t.tar"] != "not in the manifest"
 
 
-def test_names_may_be_long(faces: list[Pixels]) -> None:
+def test_names_may_be_long(portraits: list[Pixels]) -> None:
     with zipfile.ZipFile("photos.zip", "w") as archive:
-        data = cv2.imencode(".png", photo([(faces[0], 400, 300, 250)])[..., ::-1])[1]
+        data = cv2.imencode(".png", photo([(portraits[0], 400, 300, 250)])[..., ::-1])[1]
         archive.writestr(f"{'x' * 300}/{'y' * 300}.png", data.tobytes())
     main(["photos.zip", "out"])
     assert Path("out", tables("out")[0]["path"][0]).is_file()
 
 
-def test_fit_reads_what_is_written(faces: list[Pixels]) -> None:
+def test_fit_reads_what_is_written(portraits: list[Pixels]) -> None:
     names = [name for name, _ in draw_faces(6, seed=3)]
     with zipfile.ZipFile("photos.zip", "w") as archive:
-        for name, face in zip(names, faces, strict=False):
+        for name, face in zip(names, portraits, strict=False):
             data = cv2.imencode(".png", photo([(face, 400, 300, 250)])[..., ::-1])[1]
             archive.writestr(f"album/{name}", data.tobytes())
     main(["photos.zip", "out", "--size", "96"])
@@ -270,21 +264,21 @@ def test_fit_reads_what_is_written(faces: list[Pixels]) -> None:
     assert read(next(Path("out", FACES, "album").iterdir())).shape == (96, 96, 3)
 
 
-def test_an_aligned_face_stays_as_it_is(faces: list[Pixels]) -> None:
+def test_an_aligned_face_stays_as_it_is(portraits: list[Pixels]) -> None:
     """A face of 200 pixels in the frame is only encoded again."""
-    frame = measure(map(Detector().share_of_largest, faces), "drawn faces")
+    frame = measure(map(Detector().share_of_largest, portraits), "drawn faces")
     assert frame is not None
     save_checkpoint(Path("drawn.ckpt"), face_frame=frame.options())
-    save(faces[4], "in/a.png")
+    save(portraits[4], "in/a.png")
     main(["in", "out", "--like", "drawn.ckpt"])
-    assert np.abs(read(f"out/{FACES}/a.png.jpg").astype(int) - faces[4]).mean() < 3
+    assert np.abs(read(f"out/{FACES}/a.png.jpg").astype(int) - portraits[4]).mean() < 3
 
 
-def test_like_a_model(faces: list[Pixels]) -> None:
+def test_like_a_model(portraits: list[Pixels]) -> None:
     wide = UTKFACE_FRAME._replace(points=0.5 + 0.5 * (UTKFACE_FRAME.points - 0.5), source="wide")
     save_checkpoint(Path("wide.ckpt"), face_frame=wide.options())
     save_checkpoint(Path("none.ckpt"), face_frame=None)
-    save(photo([(faces[0], 400, 300, 250)]), "in/a.jpg")
+    save(photo([(portraits[0], 400, 300, 250)]), "in/a.jpg")
     main(["in", "out", "--like", "wide.ckpt"])
     (found,) = Detector().find(read(f"out/{FACES}/a.jpg"))
     assert np.abs((found.points + 0.5) / 200 - wide.points).max() < 0.03
@@ -293,9 +287,9 @@ def test_like_a_model(faces: list[Pixels]) -> None:
     assert not Path("other").exists()
 
 
-def test_run_again_it_goes_on(faces: list[Pixels]) -> None:
+def test_run_again_it_goes_on(portraits: list[Pixels]) -> None:
     for number in range(3):
-        save(photo([(faces[number], 400, 300, 250)]), f"in/{number}.jpg")
+        save(photo([(portraits[number], 400, 300, 250)]), f"in/{number}.jpg")
     Path("in/2.jpg").rename("2.jpg")
     Path("in/2.jpg").write_text("not there yet")
     main(["in", "out"])
@@ -305,16 +299,16 @@ def test_run_again_it_goes_on(faces: list[Pixels]) -> None:
     manifest, left_out = tables("out")
     assert (manifest["path"].tolist(), left_out) == ([f"{FACES}/{number}.jpg" for number in range(3)], {})
     assert {name: Path("out", FACES, name).stat().st_mtime_ns for name in kept} == kept
-    save(photo([(faces[5], 400, 300, 250)]), "in/0.jpg")  # another photo under the same name
+    save(photo([(portraits[5], 400, 300, 250)]), "in/0.jpg")  # another photo under the same name
     main(["in", "out"])
-    assert is_of(Path("out", FACES, "0.jpg"), faces[5], [faces[0]])
+    assert is_of(Path("out", FACES, "0.jpg"), portraits[5], [portraits[0]])
     assert Path("out", FACES, "1.jpg").stat().st_mtime_ns == kept["1.jpg"]
     main(["in", "out", "--size", "96"])
     assert read(f"out/{FACES}/1.jpg").shape == (96, 96, 3)
 
 
-def test_photos_that_are_gone_cost_no_table(faces: list[Pixels]) -> None:
-    save(photo([(faces[0], 400, 300, 250)]), "in/a.jpg")
+def test_photos_that_are_gone_cost_no_table(portraits: list[Pixels]) -> None:
+    save(photo([(portraits[0], 400, 300, 250)]), "in/a.jpg")
     main(["in", "out"])
     table = Path("out", MANIFEST).read_text()
     Path("in/a.jpg").unlink()
@@ -323,8 +317,8 @@ def test_photos_that_are_gone_cost_no_table(faces: list[Pixels]) -> None:
     assert Path("out", MANIFEST).read_text() == table
 
 
-def test_an_output_among_the_photos_is_no_photo(faces: list[Pixels]) -> None:
-    save(photo([(faces[0], 400, 300, 250)]), "in/a.jpg")
+def test_an_output_among_the_photos_is_no_photo(portraits: list[Pixels]) -> None:
+    save(photo([(portraits[0], 400, 300, 250)]), "in/a.jpg")
     for _ in range(2):
         main(["in", "in/out"])
         assert tables("in/out")[0]["photo"].tolist() == ["in/a.jpg"]
@@ -357,8 +351,8 @@ def test_an_output_among_the_photos_is_no_photo(faces: list[Pixels]) -> None:
         (["in", "out", "--manifst", "no.csv"], "did you mean --manifest?"),
     ],
 )
-def test_mistakes(words: list[str], message: str, faces: list[Pixels]) -> None:
-    save(photo([(faces[0], 400, 300, 250)]), "in/a.jpg")
+def test_mistakes(words: list[str], message: str, portraits: list[Pixels]) -> None:
+    save(photo([(portraits[0], 400, 300, 250)]), "in/a.jpg")
     Path("empty").mkdir()
     Path("file").write_text("")
     Path("mine").mkdir()
@@ -373,10 +367,10 @@ def test_mistakes(words: list[str], message: str, faces: list[Pixels]) -> None:
 
 
 def test_ctrl_c_keeps_the_faces(
-    faces: list[Pixels], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    portraits: list[Pixels], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(60):
-        save(faces[0], f"in/{number}.jpg")
+        save(portraits[0], f"in/{number}.jpg")
     cut = Cutter.cut
 
     def interrupted(self: Cutter, job: Job) -> Job:

@@ -25,6 +25,8 @@ from facecls.data.tasks import UTKFACE, create_tasks
 from facecls.errors import UserError
 from facecls.predict.inputs import Input, check, count, stream
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -54,11 +56,6 @@ def reason(given: Input) -> str | None:
 
 def reasons(*words: object) -> dict[str | None, str | None]:
     return {each.path: reason(each) for each in stream([str(word) for word in words])}
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -428,7 +425,7 @@ LISTS = {
 
 
 @pytest.fixture
-def listed() -> None:
+def listed(own_folder: None) -> None:
     Path("in").mkdir()
     for name in ("1.png", "b 2.png"):
         Path("in", name).write_bytes(encoded())

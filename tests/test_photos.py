@@ -18,7 +18,6 @@ from trained_model import SIZE, save_checkpoint
 import facecls
 from facecls.data.archives import UnreadableError
 from facecls.data.store import decode
-from facecls.data.synthetic import draw_faces
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 from facecls.finding.detector import Detector
@@ -29,38 +28,30 @@ from facecls.predict.inputs import NO_FACE, stream
 from facecls.predict.outputs import journal_of
 from facecls.predict.pictures import annotate
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 Pixels = npt.NDArray[np.uint8]
 PLACES = [(150, 500, 110), (430, 200, 160), (700, 420, 240)]
 """x, y and size of the faces of a photo, from left to right."""
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
-def faces() -> list[Pixels]:
-    return [decode(np.frombuffer(data, np.uint8)) for _, data in draw_faces(12, seed=3)]
-
-
-@pytest.fixture(scope="module")
-def model(faces: list[Pixels], tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(portraits: list[Pixels], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model that knows the frame of drawn faces."""
     detector = Detector()
-    frame = measure(map(detector.share_of_largest, faces), "drawn faces")
+    frame = measure(map(detector.share_of_largest, portraits), "drawn faces")
     assert frame is not None
     return str(save_checkpoint(tmp_path_factory.mktemp("framed") / "best.ckpt", face_frame=frame.options()))
 
 
 @pytest.fixture
-def photos(faces: list[Pixels]) -> list[str]:
+def photos(portraits: list[Pixels]) -> list[str]:
     """A photo of three faces, one without any, an aligned face, and one that is no image."""
     Path("in").mkdir()
     three = background("texture", 900, 650)
-    for face, (x, y, size) in zip(faces, PLACES, strict=False):
+    for face, (x, y, size) in zip(portraits, PLACES, strict=False):
         put(three, face, x, y, size)
-    pictures = {"a.png": three, "b.png": background("gradient", 500, 400), "c.png": faces[4]}
+    pictures = {"a.png": three, "b.png": background("gradient", 500, 400), "c.png": portraits[4]}
     for name, picture in pictures.items():
         Image.fromarray(picture).save(f"in/{name}")
     Path("in/d.png").write_text("hello")
@@ -102,7 +93,7 @@ def test_a_photo_without_a_face_is_no_failure(model: str, photos: list[str]) -> 
     assert (row["error"], row["gender"], row["face"]) == (NO_FACE, None, None)
 
 
-def test_a_face_is_predicted_as_it_is_alone(model: str, photos: list[str], faces: list[Pixels]) -> None:
+def test_a_face_is_predicted_as_it_is_alone(model: str, photos: list[str], portraits: list[Pixels]) -> None:
     """What the model gives for a face of a photo is what it gives for that face brought into the frame by hand."""
     predictor = facecls.load(model, device="cpu")
     frame = predictor.predictor.frame
@@ -223,7 +214,7 @@ def test_a_model_that_does_not_say_its_frame_takes_utkfaces(
 # --- pictures ---
 
 
-def test_annotated_photos_and_crops(model: str, photos: list[str], faces: list[Pixels]) -> None:
+def test_annotated_photos_and_crops(model: str, photos: list[str], portraits: list[Pixels]) -> None:
     assert main([model, "in", "--out", "out.csv", "--annotate", "seen/boxes", "--crops", "seen/faces"]) == 1
     assert sorted(path.name for path in Path("seen/boxes/in").iterdir()) == ["a.png.jpg", "c.png.jpg"]
     crops = sorted(path.name for path in Path("seen/faces/in").iterdir())
@@ -307,14 +298,14 @@ def test_pictures_of_a_run_that_is_continued_are_all_there(
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_the_members_of_archives_in_a_folder_are_all_read(kind: str, model: str, faces: list[Pixels]) -> None:
+def test_the_members_of_archives_in_a_folder_are_all_read(kind: str, model: str, portraits: list[Pixels]) -> None:
     """They are read at once, since threads come back to them when the archive is long closed."""
     Path("many").mkdir()
     for number in range(150):
-        Image.fromarray(cv2.resize(faces[number % 4], (64, 64))).save(f"many/{number:03}.png")
+        Image.fromarray(cv2.resize(portraits[number % 4], (64, 64))).save(f"many/{number:03}.png")
     Path("in").mkdir()
     shutil.make_archive("in/all", kind, "many")
-    Image.fromarray(faces[0]).save("in/z.png")
+    Image.fromarray(portraits[0]).save("in/z.png")
     assert main([model, "in", "--faces", "whole", "--out", "out.csv"]) == 0
     assert len(rows_of("out.csv")) == 151
 
@@ -333,13 +324,13 @@ def test_more_faces_than_a_batch_go_through_the_model_in_pieces(model: str, phot
 
 
 @pytest.fixture
-def video(faces: list[Pixels]) -> str:
+def video(portraits: list[Pixels]) -> str:
     """Four seconds: a face that moves, none in the third."""
     writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (640, 480))
     for number in range(40):
         frame = background("gradient", 640, 480)
         if number // 10 != 2:
-            put(frame, faces[1], 150 + 8 * number, 240, 150)
+            put(frame, portraits[1], 150 + 8 * number, 240, 150)
         writer.write(frame[..., ::-1])
     writer.release()
     return "clip.avi"

@@ -33,12 +33,9 @@ from facecls.predict.grid import Grid, draw
 from facecls.predict.inputs import Input
 from facecls.predict.outputs import Journal, journal_of
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 ENDINGS = ["csv", "jsonl", "parquet"]
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
