@@ -7,7 +7,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 from labelled_faces import FAIRFACE_RACES, write_fairface, write_glasses
-from run_folders import Page, without_drawing
+from run_folders import Page, without_drawing, without_rendering
 from sklearn.metrics import accuracy_score, f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -30,6 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that learned who wears glasses, beside gender, race and age."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("glasses"))
+        without_rendering(patch)
         words = ["--data.root=synthetic:900", "--trainer.max_epochs=8"]
         fit.main([DEMO, *QUIET, GLASSES, *words])
         return Path("runs/demo/version_0").resolve()
@@ -101,6 +102,7 @@ def test_one_attribute_alone_and_two_runs_compared(run: Path, monkeypatch: pytes
     assert "glasses" in page.sections["disagreements"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_csv_of_fairface_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     labels = write_fairface(tmp_path / "fairface", 700, seed=5, size=64)

@@ -162,6 +162,7 @@ def test_what_a_run_leaves(faces: Path, drawing: None) -> None:
     assert "trained on 48 of the tested faces" in Page(Path("runs/evaluate/version_1/report.html")).sections["summary"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_nothing_is_said_about_training_where_other_faces_are_tested(begun: Path, drawing: None) -> None:
     write_faces(Path("others"), 30, seed=8)
     words = [f"--ckpt_path={begun.with_name('best.ckpt')}", "--data.root=others", "--accelerator=cpu"]
@@ -250,6 +251,7 @@ def test_resuming_past_an_unfreezing_goes_on_exactly(faces: Path, monkeypatch: p
                 assert torch.equal(tensor, resumed[part][name]), f"{part} {name} after {stop} steps"
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_resumed_run_goes_on_in_its_folder_and_keeps_its_best(faces: Path, drawing: None) -> None:
     fit.main([*TINY, f"--data.root={faces}", "--trainer.max_epochs=1"])
     last, page = "runs/tiny/version_0/checkpoints/last.ckpt", Path("runs/tiny/version_0/report.html")

@@ -298,6 +298,7 @@ def test_suspects_come_in_three_lists(page: Page, run: Path) -> None:
     assert listed["seen_in_training"].any()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_duplicates_that_agree_and_labels_that_are_in_two_lists(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 60)
 
@@ -405,6 +406,7 @@ def test_what_is_missing_is_said(kind: str, tmp_path: Path) -> None:
     assert "nan" not in "".join(page.sections.values())
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_seed_numbers_stand_beside_utkface_only(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 60)
     change(folder, lambda table: table.assign(path="UTKFace/26_1_2_20170116174525125.jpg"))
@@ -425,6 +427,7 @@ def test_broken_files(name: str, content: str, tmp_path: Path) -> None:
     (folder / name).unlink()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_gallery(tmp_path: Path) -> None:
     folder = drawn_run(tmp_path / "run")
     table = pd.read_parquet(folder / "predictions.parquet")
@@ -455,6 +458,7 @@ def test_gallery(tmp_path: Path) -> None:
     assert all(image["alt"] for image in page.images)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_trunk_without_one_map_of_features(tmp_path: Path) -> None:
     folder = drawn_run(tmp_path / "run")
     config = (folder / "config.yaml").read_text()
@@ -467,6 +471,7 @@ def test_a_trunk_without_one_map_of_features(tmp_path: Path) -> None:
     assert not [image for image in page.images if image["alt"].startswith("Grad-CAM map")]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_confident_mistakes_come_first(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 200)
     table = pd.read_parquet(folder / "predictions.parquet")

@@ -159,6 +159,7 @@ def _verdict(page: Page) -> str:
     return " ".join(page.sections["summary"].split("constant guess")[0].split())
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_good_model_is_called_so_with_its_worst_groups(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 500)
     page, table = Page(write_report(folder, None, None)), pd.read_parquet(folder / "predictions.parquet")
@@ -195,6 +196,7 @@ def test_a_good_model_is_called_so_with_its_worst_groups(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_model_that_guesses_is_called_so_and_suspects_no_label(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 300)
     assert "model" in {*pd.read_csv(_reported(folder) / "suspects.csv")["kind"]}
@@ -211,6 +213,7 @@ def test_a_model_that_guesses_is_called_so_and_suspects_no_label(tmp_path: Path)
     )
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_model_that_guesses_at_one_task(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 300)
     change(folder, _guess("race"))
@@ -226,6 +229,7 @@ def _reported(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_drawn_faces_are_called_so_in_the_title(tmp_path: Path, page: Page) -> None:
     assert _title(page) == "Report on " + _title(page).removeprefix("Report on ").removesuffix(" (drawn faces)")
     first, second = drawn_run(tmp_path / "runs/a"), drawn_run(tmp_path / "runs/b")
@@ -282,6 +286,7 @@ def test_few_faces_give_no_verdict(tmp_path: Path) -> None:
     assert not re.search(r"\b1 (tested |training )?faces", "".join(page.sections.values()))
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_task_that_the_training_faces_have_no_labels_of_is_judged(tmp_path: Path) -> None:
     folder = simulated_run(tmp_path / "run", 300, tasks=FAIRFACE)
     faces = pd.read_parquet(folder / "faces.parquet")
@@ -311,6 +316,7 @@ def test_what_is_said_about_ranges_without_a_distribution_and_equal_predictions(
     assert "nan" not in "".join(page.sections.values())
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_tables_of_numbers_are_narrow_enough_for_the_page(tmp_path: Path) -> None:
     attributes = {name: {"classes": ["no", "yes"]} for name in ("beard", "hat", "smile", "blurred")}
     tasks = {**create_tasks(attributes), **FAIRFACE}

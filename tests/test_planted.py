@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from run_folders import Page
+from run_folders import Page, without_rendering
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
@@ -92,6 +92,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     words += [f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"]
     words += ["--trainer.precision=32-true"]
     with pytest.MonkeyPatch.context() as patched:
+        without_rendering(patched)
         patched.setattr(fit, "read_checkpoint", _read_sharpened)
         fit.main(words)
     return Planted(folder / "demo/version_0", manifest, flipped)

@@ -20,6 +20,7 @@ def run(tmp_path: Path) -> Path:
     return drawn_run(tmp_path / "runs" / "demo" / "version_0")
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_pictures_are_read_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = report.main([str(run)])
     assert path == run / "report.html"
@@ -32,6 +33,7 @@ def test_pictures_are_read_back(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert "checkpoint was not found" in page.sections["gallery"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_the_heads_looked_at(run: Path) -> None:
     (run / "checkpoints").mkdir()
     save_checkpoint(run / "checkpoints" / "best.ckpt")
@@ -39,6 +41,7 @@ def test_what_the_heads_looked_at(run: Path) -> None:
     assert sum(image["alt"].startswith("Grad-CAM map") for image in page.images) >= 3
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_faces_that_moved(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_faces(tmp_path / "moved", 60, seed=3)
     config = (run / "config.yaml").read_text()
