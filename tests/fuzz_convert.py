@@ -7,13 +7,10 @@ and exit with 2; within a minute and 4 GB. Prints what was neither, keeps those 
 """
 
 import json
-import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,9 +22,11 @@ import h5py
 import numpy as np
 import onnx
 import open_clip
-import timm
+import pytest
 import torch
+from children import run_in_child
 from damage import damaged
+from narrow import narrow
 from plain_networks import small_network
 
 from convert import __main__ as convert
@@ -225,42 +224,31 @@ def _seeds(kind: str, folder: Path) -> list[Path]:
 
 def _narrow_clip() -> None:
     """Makes CLIP's ViT-B/16 narrow and short for this process: 0.2 MB in place of 340 are converted at once."""
-    entries = timm.models._registry._model_entrypoints
-    entries[clip.ARCHITECTURE] = partial(entries[clip.ARCHITECTURE], embed_dim=WIDTH, depth=BLOCKS, num_heads=1)
+    narrow(pytest.MonkeyPatch(), clip.ARCHITECTURE, embed_dim=WIDTH, depth=BLOCKS, num_heads=1)
     clip._WIDTH, clip._BLOCKS, clip._HEADS = WIDTH, BLOCKS, 1
 
 
+def _convert(source: Path, dest: Path) -> int:
+    try:
+        convert.main([str(source), str(dest), *(CONTRACT if source.suffix != ".pth" else [])])
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
 def _run(source: Path, dest: Path, said: Path) -> tuple[str, float]:
-    """Converts a file in a child of this process, which has imported everything; says how it ended."""
-    started = time.monotonic()
-    child = os.fork()
-    if not child:
-        output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        status = 1
-        try:
-            convert.main([str(source), str(dest), *(CONTRACT if source.suffix != ".pth" else [])])
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        except BaseException as error:
-            print("Traceback", repr(error), flush=True)
-        os._exit(status)
-    _, status, usage = os.wait4(child, 0)
-    seconds = time.monotonic() - started
+    """Converts a file in a child of this process; says how that ended, and after how many seconds."""
+    ended = run_in_child(partial(_convert, source, dest), said, SECONDS)
     lines = said.read_text(errors="replace").splitlines()
-    if os.WIFSIGNALED(status):
-        return f"signal {os.WTERMSIG(status)}", seconds
-    if usage.ru_maxrss * 1024 > BYTES:
-        return "memory", seconds
-    code = os.WEXITSTATUS(status)
-    if code == 0:
-        return ("converted" if dest.is_file() else "nothing written"), seconds
-    if code == 2 and len(lines) == 1 and not dest.exists():
-        return "refused", seconds
-    return f"status {code}, {len(lines)} lines{', written' if dest.exists() else ''}", seconds
+    if ended.status < 0:
+        return f"signal {-ended.status}", ended.seconds
+    if ended.memory > BYTES:
+        return "memory", ended.seconds
+    if ended.status == 0:
+        return ("converted" if dest.is_file() else "nothing written"), ended.seconds
+    if ended.status == 2 and len(lines) == 1 and not dest.exists():
+        return "refused", ended.seconds
+    return f"status {ended.status}, {len(lines)} lines{', written' if dest.exists() else ''}", ended.seconds
 
 
 def main(kind: str, count: int) -> int:
