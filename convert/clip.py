@@ -5,6 +5,7 @@ activation is QuickGELU; timm has it in ``vit_base_patch16_clip_quickgelu_224``.
 the usual GELU, has the same tensors and computes something else.
 """
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from convert import parity
 from convert.plain.source import digest
 from facecls._version import __version__
 from facecls.errors import UserError
+from facecls.model.checksums import check_members
 from facecls.model.trunk import Trunk, create_trunk
 
 ARCHITECTURE = "vit_base_patch16_clip_quickgelu_224"
@@ -88,7 +90,11 @@ def _read_tower(path: Path) -> dict[str, Tensor]:
             f"Expected a CLIP checkpoint at {path}, but there is none; get one with `python -m facecls.download farl`."
         )
     try:
+        if zipfile.is_zipfile(path):  # else torch's format until 2020
+            check_members(path)
         kept = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UserError:
+        raise
     except Exception as error:  # torch.load raises many kinds for a file that is none of its own
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UserError(f"Expected a file of PyTorch tensors, but could not read {path}: {reason}.") from None

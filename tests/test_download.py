@@ -1,5 +1,6 @@
-"""Downloads against a server on loopback: whole, cut off, refused, or with a page in place of the file."""
+"""Downloads against a server on loopback: whole, cut off, refused, or with something else in place of the file."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ TWO_BLOCKS = 1_048_576
 """Bytes; two of the blocks that gdown reads."""
 HDF5_START = b"\x89HDF\r\n\x1a\n"
 WHOLE_FILE = HDF5_START + np.random.default_rng(0).bytes(SIZE - 8)
+DIGEST = hashlib.sha256(WHOLE_FILE).hexdigest()
 PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
 
 
@@ -92,7 +94,7 @@ def server():
 @pytest.fixture
 def source(server, monkeypatch):
     monkeypatch.setattr(download, "_RETRIES", 0)
-    return replace(WEIGHTS["resnet50face.h5"], url=server.url)
+    return replace(WEIGHTS["resnet50face.h5"], url=server.url, smallest=SIZE, largest=SIZE)
 
 
 def _names(folder):
@@ -106,7 +108,52 @@ def test_whole_file_arrives_and_nothing_else(server, source, tmp_path, capsys):
     assert _names(dest.parent) == ["resnet50face.h5"]
     (tmp_path / "any").touch()
     assert dest.stat().st_mode == (tmp_path / "any").stat().st_mode  # others may read it
-    assert f"Downloaded {dest} (3.0 MB)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Downloaded {dest} (3.0 MB)" in said
+    assert f"No checksum of it is published: its kind and size are as expected, and its SHA-256 is {DIGEST}." in said
+
+
+def test_published_checksum_is_said_to_be_right(source, tmp_path, capsys):
+    known = replace(source, sha256=DIGEST)
+    fetch(known, tmp_path)
+    fetch(known, tmp_path)  # as it lies there
+    first, again = filter(None, capsys.readouterr().out.splitlines())  # rich leaves an empty line after its bar
+    right = "Its SHA-256 is the published one."
+    assert re.fullmatch(f"Downloaded .* {right}", first)
+    assert re.fullmatch(f".* exists already; .* {right}", again)
+
+
+OTHER = hashlib.sha256(b"another file").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("other", "expected", "came"),
+    [
+        ({"sha256": OTHER}, f"the published file, whose SHA-256 is {OTHER}", f"it has {DIGEST}"),
+        (
+            {"smallest": SIZE + 1, "largest": 2 * SIZE},
+            "an HDF5 file of 3,000,001 to 6,000,000 bytes",
+            "3,000,000 bytes",
+        ),
+    ],
+    ids=["checksum", "too small"],
+)
+def test_another_file_is_refused_and_removed(source, tmp_path, other, expected, came):
+    wanted = replace(source, **other)
+    with pytest.raises(UserError, match=f"sent something that is not {expected}: .*{came}; download it by hand"):
+        fetch(wanted, tmp_path)
+    assert _names(tmp_path) == []
+    (tmp_path / source.name).write_bytes(WHOLE_FILE)
+    with pytest.raises(UserError, match=f"to be {expected}, but .*{came}; delete it to download it again"):
+        fetch(wanted, tmp_path)
+    assert (tmp_path / source.name).read_bytes() == WHOLE_FILE  # what lies there is the user's
+
+
+def test_larger_file_is_stopped_before_it_is_there(server, source, tmp_path):
+    server.body = WHOLE_FILE + bytes(1)
+    with pytest.raises(UserError, match="the server sends more than an HDF5 file of 3,000,000 to 3,000,000 bytes"):
+        fetch(source, tmp_path)
+    assert _names(tmp_path) == []
 
 
 def test_finished_file_is_not_fetched_again(server, source, tmp_path, capsys):
@@ -120,7 +167,7 @@ def test_finished_file_is_not_fetched_again(server, source, tmp_path, capsys):
 
 def test_page_saved_by_hand_in_place_of_the_file_is_noticed(source, tmp_path):
     (tmp_path / source.name).write_bytes(PAGE)
-    with pytest.raises(UserError, match="to be an HDF5 file, but it is not; delete it"):
+    with pytest.raises(UserError, match="to be an HDF5 file, but it begins with b'<!DOCTYPE html><'; delete it"):
         fetch(source, tmp_path)
 
 
@@ -183,7 +230,7 @@ def test_silent_server_is_given_up(server, source, tmp_path, monkeypatch):
 )
 def test_page_in_place_of_a_file_is_never_accepted(server, tmp_path, wanted):
     server.body = PAGE
-    with pytest.raises(UserError, match=f"sent something that is not {wanted.kind}; download it by hand"):
+    with pytest.raises(UserError, match=f"sent something that is not {wanted.kind}: it begins .*; download it by hand"):
         fetch(replace(wanted, url=server.url), tmp_path)
     assert _names(tmp_path) == []
 
@@ -221,7 +268,7 @@ def _archive(folder):
 )
 def test_every_kind_of_real_file_is_accepted(server, tmp_path, wanted, make):
     server.body = make(tmp_path)
-    assert fetch(replace(wanted, url=server.url), tmp_path / "new").read_bytes() == server.body
+    assert fetch(replace(wanted, url=server.url, smallest=1), tmp_path / "new").read_bytes() == server.body
 
 
 def test_folder_that_cannot_be_made(source, tmp_path):

@@ -157,9 +157,11 @@ def test_the_readme_opens_with_the_commands_that_ci_runs() -> None:
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()
     blocks = re.findall(r"```(?:bash|console|sh)\n(.*?)```", readme, flags=re.DOTALL)
     assert [block.strip() for block in blocks[:2]] == [INSTALL, TEST]
-    lines = ci.splitlines()
+    _, newest, lowest = ci.split("\nfresh\n")  # each begins with an environment of its own
+    lines = newest.splitlines()
     assert lines.index(TEST) < lines.index(INSTALL)
     assert not [line for line in lines if "pytest" in line and line != TEST]
+    assert "pip install -c constraints-lowest.txt -e ." in lowest
 
 
 def _blocks(document: str, language: str) -> list[str]:

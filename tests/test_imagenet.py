@@ -145,7 +145,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(published, monkeypatch, t
         ),
         "off by nan": lambda state: state.update({"_conv_stem.weight": torch.full((32, 3, 3, 3), torch.nan)}),
     }
-    monkeypatch.setattr(imagenet, "_sha256", lambda path: "57934424")
+    monkeypatch.setattr(imagenet, "sha256", lambda path: imagenet._SHA256)
     for message, change in changed.items():
         state = dict(published)
         change(state)
@@ -161,7 +161,7 @@ def test_another_file_is_refused(published, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such file"):
         read_imagenet(tmp_path / "missing.pth")
     (tmp_path / "text.pth").write_text("not a file of tensors")
-    monkeypatch.setattr(imagenet, "_sha256", lambda path: "57934424")
+    monkeypatch.setattr(imagenet, "sha256", lambda path: imagenet._SHA256)
     with pytest.raises(UserError, match="is none"):
         read_imagenet(tmp_path / "text.pth")
 

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -103,6 +105,19 @@ def test_other_timm_models_take_their_own_mean_and_std() -> None:
     trunk = create_trunk("resnet10t")
     assert trunk.mean.flatten().tolist() == pytest.approx([255 * 0.485, 255 * 0.456, 255 * 0.406])
     assert trunk.std.flatten().tolist() == pytest.approx([255 * 0.229, 255 * 0.224, 255 * 0.225])
+
+
+@pytest.mark.parametrize(("name", "features"), [("test_resnet", 96), ("test_vit", 64)])
+def test_models_that_compute_while_they_are_built(name: str, features: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As timm's RegNets did before 1.0.30: the meta device, on which models are tried, has no numbers."""
+    real = timm.create_model
+
+    def create(name: str, **options: Any) -> nn.Module:
+        torch.unique(torch.arange(3.0))
+        return real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    assert create_trunk(name, image_size=96)(torch.zeros(1, 3, 96, 96, dtype=torch.uint8)).shape == (1, features)
 
 
 def test_unknown_name_suggests_near_ones() -> None:

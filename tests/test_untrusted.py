@@ -5,6 +5,7 @@ import json
 import pickle
 import struct
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from run_folders import without_drawing
 from trained_model import SIZE, save_checkpoint
 
 import facecls
+from convert.clip import read_clip
 from convert.keras.h5 import open_keras
 from facecls import evaluate, fit, plain_yaml
 from facecls.errors import UserError
@@ -112,6 +114,35 @@ def test_resuming_imports_nothing_that_a_checkpoint_names(trap: Path, monkeypatc
     with pytest.raises(UserError, match=r"Expected the optimizer of .* to resume it"):
         fit.main([*words, f"--ckpt_path={last}", "--trainer.max_epochs=3"])
     assert not trap.exists()
+
+
+def _pack(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+
+
+def _overlap(path: Path) -> None:
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.filelist.extend(archive.filelist * 2)
+        archive.comment = b"or else the directory is not written"
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, read_clip])
+@pytest.mark.parametrize("change", [_pack, _overlap])
+def test_a_file_of_tensors_that_unpacks_to_more_is_not_read(
+    change: Any, read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it was read"))
+    path = tmp_path / "best.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(10_000)}}, path)
+    change(path)
+    with pytest.raises(
+        UserError, match="side by side and unpacked, as torch writes them, but they are packed or overlap"
+    ):
+        read(path)
 
 
 @pytest.mark.parametrize("side", [0, -1, 10**9, 64.0, "64", None, True])

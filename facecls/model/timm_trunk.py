@@ -81,8 +81,7 @@ def _size_options(name: str, image_size: int | None) -> dict[str, Any]:
 
     timm's own record of a model, its configuration, does not say whether it takes ``dynamic_img_size``.
     """
-    with torch.device("meta"):
-        net = timm.create_model(name, num_classes=0)
+    net = _outline(name)
     if not hasattr(net, "group_matcher"):
         raise UserError(f"Expected a trunk whose layers timm counts, but {name} is none; choose another.")
     usual: int = net.pretrained_cfg["input_size"][-1]
@@ -95,15 +94,25 @@ def _size_options(name: str, image_size: int | None) -> dict[str, Any]:
     if image_size in (None, usual):
         return options
     try:
+        sized = _outline(name, **options) if options else net
         with torch.device("meta"), torch.no_grad():
-            sized = timm.create_model(name, num_classes=0, **options).eval() if options else net.eval()
-            sized(torch.zeros(1, 3, image_size, image_size))
+            sized.eval()(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # timm's models check sizes in many ways, or not at all
         raise UserError(
             f"Expected data.image_size as {name} takes it, such as {usual}, but got {image_size}"
             f"{_in_brackets(error)}; choose another size or another trunk."
         ) from None
     return options
+
+
+def _outline(name: str, **options: Any) -> nn.Module:
+    """A model without weights, on the meta device."""
+    try:
+        with torch.device("meta"):
+            net: nn.Module = timm.create_model(name, num_classes=0, **options)
+    except NotImplementedError:  # up to timm 1.0.29 some, such as RegNets, compute their widths with tensors
+        net = timm.create_model(name, num_classes=0, **options).to("meta")
+    return net
 
 
 def _create_pretrained(name: str, config: PretrainedCfg, options: dict[str, Any]) -> nn.Module:
