@@ -12,6 +12,7 @@ import pytest
 
 from facecls.data import archives
 from facecls.data.archives import UnreadableError, archive_members
+from facecls.data.limits import LIMITS
 from facecls.errors import UserError
 
 CONTENT = {"a.jpg": b"first" * 200, "b/c.jpg": b"", "d.jpg": bytes(range(256)) * 9, "é.jpg": b"x"}
@@ -179,7 +180,7 @@ def test_members_that_overlap_are_rejects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
 def test_a_member_beyond_the_limit_is_a_reject(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "FILE_BYTES", 1_000)
+    monkeypatch.setattr(LIMITS, "file_bytes", 1_000)
     archive = tmp_path / f"x.{ending}"
     if ending == "zip":
         zipped(archive, content={"a.jpg": bytes(1_001), "b.jpg": bytes(1_000)})
@@ -189,7 +190,8 @@ def test_a_member_beyond_the_limit_is_a_reject(ending: str, tmp_path: Path, monk
                 member = tarfile.TarInfo(name)
                 member.size = size
                 tar.addfile(member, io.BytesIO(bytes(size)))
-    assert read(archive) == {"a.jpg": "too large (1,001 bytes; the limit is 1,000)", "b.jpg": bytes(1_000)}
+    reason = "too large (1,001 bytes; the limit is 1,000, --limits.file_bytes=1001 raises it)"
+    assert read(archive) == {"a.jpg": reason, "b.jpg": bytes(1_000)}
 
 
 def test_a_directory_that_understates_a_member_unpacks_no_more(tmp_path: Path) -> None:
@@ -214,5 +216,14 @@ def test_an_archive_that_unpacks_to_too_much_is_one_line(
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    with pytest.raises(UserError, match=r"unpacks to more than .* bytes, the limit for its size"):
+    says = r"unpacks to more than 1,\d+,\d+ bytes, the limit for its size; --limits.archive_growth=1000 raises it"
+    with pytest.raises(UserError, match=says):
+        read(archive)
+    monkeypatch.setattr(LIMITS, "archive_bytes", 2_000)
+    with pytest.raises(UserError, match=r"more than 2,000 bytes, .*; --limits.archive_bytes=20000 raises it"):
+        read(archive)
+    monkeypatch.undo()
+    assert read(archive) == content
+    monkeypatch.setattr(LIMITS, "names", 39)
+    with pytest.raises(UserError, match=r"39 \w+, (the limit; )?--limits.names=\d+ raises it"):
         read(archive)

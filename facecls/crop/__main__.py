@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from facecls.data.limits import add_limits, set_limits_of
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import replacing
 from facecls.locks import locked
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: With status 130 after Ctrl-C.
     """
     options = _create_parser().parse_args(arguments)
+    set_limits_of(options)
     if options.size not in _SIZES:
         raise UserError(
             f"Expected --size from {_SIZES[0]} to {_SIZES[-1]} pixels, but got {options.size}; name another."
@@ -84,6 +86,7 @@ def _create_parser() -> CommandParser:
     )
     parser.add_argument("--like", type=Path, metavar="CKPT", help="a model whose faces are copied instead of UTKFace's")
     parser.add_argument("--size", type=int, default=200, help="side of the faces in pixels (default: %(default)s)")
+    add_limits(parser)
     return parser
 
 
