@@ -202,13 +202,13 @@ def _jobs(options: argparse.Namespace, labels: "Labels") -> "Iterator[Job]":
     from facecls.crop.labels import LabelledFace, NotMeantError
     from facecls.predict.pictures import file_name
 
-    files, folders = set[PurePath](), set[PurePath]()
+    files = set[str]()
 
     def is_free(file: PurePath) -> bool:
-        if file in files or file in folders or any(folder in files for folder in file.parents):
+        name = file.as_posix().casefold()  # some file systems do not tell a from A
+        if name in files:
             return False
-        files.add(file)
-        folders.update(file.parents)
+        files.add(name)
         return True
 
     for given in _photos(options):
