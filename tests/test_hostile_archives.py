@@ -8,12 +8,17 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from facecls.data import archives
-from facecls.data.archives import UnreadableError, archive_members
+from facecls.data.archives import CUT_OFF, NO_END, UnreadableError, archive_members
 from facecls.data.limits import LIMITS
+from facecls.data.table import read_table
+from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
+from facecls.predict.inputs import stream as stream_inputs
 
 CONTENT = {"a.jpg": b"first" * 200, "b/c.jpg": b"", "d.jpg": bytes(range(256)) * 9, "é.jpg": b"x"}
 
@@ -100,7 +105,8 @@ HOSTILE_TARS = {
     "size in words": (header(b"a.jpg", b"many bytes!!") + END, "header is damaged"),
     "a name of a megabyte": (header(b"n", b"%011o\0" % 900_000, b"L") + b"x" * 900_096 + FILE + END, "name is longer"),
     "a tail of zeros": (FILE + bytes(3 << 20), "more than .* zeros"),
-    "no end": (FILE, "cut off before its end"),
+    "no end": (FILE + FILE[:511], "cut off before its end"),
+    "no member after its header": (FILE + pax(b"14 path=b.jpg\n"), "cut off before its end"),
 }
 
 
@@ -112,6 +118,29 @@ def test_a_hostile_tar_is_one_line(name: str, ending: str, tmp_path: Path) -> No
     archive.write_bytes(gzip.compress(content, 1) if ending == "tar.gz" else content)
     with pytest.raises(UserError, match=rf"archive .*x\.{ending}: .*{message}"):
         read(archive)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_a_tar_without_end_marks_is_read_and_says_so(ending: str, tmp_path: Path) -> None:
+    """As some programs write it, and as a download may be cut off."""
+    name, stream = "1_0_0_20170116174525125.jpg", io.BytesIO()
+    face = bytes(cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1])
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(face)
+        tar.addfile(member, io.BytesIO(face))
+        length = tar.offset
+    content, archive = stream.getvalue()[:length], tmp_path / f"x.{ending}"
+    archive.write_bytes(gzip.compress(content) if ending == "tar.gz" else content)
+    with tarfile.open(archive) as tar:
+        assert tar.getnames() == [name]
+    assert read(archive) == {name: face, NO_END: "the archive has no end marks and may be cut off"}
+    for root, prefix in ((archive, ""), (tmp_path, f"{archive.name}/")):
+        table = read_table(root, 0, UTKFACE)
+        assert table.faces["path"].tolist() == [prefix + name]
+        assert table.rejects.to_numpy().tolist() == [[prefix + NO_END, CUT_OFF]]
+    *_, last = stream_inputs([str(archive)])
+    assert last.problem == CUT_OFF
 
 
 def zipped(path: Path, method: int = zipfile.ZIP_DEFLATED, content: dict[str, bytes] = CONTENT) -> bytearray:

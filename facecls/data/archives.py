@@ -18,6 +18,11 @@ from facecls.files import open_regular
 Read = Callable[[], bytes]
 """Returns the bytes of one file, or raises ``UnreadableError``."""
 
+NO_END = "(no end)"
+"""Stands, among the members, for the end that a tar should have; the reader says so."""
+CUT_OFF = "the archive has no end marks and may be cut off"
+"""Why that is no file."""
+
 _PIECES = {zipfile.ZIP_BZIP2: 4096, zipfile.ZIP_LZMA: 4096}
 """Bytes of members that are read at a time, where Python unpacks any number of bytes from so many packed ones."""
 
@@ -34,6 +39,7 @@ def archive_members(archive: Path) -> Iterator[tuple[str, Read]]:
 
     Yields:
         Name and reader of each member that is no folder; a reader must be called before the next member is asked for.
+        ``NO_END`` last, if a tar has none of the blocks that end it.
 
     Raises:
         UserError: If the archive can't be read, is damaged or cut off, or unpacks to too much; readers raise it too.
@@ -109,6 +115,8 @@ def _tar_members(archive: Path, raw: BinaryIO) -> Iterator[tuple[str, Read]]:
             yield _divided(member.name), partial(_refuse, too_large(member.size, "file_bytes", "bytes"))
         else:
             yield _divided(member.name), partial(_tar_bytes, archive, reader)
+    if not reader.has_end:
+        yield NO_END, partial(_refuse, CUT_OFF)
 
 
 def _divided(name: str) -> str:
