@@ -196,6 +196,43 @@ def test_a_zip_with_a_wrong_directory_is_one_line(
         read(tmp_path / "x.zip")
 
 
+PLACES = {"crc": (16, 14), "packed": (20, 18), "unpacked": (24, 22), "offset": (42, None), "name": (28, 26)}
+"""Of numbers in an entry of the directory, and in the header before the member."""
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("name", PLACES)
+def test_wrong_sizes_and_offsets_give_reasons_and_no_other_bytes(
+    name: str, number: int, method: int, tmp_path: Path
+) -> None:
+    """A member is as it was or has its reason, none is missing, or the archive is refused in one line."""
+    content = {key: CONTENT[key] for key in ("a.jpg", "d.jpg")}
+    whole = zipped(tmp_path / "x.zip", method, content)
+    entry = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\1\2"][number]
+    start = struct.unpack_from("<L", whole, entry + 42)[0]
+    form = "<H" if name == "name" else "<L"
+    rejects = 0
+    for base, place in ((entry, PLACES[name][0]), (start, PLACES[name][1])):
+        if place is None:
+            continue
+        true = struct.unpack_from(form, whole, base + place)[0]
+        for value in (0, 1, true - 1, true + 1, 2 * true, len(whole), len(whole) - 1, 0xFFFF, 0xFFFFFFFF, 300_000_000):
+            data = bytearray(whole)
+            struct.pack_into(form, data, base + place, value & (0xFFFF if form == "<H" else 0xFFFFFFFF))
+            (tmp_path / "x.zip").write_bytes(data)
+            try:
+                found = read(tmp_path / "x.zip")
+            except UserError:
+                rejects += 1
+                continue
+            assert len(found) == 2
+            for (key, got), (own, wanted) in zip(found.items(), content.items(), strict=True):
+                assert isinstance(got, str) or (got == wanted and (key == own or name == "name"))
+                rejects += isinstance(got, str)
+    assert rejects >= 2
+
+
 def test_members_that_overlap_are_rejects(tmp_path: Path) -> None:
     data = zipped(tmp_path / "x.zip", content={"a.jpg": b"x" * 99, "b.jpg": b"x" * 99})
     second = data.rindex(b"PK\1\2")
