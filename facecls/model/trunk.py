@@ -186,7 +186,7 @@ def create_trunk(
             f"Expected data.image_size {trunk.fixed_size}, the only one of this trunk, but got {image_size}."
         )
     if isinstance(trunk.net, GraphNet):
-        _check_size(trunk.net, image_size or trunk.net.pretrained_cfg["input_size"][1])
+        _check_size(trunk.net, image_size or trunk.net.description["input"]["size"])
     return trunk
 
 
