@@ -14,7 +14,8 @@ IMAGE_PIXELS = 100_000_000
 """Of one image by default, and of those that OpenCV decodes; the sensors of telephones have up to 200 million, but
 write 12 to 50."""
 PIXELS_AT_ONCE = 2 * IMAGE_PIXELS
-"""Of all images that threads decode and look at together."""
+"""Of all images that threads decode and look at together. Processes of a loader decode one image each, besides: with
+``data.num_workers`` N there may be N of ``image_pixels`` at once."""
 BYTES_AHEAD = 256_000_000
 """Of encoded images that wait to be decoded."""
 ARCHIVE_ALLOWANCE = 1_000_000_000
