@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
+from facecls.data.limits import Limits, set_limits
 from facecls.data.tasks import Tasks
 from facecls.errors import UserError, command, program
 from facecls.run import write_config, write_faces
@@ -41,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     commit = git_commit()  # now, since the checkout may be changed during the run
     parser = create_parser()
     config, checkpoint = parse_with_checkpoint(parser, args)
+    set_limits(**config.limits.as_dict())
     collector = PredictionCollector()
     trainer = parse(partial(create_trainer, collector=collector), config)
     data: FacesDataModule = parser.instantiate(config).data
@@ -78,6 +80,7 @@ def create_parser() -> OptionParser:
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto for a GPU where there is one.")
     parser.add_argument("--precision", type=str | None, help="Such as 32-true; null for the device's fastest.")
     parser.add_lightning_class_args(FacesDataModule, "data")
+    parser.add_class_arguments(Limits, "limits")
     return parser
 
 

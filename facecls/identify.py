@@ -21,6 +21,7 @@ from torch import Tensor
 from facecls.console import console
 from facecls.data.archives import UnreadableError
 from facecls.data.folders import file_bytes
+from facecls.data.limits import add_limits, set_limits_of
 from facecls.data.store import decode, why_unusable
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.model.checkpoint import check_side
@@ -60,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", type=Path, metavar="IMAGE", nargs="+", help="a closely cropped face")
     parser.add_argument("--labels", type=Path, metavar="FILE.npy", help="names, rcmalli_vggface_labels_v2.npy")
     parser.add_argument("--top", type=int, default=5, help="how many identities to print (default: %(default)s)")
+    add_limits(parser)
     with command("facecls.identify"):
         options = parser.parse_args(arguments)
+        set_limits_of(options)
         if options.top < 1:
             raise UserError(f"Expected --top to be at least 1, but got {options.top}; choose another number.")
         labels = read_labels(options.labels) if options.labels else None

@@ -34,6 +34,8 @@ REPORT, SUSPECTS, COMPARISON = "report.html", "suspects.csv", "compare.html"
 """The report, the labels worth checking, and the comparison with other runs."""
 BEST_CHECKPOINT, LAST_CHECKPOINT = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 """The model with the lowest validation loss, and the state to resume from."""
+EARLIER = "earlier_"
+"""Before the names of results of a run's state before it was resumed."""
 LOCK = "run.lock"
 """There while the run is written."""
 
@@ -230,6 +232,30 @@ def read_run(folder: Path) -> Run:
         scalars=read_scalars(folder),
         configured_tasks=tasks,
     )
+
+
+def set_results_aside(folder: Path) -> list[str]:
+    """Renames the results of a run that is resumed: its checkpoints will be others than those that they are of.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        The new names; none if there are no results.
+
+    Raises:
+        UserError: If a file can't be renamed.
+    """
+    aside = []
+    for name in (METRICS, PREDICTIONS, REPORT, SUSPECTS):
+        try:
+            (folder / name).replace(folder / f"{EARLIER}{name}")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"Can't rename {folder / name}: {error.strerror}; make {folder} writable.") from None
+        aside.append(f"{EARLIER}{name}")
+    return aside
 
 
 def _data_options(config: Mapping[str, Any]) -> dict[str, Any]:

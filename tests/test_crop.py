@@ -216,13 +216,15 @@ def test_no_face_is_written_over_another(portraits: list[Pixels]) -> None:
     save(photo([(portraits[3], 400, 300, 160)]), "in/b.jpg/c.jpg")
     save(photo([(portraits[4], 400, 300, 160)]), "b.jpg")
     shutil.move("b.jpg", "in/b")
-    boxes = "a.jpg,1,120,220,160,160\na.jpg,2,520,220,160,160\na.1.jpg,3,,,,\nb.jpg/c.jpg,4,,,,\nb,5,,,,\n"
+    save(photo([(portraits[5], 400, 300, 160)]), "in/B.jpg")
+    boxes = "a.jpg,1,120,220,160,160\na.jpg,2,520,220,160,160\na.1.jpg,3,,,,\nb.jpg/c.jpg,4,,,,\nb,5,,,,\nB.jpg,6,,,,\n"
     Path("labels.csv").write_text(f"path,age,x,y,width,height\n{boxes}")
     main(["in", "out", "--manifest", "labels.csv"])
     manifest, left_out = tables("out")
     known = dict(zip(manifest["path"], manifest["age"], strict=True))
-    assert known == {f"{FACES}/a.1.jpg": "3", f"{FACES}/a.2.jpg": "2", f"{FACES}/b.jpg": "5"}
-    assert left_out == {"in/a.jpg": "same name as another", "in/b.jpg/c.jpg": "same name as another"}
+    wanted = {"a.1.jpg": "3", "a.2.jpg": "2", "B.jpg": "6", "b.jpg_/c.jpg": "4"}
+    assert known == {f"{FACES}/{name}": age for name, age in wanted.items()}
+    assert left_out == {"in/a.jpg": "same name as another", "in/b": "same name as another"}
     assert is_of(Path("out", FACES, "a.1.jpg"), portraits[2], [portraits[0], portraits[1]])
     assert is_of(Path("out", FACES, "a.2.jpg"), portraits[1], [portraits[0], portraits[2]])
 

@@ -12,6 +12,7 @@ import onnx
 import pandas as pd
 import pytest
 import torch
+from plain_networks import write_small_trunk
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trained_model import SIZE, save_checkpoint
@@ -23,7 +24,7 @@ from facecls.fit import main as fit
 from facecls.model import onnx_file
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.predictor import OnnxPredictor
-from facecls.model.trunk import create_trunk, read_trunk, save_trunk
+from facecls.model.trunk import create_trunk, load_graph, read_trunk, save_trunk
 from facecls.predict.__main__ import main as predict
 from facecls.run import write_results
 from facecls.training.probe import read_features, write_features
@@ -104,6 +105,59 @@ def test_the_checksum_is_that_of_the_tensors(models: Path) -> None:
     with safe_open(models / "trunk.safetensors", framework="pt") as file:
         assert len(json.loads(file.metadata()["facecls"])["sha256"]) == 64
     assert read_trunk(models / "trunk.safetensors")[1] == {"architecture": "test_resnet"}
+
+
+NO_KEY = object()
+VALUES = [NO_KEY, "", None, -1, 0, "x", [], {}, [[]], 10**400, float("nan"), float("inf"), 1e308]
+
+
+def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """All that is inside a value of JSON; of lists the first two."""
+    inner = list(value) if isinstance(value, dict) else range(len(value))[:2] if isinstance(value, list) else []
+    for key in inner:
+        yield (*path, key)
+        yield from _paths(value[key], (*path, key))
+
+
+def _changed(about: Any, path: tuple[str | int, ...], value: Any) -> Any:
+    copy = json.loads(json.dumps(about))
+    at = copy
+    for key in path[:-1]:
+        at = at[key]
+    if value is NO_KEY:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return copy
+
+
+def test_a_trunk_file_that_says_something_else_is_one_line(tmp_path: Path) -> None:
+    """Every entry of its description is missing or another kind: it is refused, or computes numbers all the same."""
+    path = write_small_trunk(tmp_path / "trunk.safetensors", size=16)
+    state, about = read_trunk(path)
+    images, refused = torch.full((1, 3, 64, 64), 100.0), 0
+    for number, place in enumerate(_paths(about["graph"])):
+        for value in VALUES[number % 5 :: 5]:
+            try:
+                load_graph(_changed(about["graph"], place, value), state, path)
+                net = create_trunk("graph", None, 64, graph=_changed(about["graph"], place, value))
+            except UserError:
+                refused += 1
+                continue
+            with torch.inference_mode():
+                assert net.eval()(images).shape == (1, net.features)
+    assert refused > 80
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "{", "[]", "3", "null", "{}", '{"architecture": 3}', '{"architecture": ""}', "[" * 10**5]
+)
+def test_metadata_of_another_kind_is_one_line(text: str, models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trunk.safetensors"
+    for key in ("facecls", "other"):
+        save_file(load_file(models / path.name), path, {key: text})
+        with pytest.raises(UserError, match=r"Expected (a trunk file|weights of \w+), but .*trunk\.safetensors"):
+            create_trunk("test_resnet", path, SIZE)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

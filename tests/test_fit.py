@@ -36,8 +36,9 @@ from facecls.errors import UserError, command
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.trunk import create_trunk, save_trunk
 from facecls.predict import __main__ as predict
+from facecls.run import METRICS, set_results_aside
 from facecls.training import callbacks, cli, precision
-from facecls.training.checkpoint_options import check_split
+from facecls.training.checkpoint_options import _check_optimizer, check_split
 
 pytestmark = pytest.mark.slow
 
@@ -360,6 +361,43 @@ def test_the_order_of_tasks_splits_otherwise_and_another_seed_draws_other_faces(
         check_split(FacesDataModule("synthetic:60", seed=1, tasks=dict(reversed(two))), trained)
     check_split(FacesDataModule("synthetic:60", seed=2), trained)
     check_split(FacesDataModule("synthetic:61", seed=1), trained)
+
+
+@pytest.mark.parametrize("written", ["faces", "./faces", "x/../faces/", "{}/faces", "{}/link", ["faces"]])
+def test_faces_are_those_of_training_however_their_place_is_written(
+    written: str | list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "link").symlink_to("faces")
+    root = written.format(tmp_path) if isinstance(written, str) else written
+    trained = {**FacesDataModule(root, seed=1).hparams}
+    with pytest.raises(UserError, match=r"Expected data\.test_fraction 0\.\d+ as in training"):
+        check_split(FacesDataModule("faces", seed=1, test_fraction=0.5), trained)
+    check_split(FacesDataModule("x", seed=1, test_fraction=0.5), trained)
+
+
+@pytest.mark.parametrize("name", ["amsgrad", "centered", "momentum"])
+def test_an_optimizer_that_keeps_other_things_is_refused(name: str) -> None:
+    """Torch's would end in a KeyError, but for SGD's."""
+    plain, other = ({"class_path": "torch.optim.RMSprop", "init_args": {name: value}} for value in (0, 0.9))
+    with pytest.raises(UserError, match=rf"\(model\.optimizer\.init_args\.{name} False\), but got .* True; set it"):
+        _check_optimizer("last.ckpt", plain, other)
+    _check_optimizer("last.ckpt", plain, plain | {"init_args": {}})
+    sgd = [{"class_path": "torch.optim.SGD", "init_args": {"momentum": value}} for value in (0, 0.9)]
+    _check_optimizer("last.ckpt", *sgd)
+
+
+def test_results_of_a_run_that_is_resumed_are_set_aside(tmp_path: Path) -> None:
+    assert set_results_aside(tmp_path) == []
+    for name in (METRICS, "faces.parquet", f"earlier_{METRICS}"):
+        (tmp_path / name).write_text(name)
+    assert set_results_aside(tmp_path) == [f"earlier_{METRICS}"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        f"earlier_{METRICS}": METRICS,
+        "faces.parquet": "faces.parquet",
+    }
 
 
 def test_a_split_file_goes_with_its_faces(faces: Path) -> None:

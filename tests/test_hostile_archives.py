@@ -8,11 +8,17 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from facecls.data import archives
-from facecls.data.archives import UnreadableError, archive_members
+from facecls.data.archives import CUT_OFF, NO_END, UnreadableError, archive_members
+from facecls.data.limits import LIMITS
+from facecls.data.table import read_table
+from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
+from facecls.predict.inputs import stream as stream_inputs
 
 CONTENT = {"a.jpg": b"first" * 200, "b/c.jpg": b"", "d.jpg": bytes(range(256)) * 9, "é.jpg": b"x"}
 
@@ -99,7 +105,8 @@ HOSTILE_TARS = {
     "size in words": (header(b"a.jpg", b"many bytes!!") + END, "header is damaged"),
     "a name of a megabyte": (header(b"n", b"%011o\0" % 900_000, b"L") + b"x" * 900_096 + FILE + END, "name is longer"),
     "a tail of zeros": (FILE + bytes(3 << 20), "more than .* zeros"),
-    "no end": (FILE, "cut off before its end"),
+    "no end": (FILE + FILE[:511], "cut off before its end"),
+    "no member after its header": (FILE + pax(b"14 path=b.jpg\n"), "cut off before its end"),
 }
 
 
@@ -111,6 +118,29 @@ def test_a_hostile_tar_is_one_line(name: str, ending: str, tmp_path: Path) -> No
     archive.write_bytes(gzip.compress(content, 1) if ending == "tar.gz" else content)
     with pytest.raises(UserError, match=rf"archive .*x\.{ending}: .*{message}"):
         read(archive)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_a_tar_without_end_marks_is_read_and_says_so(ending: str, tmp_path: Path) -> None:
+    """As some programs write it, and as a download may be cut off."""
+    name, stream = "1_0_0_20170116174525125.jpg", io.BytesIO()
+    face = bytes(cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1])
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(face)
+        tar.addfile(member, io.BytesIO(face))
+        length = tar.offset
+    content, archive = stream.getvalue()[:length], tmp_path / f"x.{ending}"
+    archive.write_bytes(gzip.compress(content) if ending == "tar.gz" else content)
+    with tarfile.open(archive) as tar:
+        assert tar.getnames() == [name]
+    assert read(archive) == {name: face, NO_END: "the archive has no end marks and may be cut off"}
+    for root, prefix in ((archive, ""), (tmp_path, f"{archive.name}/")):
+        table = read_table(root, 0, UTKFACE)
+        assert table.faces["path"].tolist() == [prefix + name]
+        assert table.rejects.to_numpy().tolist() == [[prefix + NO_END, CUT_OFF]]
+    *_, last = stream_inputs([str(archive)])
+    assert last.problem == CUT_OFF
 
 
 def zipped(path: Path, method: int = zipfile.ZIP_DEFLATED, content: dict[str, bytes] = CONTENT) -> bytearray:
@@ -166,6 +196,43 @@ def test_a_zip_with_a_wrong_directory_is_one_line(
         read(tmp_path / "x.zip")
 
 
+PLACES = {"crc": (16, 14), "packed": (20, 18), "unpacked": (24, 22), "offset": (42, None), "name": (28, 26)}
+"""Of numbers in an entry of the directory, and in the header before the member."""
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("name", PLACES)
+def test_wrong_sizes_and_offsets_give_reasons_and_no_other_bytes(
+    name: str, number: int, method: int, tmp_path: Path
+) -> None:
+    """A member is as it was or has its reason, none is missing, or the archive is refused in one line."""
+    content = {key: CONTENT[key] for key in ("a.jpg", "d.jpg")}
+    whole = zipped(tmp_path / "x.zip", method, content)
+    entry = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\1\2"][number]
+    start = struct.unpack_from("<L", whole, entry + 42)[0]
+    form = "<H" if name == "name" else "<L"
+    rejects = 0
+    for base, place in ((entry, PLACES[name][0]), (start, PLACES[name][1])):
+        if place is None:
+            continue
+        true = struct.unpack_from(form, whole, base + place)[0]
+        for value in (0, 1, true - 1, true + 1, 2 * true, len(whole), len(whole) - 1, 0xFFFF, 0xFFFFFFFF, 300_000_000):
+            data = bytearray(whole)
+            struct.pack_into(form, data, base + place, value & (0xFFFF if form == "<H" else 0xFFFFFFFF))
+            (tmp_path / "x.zip").write_bytes(data)
+            try:
+                found = read(tmp_path / "x.zip")
+            except UserError:
+                rejects += 1
+                continue
+            assert len(found) == 2
+            for (key, got), (own, wanted) in zip(found.items(), content.items(), strict=True):
+                assert isinstance(got, str) or (got == wanted and (key == own or name == "name"))
+                rejects += isinstance(got, str)
+    assert rejects >= 2
+
+
 def test_members_that_overlap_are_rejects(tmp_path: Path) -> None:
     data = zipped(tmp_path / "x.zip", content={"a.jpg": b"x" * 99, "b.jpg": b"x" * 99})
     second = data.rindex(b"PK\1\2")
@@ -179,7 +246,7 @@ def test_members_that_overlap_are_rejects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
 def test_a_member_beyond_the_limit_is_a_reject(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "FILE_BYTES", 1_000)
+    monkeypatch.setattr(LIMITS, "file_bytes", 1_000)
     archive = tmp_path / f"x.{ending}"
     if ending == "zip":
         zipped(archive, content={"a.jpg": bytes(1_001), "b.jpg": bytes(1_000)})
@@ -189,7 +256,8 @@ def test_a_member_beyond_the_limit_is_a_reject(ending: str, tmp_path: Path, monk
                 member = tarfile.TarInfo(name)
                 member.size = size
                 tar.addfile(member, io.BytesIO(bytes(size)))
-    assert read(archive) == {"a.jpg": "too large (1,001 bytes; the limit is 1,000)", "b.jpg": bytes(1_000)}
+    reason = "too large (1,001 bytes; the limit is 1,000, --limits.file_bytes=1001 raises it)"
+    assert read(archive) == {"a.jpg": reason, "b.jpg": bytes(1_000)}
 
 
 def test_a_directory_that_understates_a_member_unpacks_no_more(tmp_path: Path) -> None:
@@ -214,5 +282,14 @@ def test_an_archive_that_unpacks_to_too_much_is_one_line(
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    with pytest.raises(UserError, match=r"unpacks to more than .* bytes, the limit for its size"):
+    says = r"unpacks to more than 1,\d+,\d+ bytes, the limit for its size; --limits.archive_growth=1000 raises it"
+    with pytest.raises(UserError, match=says):
+        read(archive)
+    monkeypatch.setattr(LIMITS, "archive_bytes", 2_000)
+    with pytest.raises(UserError, match=r"more than 2,000 bytes, .*; --limits.archive_bytes=20000 raises it"):
+        read(archive)
+    monkeypatch.undo()
+    assert read(archive) == content
+    monkeypatch.setattr(LIMITS, "names", 39)
+    with pytest.raises(UserError, match=r"39 \w+, (the limit; )?--limits.names=\d+ raises it"):
         read(archive)

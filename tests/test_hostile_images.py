@@ -6,8 +6,11 @@ import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,11 +21,12 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from facecls.data import folders, parallel
+from facecls.data import limits as limits_module
+from facecls.data import parallel, store
 from facecls.data.archives import UnreadableError
 from facecls.data.folders import file_bytes, files_below
 from facecls.data.image_sizes import size_of
-from facecls.data.limits import IMAGE_PIXELS, PIXELS_AT_ONCE
+from facecls.data.limits import IMAGE_PIXELS, LIMITS, PIXELS_AT_ONCE, set_limits
 from facecls.data.parallel import claim_pixels, in_order
 from facecls.data.store import decode, why_unusable
 from facecls.data.table import read_table
@@ -138,7 +142,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(name: str, monkeyp
     for library, function in ((cv2, "imdecode"), (Image.Image, "load")):
         monkeypatch.setattr(library, function, lambda *_: pytest.fail("it was decoded"))
     assert why_unusable(TOO_LARGE[name].ljust(64) + b"\xff\xd9") in (
-        f"too large ({SIDE**2:,} pixels; the limit is {IMAGE_PIXELS:,})",
+        f"too large ({SIDE**2:,} pixels; the limit is {IMAGE_PIXELS:,}, --limits.image_pixels={SIDE**2} raises it)",
     )
 
 
@@ -154,6 +158,47 @@ def test_large_photos_are_read(form: str) -> None:
         stream, form
     )
     assert why_unusable(stream.getvalue()) is None
+
+
+@pytest.fixture
+def limits() -> Iterator[Callable[..., None]]:
+    """Sets limits, and afterwards the defaults; Pillow's too."""
+    before = Image.MAX_IMAGE_PIXELS
+    yield set_limits
+    set_limits()
+    Image.MAX_IMAGE_PIXELS = before
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "PPM", "JPEG2000", "TIFF", "GIF"])
+def test_a_raised_limit_is_passed_by_all_decoders(
+    form: str, limits: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if OpenCV and Pillow had lower limits of their own, like those for images that would take long to test."""
+    data = np.frombuffer(by_pillow(form), np.uint8)
+    wanted = decode(data)
+    monkeypatch.setattr(store, "IMAGE_PIXELS", 1_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
+    limits(image_pixels=2_000)
+    with pytest.raises(ValueError, match=r"the limit is 2,000, --limits.image_pixels=2867 raises it"):
+        decode(data)
+    limits(image_pixels=2867)
+    assert np.abs(decode(data).astype(int) - wanted).max() <= (3 if form in ("JPEG", "WEBP") else 0)
+
+
+def test_limits_are_inherited(limits: Callable[..., None]) -> None:
+    """As by the processes of a loader that begin anew, and then given back."""
+    limits(image_pixels=5, names=7)
+    code = "from facecls.data.limits import *; print(LIMITS.image_pixels, LIMITS.names, LIMITS.folders)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "5 7 100\n"
+    limits(names=8)
+    assert (LIMITS.image_pixels, LIMITS.names) == (IMAGE_PIXELS, 8)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"unknown": 1}', "3"])
+def test_what_another_program_left_in_the_environment_is_no_limit(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACECLS_LIMITS", text)
+    assert limits_module._inherited() == limits_module.Limits()
 
 
 def test_threads_decode_only_so_many_pixels_together() -> None:
@@ -206,7 +251,7 @@ def test_a_process_that_is_forked_while_threads_decode_waits_for_none_of_them(is
 
 
 def test_threads_hold_only_so_many_bytes_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "FILE_BYTES", 1_000)
+    monkeypatch.setattr(parallel, "BYTES_AHEAD", 1_000)
     taken = 0
 
     def items() -> "object":
@@ -286,12 +331,15 @@ def test_a_file_is_read_only_up_to_its_limit(tmp_path: Path) -> None:
     file = tmp_path / "sparse.jpg"
     with file.open("wb") as stream:
         stream.truncate(6 << 30)
-    with pytest.raises(UnreadableError, match=r"too large \(6,442,450,944 bytes; the limit is 256,000,000\)"):
+    with pytest.raises(
+        UnreadableError,
+        match=r"too large \(6,442,450,944 bytes; the limit is 256,000,000, --limits.file_bytes=6442450944 raises it\)",
+    ):
         file_bytes(file)
 
 
 def test_folders_are_followed_only_so_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "FOLDERS", 5)
+    monkeypatch.setattr(LIMITS, "folders", 5)
     deep = tmp_path.joinpath(*"abcdef")
     deep.mkdir(parents=True)
     (deep.parents[1] / "1.jpg").touch()

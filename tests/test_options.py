@@ -1,14 +1,18 @@
 """Options that are misspelt, wherever they are written, are told with what may be meant."""
 
 import runpy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from facecls import fit
+from facecls import evaluate, fit
+from facecls.crop import __main__ as crop
+from facecls.data.limits import LIMITS, Limits, set_limits
 from facecls.errors import UserError
 from facecls.predict import __main__ as predict
 
+NAMES = [field.name for field in fields(Limits)]
 ROOT = Path(__file__).parent.parent
 WORDS = [f"--config={ROOT / 'configs/base.yaml'}", "--data.root=synthetic:20"]
 
@@ -105,3 +109,39 @@ def test_what_is_missing_is_told() -> None:
         UserError, match=r"^The following arguments are required: INPUT; --help says what is expected\.$"
     ):
         predict.main(["a.ckpt"])
+
+
+@pytest.mark.parametrize("command", ["predict", "crop"])
+@pytest.mark.parametrize("name", NAMES)
+def test_limits_are_options(name: str, command: str, tmp_path: Path) -> None:
+    """They hold for the process before anything is read."""
+    main = {"predict": predict.main, "crop": crop.main}[command]
+    words = [str(tmp_path / "none"), str(tmp_path / "none")]
+    try:
+        with pytest.raises(UserError, match="there is no"):
+            main([*words, f"--limits.{name}=12345"])
+        assert getattr(LIMITS, name) == 12345
+        with pytest.raises(UserError, match="there is no"):  # and no longer
+            main(words)
+        assert Limits() == LIMITS
+        with pytest.raises(UserError, match=rf"Expected --limits.{name} to be at least 1, but got 0; "):
+            main([*words, f"--limits.{name}=0"])
+        with pytest.raises(UserError, match=r"--limits.\w+: invalid int"):
+            main([*words, f"--limits.{name}=many"])
+    finally:
+        set_limits()
+
+
+def test_limits_are_options_of_commands_with_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("limits: {image_pixels: 7, names: 8}\n")
+    words = ["--data.root=missing", f"--config={tmp_path / 'mine.yaml'}", "--limits.names=9"]
+    try:
+        with pytest.raises(UserError, match="there is no"):
+            fit.main([*words, "--model.trunk=test_resnet", f"--trainer.default_root_dir={tmp_path}"])
+        assert (LIMITS.image_pixels, LIMITS.names, LIMITS.folders) == (7, 9, 100)
+        with pytest.raises(UserError, match=r"limits.imagepixels; did you mean --limits.image_pixels\?"):
+            fit.main([*words, "--limits.imagepixels=3"])
+    finally:
+        set_limits()
+    config = evaluate.create_parser().parse_args(["--ckpt_path=x", "--data.root=x", "--limits.folders=3"])
+    assert config.limits.folders == 3

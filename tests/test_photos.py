@@ -23,10 +23,11 @@ from facecls.errors import UserError
 from facecls.finding.detector import Detector
 from facecls.finding.frame import align, measure
 from facecls.predict.__main__ import main
+from facecls.predict.faces import Batch
 from facecls.predict.finder import COLUMNS
-from facecls.predict.inputs import NO_FACE, stream
+from facecls.predict.inputs import NO_FACE, Input, stream
 from facecls.predict.outputs import journal_of
-from facecls.predict.pictures import annotate
+from facecls.predict.pictures import Pictures, annotate
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -375,3 +376,29 @@ def test_a_damaged_video_says_so(model: str) -> None:
     assert rows_of("out.csv")["error"].tolist() == ["not a video that OpenCV reads"]
     with pytest.raises(UserError, match="--every to be more than 0 seconds, but got 0"):
         main([model, "cut.mp4", "--every", "0"])
+
+
+NASTY = [
+    *("a", "a.jpg", "A.jpg", "a.jpg.jpg", "a.2", "a.2.jpg", "a.png", "a.png.jpg", "a.jpg/b", "a.jpg/b.jpg", "a_b"),
+    *("a/b", "a.jpg_/b", "/a/b", "../a/b", "up/a/b", "./a/c", "x" * 300, "x" * 301, "é" * 200, "a.JPG/b", "a.jpg#t=1"),
+    *("a.zip/a.jpg", "a.tar/a", "b\\c.jpg", "b/c.jpg", " ", ". .jpg", "a\n.jpg", "-a.jpg", "a.gif", "a.gif.jpg"),
+]  # fmt: skip
+
+
+def _batch(names: list[str]) -> Batch:
+    """Three faces of each photo, each in a colour of its own."""
+    both = [(name, number) for name in names for number in (1, 2, 3)]
+    inputs = [Input(name, lambda: np.zeros((8, 8, 3), np.uint8)) for name, _ in both]
+    colours = [np.full((8, 8, 3), [40 * number, 6 * NASTY.index(name), 0], np.uint8) for name, number in both]
+    return Batch(pd.DataFrame(both, columns=["path", "face"]), [*colours], inputs, len(names))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_picture_is_written_over_that_of_another_photo(seed: int) -> None:
+    """In whatever order photos come, also if the run is stopped and goes on, with one of them again."""
+    names = [str(name) for name in np.random.default_rng(seed).permutation(NASTY)]
+    Pictures({}, None, Path("crops")).add(_batch(names[:20]))
+    Pictures({}, None, Path("crops")).add(_batch([*names[20:], names[3]]))
+    files = [path for path in Path("crops").rglob("*") if path.is_file()]
+    found = [tuple(np.rint(read(str(file))[4, 4, :2] / [40, 6]).astype(int).tolist()) for file in files]
+    assert sorted(found) == [(number, index) for number in (1, 2, 3) for index in range(len(NASTY))]

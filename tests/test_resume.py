@@ -333,6 +333,11 @@ def test_without_a_test_nothing_is_reported_as_one(
     best = f"--ckpt_path={run / 'checkpoints/best.ckpt'}"
     without_drawing(monkeypatch)
     assert "test/loss" in evaluate.main([best, "--accelerator=cpu", "--data.split=val"])
+    (run / "metrics.json").write_text("{}")  # of a test before the run is resumed
+    last = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
+    assert fit.main([*TINY, *own, *words, last, "--trainer.max_epochs=2"]) == {}
+    assert "results of the run before it was resumed are now called earlier_metrics.json\n" in capsys.readouterr().out
+    assert not (run / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(

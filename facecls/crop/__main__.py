@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from facecls.data.limits import add_limits, set_limits_of
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import replacing
 from facecls.locks import locked
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: With status 130 after Ctrl-C.
     """
     options = _create_parser().parse_args(arguments)
+    set_limits_of(options)
     if options.size not in _SIZES:
         raise UserError(
             f"Expected --size from {_SIZES[0]} to {_SIZES[-1]} pixels, but got {options.size}; name another."
@@ -84,6 +86,7 @@ def _create_parser() -> CommandParser:
     )
     parser.add_argument("--like", type=Path, metavar="CKPT", help="a model whose faces are copied instead of UTKFace's")
     parser.add_argument("--size", type=int, default=200, help="side of the faces in pixels (default: %(default)s)")
+    add_limits(parser)
     return parser
 
 
@@ -199,13 +202,13 @@ def _jobs(options: argparse.Namespace, labels: "Labels") -> "Iterator[Job]":
     from facecls.crop.labels import LabelledFace, NotMeantError
     from facecls.predict.pictures import file_name
 
-    files, folders = set[PurePath](), set[PurePath]()
+    files = set[str]()
 
     def is_free(file: PurePath) -> bool:
-        if file in files or file in folders or any(folder in files for folder in file.parents):
+        name = file.as_posix().casefold()  # some file systems do not tell a from A
+        if name in files:
             return False
-        files.add(file)
-        folders.update(file.parents)
+        files.add(name)
         return True
 
     for given in _photos(options):

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from facecls.data import tars, zips
-from facecls.data.limits import (
-    ARCHIVE_ALLOWANCE,
-    ARCHIVE_BYTES,
-    ARCHIVE_GROWTH,
-    FILE_BYTES,
-    NAME_BYTES,
-    NAMES,
-    too_large,
-)
+from facecls.data.limits import ARCHIVE_ALLOWANCE, LIMITS, NAME_BYTES, raised, too_large
 from facecls.errors import UserError
 from facecls.files import open_regular
 
 Read = Callable[[], bytes]
 """Returns the bytes of one file, or raises ``UnreadableError``."""
+
+NO_END = "(no end)"
+"""Stands, among the members, for the end that a tar should have; the reader says so."""
+CUT_OFF = "the archive has no end marks and may be cut off"
+"""Why that is no file."""
 
 _PIECES = {zipfile.ZIP_BZIP2: 4096, zipfile.ZIP_LZMA: 4096}
 """Bytes of members that are read at a time, where Python unpacks any number of bytes from so many packed ones."""
@@ -42,6 +39,7 @@ def archive_members(archive: Path) -> Iterator[tuple[str, Read]]:
 
     Yields:
         Name and reader of each member that is no folder; a reader must be called before the next member is asked for.
+        ``NO_END`` last, if a tar has none of the blocks that end it.
 
     Raises:
         UserError: If the archive can't be read, is damaged or cut off, or unpacks to too much; readers raise it too.
@@ -59,20 +57,24 @@ class _Total:
 
     def __init__(self, stream: BinaryIO) -> None:
         own = os.fstat(stream.fileno()).st_size
-        self._most = min(ARCHIVE_BYTES, ARCHIVE_GROWTH * own + ARCHIVE_ALLOWANCE)
+        for_size = LIMITS.archive_growth * own + ARCHIVE_ALLOWANCE
+        self._most = min(LIMITS.archive_bytes, for_size)
+        self._name = "archive_bytes" if LIMITS.archive_bytes <= for_size else "archive_growth"
         self._sum = self._count = 0
 
     def add(self, size: int) -> None:
         """Counts bytes."""
         self._sum += size
         if self._sum > self._most:
-            raise ValueError(f"it unpacks to more than {self._most:,} bytes, the limit for its size")
+            how = raised(self._name, 10 * getattr(LIMITS, self._name))
+            raise ValueError(f"it unpacks to more than {self._most:,} bytes, the limit for its size; {how}")
 
     def add_name(self) -> None:
         """Counts a member."""
         self._count += 1
-        if self._count > NAMES:
-            raise ValueError(f"it has more than {NAMES:,} members, the limit")
+        if self._count > LIMITS.names:
+            how = raised("names", 10 * LIMITS.names)
+            raise ValueError(f"it has more than {LIMITS.names:,} members, the limit; {how}")
 
 
 class _Counted(io.RawIOBase):
@@ -109,10 +111,12 @@ def _tar_members(archive: Path, raw: BinaryIO) -> Iterator[tuple[str, Read]]:
         total.add_name()
         if member.problem is not None:
             yield _divided(member.name), partial(_refuse, f"{member.problem} in the archive")
-        elif member.size > FILE_BYTES:
-            yield _divided(member.name), partial(_refuse, too_large(member.size, FILE_BYTES, "bytes"))
+        elif member.size > LIMITS.file_bytes:
+            yield _divided(member.name), partial(_refuse, too_large(member.size, "file_bytes", "bytes"))
         else:
             yield _divided(member.name), partial(_tar_bytes, archive, reader)
+    if not reader.has_end:
+        yield NO_END, partial(_refuse, CUT_OFF)
 
 
 def _divided(name: str) -> str:
@@ -138,8 +142,8 @@ def _zip_members(archive: Path, stream: BinaryIO) -> Iterator[tuple[str, Read]]:
                 yield f"{name[:80]}...", partial(_refuse, f"a name longer than {NAME_BYTES:,} bytes")
             elif member.is_overlapping:
                 yield name, partial(_refuse, "damaged: it overlaps another member of the archive")
-            elif member.info.file_size > FILE_BYTES:
-                yield name, partial(_refuse, too_large(member.info.file_size, FILE_BYTES, "bytes"))
+            elif member.info.file_size > LIMITS.file_bytes:
+                yield name, partial(_refuse, too_large(member.info.file_size, "file_bytes", "bytes"))
             else:
                 yield name, partial(_zip_bytes, archive, opened, member.info, total)
 

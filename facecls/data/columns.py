@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facecls.data.folders import IMAGE_ENDINGS
-from facecls.data.limits import FILE_BYTES, NAMES, too_large
+from facecls.data.limits import LIMITS, raised, too_large
 from facecls.data.spreadsheets import unquoted
 from facecls.errors import UserError
 from facecls.files import open_regular
@@ -190,11 +190,16 @@ def stream_columns(path: Path, required: Sequence[str], optional: Sequence[str] 
         count = 0
         for rows in (_parquet if _is_parquet(path) else _csv)(path, list(chosen.values())):
             count += len(rows)
-            if count > NAMES:
-                raise UserError(f"Expected at most {NAMES:,} rows in {path}, but it has more; divide it.")
+            _check_count(count, path)
             texts = {name: rows[own].astype("string").fillna("").str.strip() for name, own in chosen.items()}
             table = pd.DataFrame(texts).astype("str")
             yield table if _is_parquet(path) else table.map(unquoted).astype("str")
+
+
+def _check_count(count: int, path: Path) -> None:
+    if count > LIMITS.names:
+        how = raised("names", 10 * LIMITS.names)
+        raise UserError(f"Expected at most {LIMITS.names:,} rows in {path}, but it has more; divide it, or {how}.")
 
 
 @contextmanager
@@ -310,8 +315,7 @@ def _swallows_rows(row: Sequence[str], separator: str, count: int) -> bool:
 def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
     # a text that is stored once and repeated stays so until its length in all rows is known
     with pq.ParquetFile(path, read_dictionary=used) as file:
-        if file.metadata.num_rows > NAMES:
-            raise UserError(f"Expected at most {NAMES:,} rows in {path}, but it has more; divide it.")
+        _check_count(file.metadata.num_rows, path)
         for batch in file.iter_batches(CHUNK, columns=used):
             batch.validate(full=True)  # such as that texts are UTF-8
             for column in batch.columns:
@@ -322,5 +326,5 @@ def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
 def _check_lengths(column: Any) -> None:
     if pa.types.is_dictionary(column.type):
         lengths = pc.binary_length(column.dictionary).take(column.indices)
-        if (total := pc.sum(lengths).as_py() or 0) > FILE_BYTES:
-            raise ValueError(too_large(total, FILE_BYTES, "bytes of text in some rows"))
+        if (total := pc.sum(lengths).as_py() or 0) > LIMITS.file_bytes:
+            raise ValueError(too_large(total, "file_bytes", "bytes of text in some rows"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from facecls.data.archives import UnreadableError
-from facecls.data.limits import FILE_BYTES, FOLDERS, too_large
+from facecls.data.limits import LIMITS, raised, too_large
 from facecls.files import open_regular
 
 IMAGE_ENDINGS = (
@@ -33,15 +33,15 @@ def file_bytes(file: Path) -> bytes:
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
-            data = stream.read(FILE_BYTES + 1) if size <= FILE_BYTES else b""
+            data = stream.read(LIMITS.file_bytes + 1) if size <= LIMITS.file_bytes else b""
     except FileNotFoundError:
         raise UnreadableError("a link to nothing" if file.is_symlink() else "missing file") from None
     except OSError as error:
         raise UnreadableError(f"unreadable ({error.strerror})") from None
     except ValueError:  # a path with a zero byte in it
         raise UnreadableError("missing file") from None
-    if max(size, len(data)) > FILE_BYTES:
-        raise UnreadableError(too_large(max(size, len(data)), FILE_BYTES, "bytes"))
+    if max(size, len(data)) > LIMITS.file_bytes:
+        raise UnreadableError(too_large(max(size, len(data)), "file_bytes", "bytes"))
     return data
 
 
@@ -57,7 +57,7 @@ def files_below(folder: Path) -> Iterator[tuple[str, OSError | None]]:
         Paths relative to it, with forward slashes, also of links to nothing and of what is no regular file; a folder
         that can't be listed comes with its error.
     """
-    return _walk(folder, "", set(), FOLDERS)
+    return _walk(folder, "", set(), LIMITS.folders)
 
 
 def _walk(folder: Path, prefix: str, seen: set[str], depth: int) -> Iterator[tuple[str, OSError | None]]:
@@ -66,7 +66,10 @@ def _walk(folder: Path, prefix: str, seen: set[str], depth: int) -> Iterator[tup
     seen.add(real)
     try:
         if not depth:
-            raise OSError(errno.ELOOP, f"more than {FOLDERS} folders inside one another")
+            raise OSError(
+                errno.ELOOP,
+                f"more than {LIMITS.folders} folders inside one another; {raised('folders', 10 * LIMITS.folders)}",
+            )
         with os.scandir(folder) as entries:
             # with its slash a folder stands where its files' paths belong: a-b/1 < a.jpg < a/1
             names = sorted(entry.name + "/" * _is_folder(entry) for entry in entries)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from facecls.data.limits import FILE_BYTES, PIXELS_AT_ONCE
+from facecls.data.limits import BYTES_AHEAD, PIXELS_AT_ONCE
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -38,7 +38,7 @@ def in_order(
         items: Iterated in the caller's thread alone.
         ahead: How many items are taken, at most, before their results are consumed (give or take a chunk).
         chunk: Items per task, at most; 1 where each takes long.
-        held: How many bytes an item holds in memory; those that are taken ahead hold ``FILE_BYTES`` together, give or
+        held: How many bytes an item holds in memory; those that are taken ahead hold ``BYTES_AHEAD`` together, give or
             take one.
 
     Yields:
@@ -51,7 +51,7 @@ def in_order(
         for part, size in _chunks(items, chunk, held):
             waiting.append((pool.submit(_apply, function, part), size))
             total += size
-            while waiting and (len(waiting) * chunk > ahead or total > FILE_BYTES):
+            while waiting and (len(waiting) * chunk > ahead or total > BYTES_AHEAD):
                 done, size = waiting.popleft()
                 yield from done.result()
                 del done
@@ -69,7 +69,7 @@ def _chunks(items: Iterator[_T], most: int, held: Callable[[_T], int]) -> Iterat
     for item in items:
         chunk.append(item)
         size += held(item)
-        if len(chunk) == most or size > FILE_BYTES // WORKERS:
+        if len(chunk) == most or size > BYTES_AHEAD // WORKERS:
             yield chunk, size
             chunk, size = [], 0
     if chunk:

@@ -20,7 +20,7 @@ from pillow_heif import HeifImageFile
 
 from facecls.data.image_ends import is_cut
 from facecls.data.image_sizes import size_of
-from facecls.data.limits import IMAGE_PIXELS, too_large
+from facecls.data.limits import IMAGE_PIXELS, LIMITS, too_large
 from facecls.data.parallel import claim_pixels
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -41,6 +41,8 @@ _ANY_BRAND = (b"mif1", b"msf1")
 """Brands of both; without one of the others it is HEIF."""
 _BITS = (8, 10, 12)
 """What files of 16 bits may hold: all of a picture's values are small then."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "JPEG2000")
+"""What Pillow reads of what is too large for OpenCV."""
 _START = 256
 """Bytes that tell the format."""
 
@@ -113,7 +115,7 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         RGB, uint8 ``(H, W, 3)``, 0..255.
 
     Raises:
-        ValueError: If the bytes are not an image, or one of more than ``IMAGE_PIXELS``, for which nothing is allocated.
+        ValueError: If the bytes are not an image, or one beyond the limit, for which nothing is allocated.
     """
     try:
         image = _decoded(encoded)
@@ -131,13 +133,15 @@ class _TooLargeError(ValueError):
 
 
 def _claim(width: int, height: int) -> None:
-    if width * height > IMAGE_PIXELS:
-        raise _TooLargeError(too_large(width * height, IMAGE_PIXELS, "pixels"))
+    if width * height > LIMITS.image_pixels:
+        raise _TooLargeError(too_large(width * height, "image_pixels", "pixels"))
     claim_pixels(width * height)
 
 
 def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
     start = encoded[:_START].tobytes()
+    if LIMITS.image_pixels > IMAGE_PIXELS:
+        PIL.Image.MAX_IMAGE_PIXELS = None  # Pillow's own limits are below
     create = _pillow_class(start)
     if create is not None:
         with create(io.BytesIO(encoded.tobytes())) as opened:
@@ -146,12 +150,22 @@ def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
                 _claim(opened.tag_v2.get(TILEWIDTH, 0), opened.tag_v2.get(TILELENGTH, 0))
                 _claim(*opened.size)
             return _deep(encoded) if _is_beyond_pillow(opened) else pillow_pixels(opened)
-    # without a size that is found here, OpenCV's own limit applies, which facecls/__init__.py sets to the same
-    _claim(*(size_of(encoded.tobytes()) or (IMAGE_PIXELS, 1)))
+    # without a size that is found here, OpenCV's own limit applies, which facecls/__init__.py sets
+    width, height = size_of(encoded.tobytes()) or (min(IMAGE_PIXELS, LIMITS.image_pixels), 1)
+    _claim(width, height)
+    if width * height > IMAGE_PIXELS:
+        return _beyond_opencv(encoded)
     if start.startswith(_DEEP) or (start.startswith(_PNG) and start[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"):
         return _deep(encoded)
     image: npt.NDArray[np.uint8] | None = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
     return image
+
+
+def _beyond_opencv(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Decodes, by Pillow, what has more pixels than OpenCV was told to allow when it was imported."""
+    with PIL.Image.open(io.BytesIO(encoded.tobytes()), formats=_FORMATS) as opened:
+        _claim(*opened.size)
+        return pillow_pixels(opened)
 
 
 def _pillow_class(start: bytes) -> Callable[[io.BytesIO], PIL.Image.Image] | None:
@@ -175,7 +189,7 @@ def _pillow_class(start: bytes) -> Callable[[io.BytesIO], PIL.Image.Image] | Non
 
 def _is_beyond_pillow(opened: PIL.Image.Image) -> bool:
     """Whether it is a TIFF that Pillow refuses, or of whose three channels of 16 bits it would keep the upper 8."""
-    if not isinstance(opened, TiffImageFile):
+    if not isinstance(opened, TiffImageFile) or math.prod(opened.size) > IMAGE_PIXELS:  # nor does OpenCV read it then
         return False
     return math.prod(opened.size) > _TIFF_PIXELS or opened.tag_v2.get(BITSPERSAMPLE) == (16, 16, 16)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from facecls.data.archives import UnreadableError
+from facecls.data.archives import CUT_OFF, NO_END, UnreadableError
 from facecls.data.columns import CHUNK
 from facecls.data.file_names import parse_name, photo_of
 from facecls.data.folders import expanded
@@ -128,6 +128,8 @@ def _files(root: str, seed: int, tasks: Tasks, is_only: bool) -> Iterator[_File]
         try:
             if is_clutter(record.path):
                 yield _File(own.path, "not an image")
+            elif name == NO_END:
+                yield _File(own.path, CUT_OFF)
             elif is_archive(record.path):
                 yield _File(own.path, "archive inside an archive")
             else:

@@ -45,12 +45,17 @@ class TarReader:
 
     Args:
         stream: The archive, not compressed; it need not seek.
+
+    Attributes:
+        has_end: Whether the zeros that end an archive are there, once ``members`` are at their end. Some programs leave
+            them out, and they are missing from one that is cut off just after a member.
     """
 
     def __init__(self, stream: BufferedReader) -> None:
         self._stream = stream
         self._left = 0
         self._padding = 0
+        self.has_end = True
 
     def members(self) -> Iterator[Member]:
         """Finds the members.
@@ -66,7 +71,7 @@ class TarReader:
         headers = 0
         if not self._stream.peek(1):
             raise ValueError("empty file")
-        while any(block := self._exactly(_BLOCK, "its end")):
+        while any(block := self._header(is_first=not headers)):
             _check_sum(block)
             size, kind = _number(block[124:136]), block[156:157]
             headers += 1
@@ -107,6 +112,14 @@ class TarReader:
         self._left = 0
         return data
 
+    def _header(self, is_first: bool) -> bytes:
+        """The next block; none where the archive ends without a mark, if no header before it belongs to a member."""
+        block = self._stream.read(_BLOCK)
+        if len(block) < _BLOCK and (block or not is_first):
+            raise ValueError("cut off before its end")
+        self.has_end = bool(block)
+        return block
+
     def _content(self, size: int) -> bytes:
         content = self._exactly(size, "a header")
         self._exactly(-size % _BLOCK, "a header")
@@ -115,7 +128,7 @@ class TarReader:
     def _exactly(self, size: int, what: str) -> bytes:
         data = self._stream.read(size)
         if len(data) < size:
-            raise ValueError(f"cut off before {what}" if what == "its end" else f"cut off in {what}")
+            raise ValueError(f"cut off in {what}")
         return data
 
     def _skip(self) -> None:

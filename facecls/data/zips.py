@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from struct import calcsize, unpack
 from typing import BinaryIO, NamedTuple
 
-from facecls.data.limits import NAMES
+from facecls.data.limits import LIMITS, raised
 
 _END = "<4s4H2LH"
 _END_64, _LOCATOR_64 = "<4sQ2H2L4Q", "<4sLQL"
@@ -46,8 +46,9 @@ def open_zip(stream: BinaryIO) -> zipfile.ZipFile:
         zipfile.BadZipFile: If there is none.
     """
     count, is_exact, size = _announced(stream)
-    if count > NAMES or size > NAMES * _TYPICAL_ENTRY:
-        raise ValueError(f"its directory has {count:,} files and {size:,} bytes; the limit is {NAMES:,} files")
+    if (most := max(count, size // _TYPICAL_ENTRY)) > LIMITS.names:
+        limit = f"the limit is {LIMITS.names:,} files, {raised('names', most)}"
+        raise ValueError(f"its directory has {count:,} files and {size:,} bytes; {limit}")
     archive = zipfile.ZipFile(stream)
     found = len(archive.infolist())
     # archives of more than 65,535 files without the larger form keep the rest of the division by 65,536

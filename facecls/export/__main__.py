@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facecls.console import console
+from facecls.data.limits import add_limits, set_limits_of
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import check_no_input, replacing
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         UserError: For a mistake in the options, the checkpoint or the data, or if ONNX Runtime does not agree.
     """
     options = _create_parser().parse_args(arguments)
+    set_limits_of(options)
     if options.opset not in OPSETS:
         raise UserError(
             f"Expected --opset from {OPSETS[0]} to {OPSETS[-1]}, but got {options.opset}; leave it out for {OPSETS[0]}."
@@ -69,6 +71,7 @@ def _create_parser() -> CommandParser:
         metavar="WHERE",
         help="faces to verify on, and to calibrate int8 with (default: those that the model was trained on)",
     )
+    add_limits(parser)
     return parser
 
 

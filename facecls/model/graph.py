@@ -15,6 +15,7 @@ node whose output has locations and on which alone the features depend: a map (N
 the first ``prefix`` have no location; null if there is none.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facecls.data.limits import SIDE
 from facecls.errors import UserError
 from facecls.model.graph_operators import create_operator
 
@@ -59,6 +61,7 @@ class GraphNet(nn.Module):
             contract, last_map = description["input"], description["map"]
             self.is_bgr = {"rgb": False, "bgr": True}[contract["channels"]]
             order = -1 if self.is_bgr else 1
+            _check_contract(contract)
             self.pretrained_cfg = {
                 "input_size": (3, contract["size"], contract["size"]),
                 "mean": tuple(float(value) / 255 for value in contract["mean"][::order]),
@@ -80,7 +83,7 @@ class GraphNet(nn.Module):
             names = [name for name, _ in steps]
             self.map_end = names.index(last_map["name"]) + 1 if last_map else len(names)
             self.layers = _layers(nodes, steps)
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        except Exception as error:  # over what a file says, torch raises any kind
             raise UserError(
                 f"Expected the description of a graph, but it can't be understood ({error!r}); convert the network "
                 "again."
@@ -126,6 +129,15 @@ class GraphNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Any:
         """As for timm's models: what maps the name of a parameter to the number of its layer, from 0 at the input."""
         return lambda parameter: self.layers[parameter.removeprefix("nodes.").rpartition(".")[0]]
+
+
+def _check_contract(contract: Mapping[str, Any]) -> None:
+    """Refuses images of no size, and numbers that would make all features NaN."""
+    size, mean, std = (contract[name] for name in ("size", "mean", "std"))
+    if not (isinstance(size, int) and 0 < size <= SIDE):
+        raise ValueError(f"images of {size} pixels")
+    if not (len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
+        raise ValueError(f"mean {mean} and std {std}")
 
 
 def create_graph(description: Mapping[str, Any]) -> GraphNet:

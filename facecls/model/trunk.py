@@ -185,17 +185,19 @@ def create_trunk(
         raise UserError(
             f"Expected data.image_size {trunk.fixed_size}, the only one of this trunk, but got {image_size}."
         )
-    if isinstance(trunk.net, GraphNet) and image_size is not None:
-        _check_size(trunk.net, image_size)
+    if isinstance(trunk.net, GraphNet):
+        _check_size(trunk.net, image_size or trunk.net.description["input"]["size"])
     return trunk
 
 
 def _check_size(net: GraphNet, size: int) -> None:
-    """Refuses images that are too small for a graph, which says nowhere how small they may be."""
+    """Refuses images that are too small for a graph, which says nowhere how small they may be, and other features."""
     with torch.device("meta"):
         try:
-            GraphNet(net.description).eval()(torch.empty(1, 3, size, size))
-        except RuntimeError as error:
+            features = GraphNet(net.description).eval()(torch.empty(1, 3, size, size))
+            if features.shape != (1, net.head_hidden_size):
+                raise ValueError(f"it makes features of shape {(*features.shape,)}, not (1, {net.head_hidden_size})")
+        except Exception as error:  # over what a file says, torch raises any kind
             raise UserError(
                 f"Expected data.image_size of at least {net.pretrained_cfg['input_size'][1]} or so, at which the trunk "
                 f"was trained, but with {size} it can't compute: {str(error).partition(chr(10))[0]}"

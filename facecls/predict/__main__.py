@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from facecls.data.limits import add_limits, set_limits_of
 from facecls.errors import CommandParser, UserError, command, program
 from facecls.files import sha256
 from facecls.locks import locked
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: With status 130 after Ctrl-C.
     """
     options, rank = create_parser().parse_intermixed_args(arguments), launched()
+    set_limits_of(options)
     _check_options(options, rank)
     outputs = _own_outputs(options, rank)
     with _held(options, outputs):
@@ -149,6 +151,7 @@ def create_parser() -> CommandParser:
         "--every", type=float, default=1.0, metavar="SECONDS", help="between frames of a video (default: %(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run with the same --out")
+    add_limits(parser)
     return parser
 
 

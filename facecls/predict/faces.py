@@ -16,7 +16,7 @@ from torch import Tensor
 
 from facecls.analysis.predictions import check_finite, estimate_columns
 from facecls.data.archives import UnreadableError
-from facecls.data.limits import FILE_BYTES
+from facecls.data.limits import BYTES_AHEAD
 from facecls.data.parallel import in_order
 from facecls.data.store import pillow_pixels
 from facecls.finding.detector import Detector
@@ -86,7 +86,7 @@ def predict_stream(
     for photo in photos:
         waiting.append(photo)
         is_full = sum(max(1, len(each.faces)) for each in waiting) >= batch_size
-        is_full |= sum(each.given.held for each in waiting) > FILE_BYTES
+        is_full |= sum(each.given.held for each in waiting) > BYTES_AHEAD
         if is_full or time.monotonic() - since >= _LONGEST_WAIT:
             yield _predict(predictor, finder, waiting, batch_size)
             waiting, since = [], time.monotonic()

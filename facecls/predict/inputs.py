@@ -21,7 +21,7 @@ from facecls.data.archives import Read, UnreadableError
 from facecls.data.columns import writing_of
 from facecls.data.file_names import parse_name
 from facecls.data.folders import IMAGE_ENDINGS, expanded, file_bytes, files_below
-from facecls.data.limits import FILE_BYTES, IMAGE_PIXELS, too_large
+from facecls.data.limits import LIMITS, too_large
 from facecls.data.manifests import stream_rows
 from facecls.data.sources import Record, is_archive, is_clutter, is_drawn, is_manifest, open_source
 from facecls.data.store import read_image
@@ -175,7 +175,7 @@ def _places(arguments: Sequence[str]) -> Iterator[Path | Input]:
 def _lines(file: Path) -> list[str]:
     """The lines of a text file; none if it is no text."""
     try:
-        if file.stat().st_size > FILE_BYTES:
+        if file.stat().st_size > LIMITS.file_bytes:
             return []
         return file.read_text(writing_of(file).encoding, errors="surrogateescape").splitlines()
     except ValueError:
@@ -303,9 +303,9 @@ def _in_video(file: Path, every: float) -> Iterator[Input]:
     """The first frame of a video, and the first one after each so many seconds."""
     video = cv2.VideoCapture(str(file))
     pixels = int(video.get(cv2.CAP_PROP_FRAME_WIDTH)) * int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
-    if pixels > IMAGE_PIXELS:
+    if pixels > LIMITS.image_pixels:
         video.release()
-        yield _failed(file.as_posix(), too_large(pixels, IMAGE_PIXELS, "pixels"))
+        yield _failed(file.as_posix(), too_large(pixels, "image_pixels", "pixels"))
         return
     announced = video.get(cv2.CAP_PROP_FRAME_COUNT)
     count, wanted, now, offset = 0, 0.0, 0.0, 0.0

@@ -84,7 +84,7 @@ class Pictures:
         if self.crops is not None:
             for given, row, pixels in known:
                 number = row.get("face")
-                save(self.crops / file_name(given, None if number is None else int(number)), pixels)
+                _save_own(self.crops, given, None if number is None else int(number), pixels)
         if self.annotated is not None:
             for _, group in groupby(known, key=lambda each: id(each[0])):
                 faces = list(group)
@@ -93,11 +93,24 @@ class Pictures:
                     photo = annotate(given.load(), pd.DataFrame([row for _, row, _ in faces]), self.tasks)
                 except UnreadableError as error:
                     raise UserError(f"Expected {given.path} as it was a moment ago, but it is: {error}.") from None
-                save(self.annotated / file_name(given), photo)
+                _save_own(self.annotated, given, None, photo)
+
+
+def _save_own(folder: Path, given: Input, number: int | None, pixels: npt.NDArray[np.uint8]) -> None:
+    """Writes a picture, under another name if its own is another photo's, as ``a``'s and ``a.jpg``'s are one.
+
+    The pictures themselves say whose they are, so that a run that goes on and other processes know it, and file systems
+    that do not tell ``a`` from ``A``.
+    """
+    about = hashlib.sha1(f"{given.path}\0{number}".encode()).hexdigest()
+    file = folder / file_name(given, number)
+    if (found := _comment(file)) is not None and found.startswith(MARK) and found != MARK + about:
+        file = file.with_name(f"{file.stem[: _LONGEST // 4]}-{about}.jpg")
+    save(file, pixels, about=about)
 
 
 def file_name(given: Input, number: int | None = None) -> PurePath:
-    """Where the picture of a photo is written: in folders as the photo is.
+    """Where the picture of a photo is written: in folders as the photo is. Two photos may have one.
 
     Args:
         given: The photo.
@@ -111,7 +124,8 @@ def file_name(given: Input, number: int | None = None) -> PurePath:
     """
     path = PurePath(str(given.path))
     parts = ["up" if part == ".." else part for part in path.parts if part != path.anchor]
-    folders = map(_short, parts[:-1])
+    # no folder is called as a picture may be
+    folders = (_short(part) + "_" * part.lower().endswith(".jpg") for part in parts[:-1])
     name = parts[-1]
     stem = name.removesuffix(".jpg")
     if "." not in stem or not may_be_photo(stem):  # else a.png and a.png.jpg would be one
@@ -186,16 +200,17 @@ def check_replaceable(dest: Path) -> None:
     Raises:
         UserError: If it is something else.
     """
-    try:
-        if not dest.exists():
-            return
-        with PIL.Image.open(dest) as image:
-            comments = [image.info.get(name) for name in ("comment", "Comment")]  # in JPEG and in PNG
-    except (OSError, ValueError, PIL.Image.DecompressionBombError):
-        comments = []
-    if not any(comment and _text(comment).startswith(MARK) for comment in comments):
+    if (comment := _comment(dest)) is not None and not comment.startswith(MARK):
         raise UserError(f"Expected no photo in the place of a picture to write, but {dest} may be one; name another.")
 
 
-def _text(comment: str | bytes) -> str:
-    return comment.decode(errors="replace") if isinstance(comment, bytes) else comment
+def _comment(file: Path) -> str | None:
+    """The comment in a picture, nothing if there is none in it or it is no picture; ``None`` for no file."""
+    try:
+        if not file.exists():
+            return None
+        with PIL.Image.open(file) as image:
+            comment = image.info.get("comment") or image.info.get("Comment") or ""  # in JPEG and in PNG
+    except (OSError, ValueError, PIL.Image.DecompressionBombError):
+        return ""
+    return comment.decode(errors="replace") if isinstance(comment, bytes) else str(comment)

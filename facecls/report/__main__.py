@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from facecls.analysis.duplicates import ImageLoader
 from facecls.console import console
+from facecls.data.limits import add_limits, set_limits_of
 from facecls.data.sources import ACCEPTED
 from facecls.data.store import decode
 from facecls.data.table import read_table
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("runs", type=Path, metavar="RUN_DIR", nargs="+", help="such as runs/faces/version_0")
     parser.add_argument("--data.root", dest="root", help=f"where the faces are now: {ACCEPTED}")
     parser.add_argument("--out", type=Path, help=f"file of the comparison (default: {COMPARISON} in the first run)")
+    add_limits(parser)
     options = parser.parse_args(arguments)
+    set_limits_of(options)
     if options.out is not None and len(options.runs) == 1:
         raise UserError("Expected --out with several runs only; the report of one run is written into its folder.")
     if options.out is not None and options.out.suffix.lower() not in (".html", ".htm"):

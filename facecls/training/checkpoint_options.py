@@ -1,5 +1,6 @@
 """Checks that a command's options fit the checkpoint that it starts from."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from facecls.run import FACES, faces_of_training
 
 _STRUCTURE = ("trunk", "hidden", "age_head", "task_weights")
 """Options of ``FaceModule`` beside its tasks that decide which weights a model has."""
-_KEPT_BY_OPTIMIZERS = ("amsgrad", "centered")
+_KEPT_BY_OPTIMIZERS = ("amsgrad", "centered", "momentum")
 """Arguments of torch's optimizers beside their class that decide what they keep of each weight."""
+_BEGINS_ANY_TIME = "torch.optim.SGD"
+"""It makes what it keeps when it is needed."""
 
 
 def has_faces_of_training(data: FacesDataModule, trained: Mapping[str, Any]) -> bool:
@@ -27,7 +30,14 @@ def has_faces_of_training(data: FacesDataModule, trained: Mapping[str, Any]) -> 
         trained: Options of the data in training, as ``Checkpoint.data``.
     """
     same_seed = data.seed == trained.get("seed")
-    return data.root == trained.get("root") and (same_seed or not any(map(is_drawn, roots_of(data.root))))
+    if "root" not in trained or _places(data.root) != _places(trained["root"]):
+        return False
+    return same_seed or not any(map(is_drawn, roots_of(data.root)))
+
+
+def _places(root: Root) -> list[str]:
+    """Where sources lie, however they are written."""
+    return [place if is_drawn(place) else os.path.realpath(expanded(place)) for place in roots_of(root)]
 
 
 def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
@@ -147,6 +157,8 @@ def _check_optimizer(path: str, before: Mapping[str, Any], now: Mapping[str, Any
 
 def _kept(optimizer: Mapping[str, Any]) -> dict[str, bool]:
     arguments = optimizer.get("init_args") or {}
+    if optimizer.get("class_path") == _BEGINS_ANY_TIME:
+        return {}
     return {f"init_args.{name}": bool(arguments.get(name)) for name in _KEPT_BY_OPTIMIZERS}
 
 

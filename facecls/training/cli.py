@@ -24,6 +24,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from facecls.compat import DEPRECATED, keep_tensorboard_from_importing_tensorflow
 from facecls.data.datamodule import FacesDataModule
+from facecls.data.limits import Limits, set_limits
 from facecls.errors import UserError, program
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
@@ -111,6 +112,7 @@ class FaceCLI(LightningCLI):
             default=False,
             help="Train the heads alone, on features that the frozen trunk computes once for each face.",
         )
+        parser.add_class_arguments(Limits, "limits")
         parser.link_arguments("data.image_size", "model.image_size")
         parser.link_arguments("data.tasks", "model.task_options")
         # only a checkpoint gives these; linked, so that they are no options
@@ -128,6 +130,7 @@ class FaceCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks the options and chooses the precision."""
         config = self.config
+        set_limits(**config.limits.as_dict())
         strategy = str(config.trainer.strategy)
         if any(word in strategy for word in ("spawn", "fork", "notebook")):
             raise UserError(
