@@ -107,6 +107,32 @@ class Run:
         return "root" in self.data and not self.is_drawn and all(map(_has_utkface_name, self.predictions["path"]))
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a run says about itself, whether it was tested or not.
+
+    Attributes:
+        folder: Its folder.
+        config: The options.
+        metrics: Contents of ``metrics.json``; empty without a test.
+        scalars: Logged values by tag, each indexed by training step.
+        predictions: One row per tested face; ``None`` if the file is missing.
+        tasks: All tasks of its data, or those that were predicted or labelled, if there are predictions.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    scalars: dict[str, "pd.Series[float]"]
+    predictions: pd.DataFrame | None
+    tasks: Tasks
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The options of its data."""
+        return _data_options(self.config)
+
+
 def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, unread: pd.DataFrame, tasks: Tasks) -> None:
     """Writes all faces of the data, the files that are not used, and the labels that are not, if there are any.
 
@@ -230,6 +256,26 @@ def read_run(folder: Path) -> Run:
         scalars=read_scalars(folder),
         configured_tasks=tasks,
     )
+
+
+def read_trial(folder: Path) -> Trial:
+    """Reads what a run says about itself.
+
+    Args:
+        folder: Such as ``runs/faces/version_0``, with the options at least.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    if (folder / PREDICTIONS).is_file():
+        run = read_run(folder)
+        return Trial(folder, run.config, run.metrics, run.scalars, run.predictions, run.tasks)
+    config, metrics = _read_mapping(folder / CONFIG, plain_yaml.load), _read_mapping(folder / METRICS, json.loads)
+    tasks = _recorded_tasks(metrics, config)
+    return Trial(folder, config, metrics, read_scalars(folder), None, UTKFACE if tasks is None else tasks)
 
 
 def _data_options(config: Mapping[str, Any]) -> dict[str, Any]:
