@@ -116,7 +116,7 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
         "checkpoint": str(best),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "faces/seen": faces_seen(trainer, data),
+        "faces_seen": faces_seen(trainer, data),
         "seconds": round(time.monotonic() - started, 1),
         "resumed": cli.ckpt_path is not None,
         "git_commit": commit,

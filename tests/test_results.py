@@ -27,7 +27,7 @@ def _run(folder: Path, name: str, seed: int, **options: object) -> Path:
         "test/race/f1_macro": metrics.f1_score(table["race"], table["race_predicted"], average="macro"),
         "test/age/mae_years": metrics.mean_absolute_error(table["age"], table["age_predicted"]),
     }
-    facts = {"faces/train": 616, "faces/test": 584, "faces/seen": 79_840, "seconds": 60.0 * seed, "device": "cpu | 2"}
+    facts = {"faces/train": 616, "faces/test": 584, "faces_seen": 79_840, "seconds": 60.0 * seed, "device": "cpu | 2"}
     (folder / "metrics.json").write_text(json.dumps(scores | facts))
     _configure(folder, name, seed, **options)
     return folder

@@ -67,8 +67,10 @@ def _front_matter(run: Run, scores: Mapping[str, Interval]) -> dict[str, Any]:
     if _is_trained_on_utkface(run):
         licence = {"license": "other", "license_name": "non-commercial-research", "license_link": _UTKFACE}
     predicted = [name for name in run.tasks if f"{name}_predicted" in run.predictions]
-    data = {"name": "UTKFace", "type": "utkface"} if run.is_utkface else {"name": _source(run), "type": _UNKNOWN}
-    results = []
+    data: dict[str, str] = (
+        {"name": "UTKFace", "type": "utkface"} if run.is_utkface else {"name": _source(run), "type": _UNKNOWN}
+    )
+    results: list[dict[str, Any]] = []
     for name in predicted:
         measured = [
             {"type": _hub_metric(score), "value": round(interval.value, 4), "name": scores_of(run.tasks)[score].heading}
@@ -77,7 +79,7 @@ def _front_matter(run: Run, scores: Mapping[str, Interval]) -> dict[str, Any]:
         ]
         if measured:
             task = {"type": "image-classification", "name": run.tasks[name].title}
-            results.append({"task": task, "dataset": {**data, "split": "test"}, "metrics": measured})
+            results.append({"task": task, "dataset": data | {"split": "test"}, "metrics": measured})
     return {
         **licence,
         "library_name": "facecls",
@@ -97,7 +99,7 @@ def _hub_metric(score: str) -> str:
 def _model(run: Run) -> dict[str, str]:
     options, metrics = _model_options(run), run.metrics
     weights = options.get("weights", _UNKNOWN)
-    seen = f"{metrics['faces/seen']:,}" if "faces/seen" in metrics else _UNKNOWN
+    seen = f"{metrics['faces_seen']:,}" if "faces_seen" in metrics else _UNKNOWN
     if run.config.get("probe") is True:
         seen = "those of the training part once, since the trunk did not learn"
     return {

@@ -155,7 +155,7 @@ def _seen(trial: Trial) -> str:
     """Faces that the trunk was trained on; a probe's trunk passes over them once."""
     if trial.config.get("probe") is True:
         return f"{trial.metrics['faces/train']:,} once" if "faces/train" in trial.metrics else NONE
-    return f"{trial.metrics['faces/seen']:,}" if "faces/seen" in trial.metrics else NONE
+    return f"{trial.metrics['faces_seen']:,}" if "faces_seen" in trial.metrics else NONE
 
 
 def _minutes(trials: Sequence[Trial]) -> str:
@@ -191,7 +191,8 @@ def _split(trial: Trial) -> str:
 def _changes(baseline: Contender, changed: Sequence[Contender]) -> str:
     contenders = [baseline, *changed]
     parts = [f"What differs from the options of {_cell(baseline.name)}, and by how much the mean is above its own."]
-    for stage, title in (("val", "Validation, at the epoch that is kept"), ("test", "Test")):
+    titles: dict[Stage, str] = {"val": "Validation, at the epoch that is kept", "test": "Test"}
+    for stage, title in titles.items():
         columns = _columns(contenders, stage)
         if not columns:
             continue
