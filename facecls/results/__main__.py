@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     if (options.baseline is None) != (not options.changes):
         raise UserError("Expected --baseline and --changes together, but got one of them; name the other as well.")
     if options.out.suffix.lower() != ".md":
-        raise UserError(f"Expected --out to end in .md, as no file of a run does but cards, but got {options.out}.")
+        raise UserError(f"Expected --out to end in .md, since the page is Markdown, but got {options.out}; name it so.")
 
     from facecls.results.contenders import changes, group, read_trials  # pandas, for which --help must not wait
     from facecls.results.page import markdown, write_page
