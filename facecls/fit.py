@@ -118,11 +118,18 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
         "checkpoint": str(best),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "faces_seen": faces_seen(trainer, data),
         "seconds": round(time.monotonic() - started, 1),
         "resumed": cli.ckpt_path is not None,
         "git_commit": commit,
     }
     return save_outcome(folder, trainer, model, data, cli.collector, facts)
+
+
+def faces_seen(trainer: pl.Trainer, data: FacesDataModule) -> int:
+    """How many faces the training steps had, of all epochs and devices, in batches as they were at the end."""
+    batches: int = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+    return batches * min(data.batch_size * trainer.world_size, len(data.rows("train")))
 
 
 def describe(module: FaceModule) -> str:

@@ -30,8 +30,8 @@ FACES, REJECTS, UNREAD = "faces.parquet", "rejects.csv", "unread_labels.csv"
 """All faces of the data with labels and splits; the files that are not used, and why."""
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 """The results of the test with the tasks, and one row per tested face."""
-REPORT, SUSPECTS, COMPARISON = "report.html", "suspects.csv", "compare.html"
-"""The report, the labels worth checking, and the comparison with other runs."""
+REPORT, SUSPECTS, COMPARISON, CARD = "report.html", "suspects.csv", "compare.html", "model_card.md"
+"""The report, the labels worth checking, the comparison with other runs, and the card of the model."""
 BEST_CHECKPOINT, LAST_CHECKPOINT = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 """The model with the lowest validation loss, and the state to resume from."""
 EARLIER = "earlier_"
@@ -107,6 +107,32 @@ class Run:
     def is_utkface(self) -> bool:
         """Whether it was tested on photographs that are named as UTKFace names them."""
         return "root" in self.data and not self.is_drawn and all(map(_has_utkface_name, self.predictions["path"]))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a run says about itself, whether it was tested or not.
+
+    Attributes:
+        folder: Its folder.
+        config: The options.
+        metrics: Contents of ``metrics.json``; empty without a test.
+        scalars: Logged values by tag, each indexed by training step.
+        predictions: One row per tested face; ``None`` if the file is missing.
+        tasks: All tasks of its data, or those that were predicted or labelled, if there are predictions.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    scalars: dict[str, "pd.Series[float]"]
+    predictions: pd.DataFrame | None
+    tasks: Tasks
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The options of its data."""
+        return _data_options(self.config)
 
 
 def write_faces(folder: Path, faces: pd.DataFrame, rejects: pd.DataFrame, unread: pd.DataFrame, tasks: Tasks) -> None:
@@ -256,6 +282,26 @@ def set_results_aside(folder: Path) -> list[str]:
             raise UserError(f"Can't rename {folder / name}: {error.strerror}; make {folder} writable.") from None
         aside.append(f"{EARLIER}{name}")
     return aside
+
+
+def read_trial(folder: Path) -> Trial:
+    """Reads what a run says about itself.
+
+    Args:
+        folder: Such as ``runs/faces/version_0``, with the options at least.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    if (folder / PREDICTIONS).is_file():
+        run = read_run(folder)
+        return Trial(folder, run.config, run.metrics, run.scalars, run.predictions, run.tasks)
+    config, metrics = _read_mapping(folder / CONFIG, plain_yaml.load), _read_mapping(folder / METRICS, json.loads)
+    tasks = _recorded_tasks(metrics, config)
+    return Trial(folder, config, metrics, read_scalars(folder), None, UTKFACE if tasks is None else tasks)
 
 
 def _data_options(config: Mapping[str, Any]) -> dict[str, Any]:

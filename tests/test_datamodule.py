@@ -14,6 +14,7 @@ from facecls.data.dataset import FaceDataset
 from facecls.data.file_names import parse_name
 from facecls.data.parsing import MISSING
 from facecls.data.sampler import FaceBatchSampler
+from facecls.data.split import SPLITS
 from facecls.data.transforms import EvalTransform, TrainTransform
 from facecls.errors import UserError
 
@@ -136,6 +137,54 @@ def test_the_notebooks_split_file_serves_validation_and_test(faces: Path, tmp_pa
     assert torch.equal(val, test)
     assert {Path(path).name for path in data.faces.loc[val.tolist(), "path"]} == set(listed[48:])
     assert (data.rejects["reason"] == "not in the split file").sum() == 20
+
+
+def _listed(faces: Path, folder: Path, train: int, test: int) -> dict[str, str]:
+    """Tables as the CORAL paper's, of so many faces."""
+    names = [path.name for path in sorted(faces.iterdir()) if _is_face(path.name)]
+    files = {"train": names[:train], "test": names[train : train + test]}
+    for part, some in files.items():
+        pd.DataFrame({"file": some, "age": 0}).to_csv(folder / f"{part}.csv")
+    return {part: str(folder / f"{part}.csv") for part in files}
+
+
+def test_the_seed_takes_validation_faces_out_of_a_given_training_part(faces: Path, tmp_path: Path) -> None:
+    """As the protocol of the CORAL paper is run: its test part as it is, all other faces left out."""
+    files = _listed(faces, tmp_path, train=50, test=20)
+    table = {seed: _module(faces, split_file=files, val_fraction=0.2, seed=seed) for seed in (0, 1)}
+    names = {
+        seed: {part: {Path(data.faces.loc[row, "path"]).name for row in data.rows(part)} for part in SPLITS}
+        for seed, data in table.items()
+    }
+    listed = {part: set(pd.read_csv(file)["file"]) for part, file in files.items()}
+    for parts in names.values():
+        assert parts["test"] == listed["test"]
+        assert parts["train"] | parts["val"] == listed["train"]
+        assert len(parts["val"]) == 10
+    assert names[0]["val"] != names[1]["val"]
+    assert (table[0].rejects["reason"] == "not in the split file").sum() == 10
+    given = _module(faces, split_file={**files, "val": files["test"]} | {"test": _one(tmp_path, files["train"])})
+    assert given.faces["split"].value_counts().to_dict() == {"train": 49, "val": 20, "test": 1}
+
+
+def test_faces_that_are_gone_do_not_move_others_of_a_run_into_validation(faces: Path, tmp_path: Path) -> None:
+    files = _listed(faces, tmp_path, train=50, test=20)
+    run = _module(faces, split_file=files, val_fraction=0.2).faces
+    first = pd.read_csv(files["train"]).iloc[7:]
+    first.to_csv(files["train"], index=False)
+    data = _module(faces, split_file=files, val_fraction=0.2)
+    data.keep_split(run)
+    kept = data.faces.dropna(subset="split").merge(run, on="path")
+    assert len(kept) == 63
+    assert (kept["split_x"] == kept["split_y"]).all()
+
+
+def _one(folder: Path, listed: str) -> str:
+    """Moves the first image of a table to one of its own."""
+    table = pd.read_csv(listed)
+    table.iloc[1:].to_csv(listed, index=False)
+    table.iloc[:1].to_csv(folder / "one.csv", index=False)
+    return str(folder / "one.csv")
 
 
 def _is_face(name: str) -> bool:

@@ -9,14 +9,17 @@ import threading
 import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import gdown
 import numpy as np
 import pytest
+import yaml
 
 from facecls import download
+from facecls.data.split import split_files
 from facecls.data.synthetic import write_faces
-from facecls.download import FARL, LABELS, MOBILENET, SPLIT, UTKFACE, WEIGHTS, fetch, main
+from facecls.download import FARL, LABELS, MOBILENET, SPLIT, SPLITS, UTKFACE, WEIGHTS, fetch, main
 from facecls.errors import UserError
 
 SIZE = 3_000_000
@@ -346,6 +349,35 @@ def test_command_line_names_the_file(monkeypatch, tmp_path, arguments, name):
     monkeypatch.setattr(download, "fetch", lambda source, folder: fetched.append((source.name, folder)))
     main([*arguments, "--dest", str(tmp_path)])
     assert fetched == [(name, tmp_path)]
+
+
+CORAL = b",file,age\n1,36_0_1_20170117163203851.jpg.chip.jpg,15\n"
+"""The first lines of the CORAL paper's training part, ages counted from 21."""
+
+
+def test_splits_fetches_all_that_the_protocols_name(server, monkeypatch, tmp_path):
+    """Each of its kind: what stands for one is no other, and a page is none."""
+    monkeypatch.setattr(download, "_RETRIES", 0)
+    monkeypatch.setattr(download, "SPLITS", [replace(source, url=server.url) for source in SPLITS[1:]])
+    server.body = CORAL
+    main(["splits", "--dest", str(tmp_path)])
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [CORAL, CORAL]
+    named = set()
+    for path in (Path(download.__file__).parent.parent / "configs/protocols").glob("*.yaml"):
+        named |= {Path(file).name for file in split_files(yaml.safe_load(path.read_text())["data"]["split_file"])}
+    assert named == {source.name for source in SPLITS}
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("body", [PAGE, b"img_name,train\n" * 2, b"<html>,file,age\n"])
+def test_what_is_no_such_split_is_not_kept(server, monkeypatch, tmp_path, number, body):
+    if number == 0 and body.startswith(b"img_name"):
+        body = b"name,is_train\n"
+    monkeypatch.setattr(download, "_RETRIES", 0)
+    server.body = body
+    with pytest.raises(UserError, match="the server sent something that is not a CSV file with the column"):
+        fetch(replace(SPLITS[number], url=server.url), tmp_path)
+    assert _names(tmp_path) == []
 
 
 def test_help_does_not_load_torch_or_gdown():

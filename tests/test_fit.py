@@ -132,6 +132,7 @@ def test_what_a_run_leaves(faces: Path, drawing: None) -> None:
     assert table.filter(regex="^p_(male|female)$").sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert (table["age_low"] <= table["age_high"]).all()
     assert len(pd.read_csv(run / "rejects.csv")) == results["rejects"] == 5
+    assert results["faces_seen"] == 8 * results["steps"]
     everybody = pd.read_parquet(run / "faces.parquet")
     assert everybody["split"].value_counts()["test"] == 24
     assert everybody.merge(table, on=["path", "sha1", "split", *UTKFACE]).shape[0] == 24

@@ -71,6 +71,17 @@ def table(run: Path) -> pd.DataFrame:
     return pd.read_parquet(run / "predictions.parquet").astype({"gender": int, "race": int, "age": int})
 
 
+def test_the_model_card_says_what_the_page_says(run: Path, page: Page) -> None:
+    card = " ".join((run / "model_card.md").read_text().replace("\\", "").split())
+    said = [line for line in card.partition("## Groups")[2].split(" - ") if "Worst group" in line]
+    assert len(said) == 3
+    summary, limits = (" ".join(page.sections[name].split()) for name in ("summary", "limits"))
+    assert all(line.partition(" ## ")[0].strip() in summary for line in said)
+    listed = card.partition("## Limits")[2].partition("## Terms")[0].split(" - ")[1:]
+    assert len(listed) > 4
+    assert all(line.strip() in limits for line in listed)
+
+
 def _scores(table: pd.DataFrame) -> dict[str, float]:
     wanted = {}
     for task in ("gender", "race"):

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.model_selection import train_test_split
 
-from facecls.data.split import SPLITS, STRATA_AGE_EDGES, assign_split, leaks, read_split_file
+from facecls.data.split import SPLITS, STRATA_AGE_EDGES, assign_split, leaks, read_split_file, read_split_lists
 from facecls.data.tasks import create_tasks
 from facecls.errors import UserError
 
@@ -187,6 +187,45 @@ def test_a_split_file_that_cannot_be_meant_is_refused(content: bytes | None, mes
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_split_file(path, FACES)
+
+
+CORAL = ",file,age\n3,a.jpg,0\n7,z.jpg,39\n"
+"""As the CSV files of the CORAL paper are: numbers of rows, and ages counted from 21, which are not read."""
+
+
+def _lists(folder: Path, **texts: str) -> dict[str, str]:
+    for part, text in texts.items():
+        (folder / f"{part}.csv").write_text(text)
+    return {part: str(folder / f"{part}.csv") for part in texts}
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted"),
+    [
+        ({"train": CORAL, "test": ",file,age\n0,b.jpg,4\n1,d.jpg,4\n"}, {7: "train", 8: "test", 10: "test"}),
+        ({"test": "path\nx/b.jpg\n", "train": CORAL, "val": "Image;y\nd.jpg;1\n"}, {7: "train", 8: "test", 10: "val"}),
+        ({"train": CORAL}, {7: "train"}),
+    ],
+)
+def test_tables_list_the_images_of_each_part(texts: dict[str, str], wanted: dict[int, str], tmp_path: Path) -> None:
+    split = read_split_lists(_lists(tmp_path, **texts), FACES.set_index(pd.Index([7, 8, 9, 10])))
+    assert list(split.index) == [7, 8, 9, 10]
+    assert dict(split.dropna()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"test": CORAL}, "Expected tables for train, .* but got test; name them so"),
+        ({"train": CORAL, "trial": CORAL}, "but got train, trial; name them so"),
+        ({"train": CORAL, "test": CORAL}, "but a.jpg is listed for train and for test; correct .*test.csv"),
+        ({"train": CORAL, "test": "file\nx.jpg\n"}, "file names in .*test.csv, but none of the faces is listed"),
+        ({"train": "age\n3\n"}, "Expected the columns path in .*train.csv"),
+    ],
+)
+def test_tables_that_cannot_be_meant_are_refused(texts: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        read_split_lists(_lists(tmp_path, **texts), FACES)
 
 
 def test_leaks_counts_the_faces_whose_image_is_in_two_parts() -> None:

@@ -34,6 +34,7 @@ from facecls.bench.show import print_bench, verdict
 from facecls.console import console
 from facecls.data.parallel import available_cores
 from facecls.data.sources import roots_of
+from facecls.data.split import split_files
 from facecls.errors import UserError, command, program
 from facecls.files import check_no_input, replacing
 from facecls.model.schedule import at_epoch
@@ -72,8 +73,8 @@ class BenchCLI(FaceCLI):
                 f"Expected --out in a folder that exists, but there is none at {Path(config.out).parent}; create it."
             )
         if config.out is not None:
-            files = [*(config.config or []), config.data.split_file, config.model.weights, config.ckpt_path]
-            inputs = [*files, *roots_of(config.data.root)]
+            files = [*(config.config or []), config.model.weights, config.ckpt_path]
+            inputs = [*files, *split_files(config.data.split_file), *roots_of(config.data.root)]
             check_no_input(Path(config.out), [each for each in map(str, inputs) if each])
         if config.seconds <= 0:
             raise UserError(f"Expected --seconds above 0, but got {config.seconds}; leave it out for 3.")

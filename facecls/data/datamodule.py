@@ -20,7 +20,7 @@ from facecls.data.parallel import available_cores
 from facecls.data.parsing import MISSING
 from facecls.data.sampler import FaceBatchSampler, resume_after, trained_batches
 from facecls.data.sources import Root, is_manifest, roots_of
-from facecls.data.split import assign_split, earlier_parts, leaks, read_split_file
+from facecls.data.split import assign_split, earlier_parts, leaks, read_split_file, read_split_lists
 from facecls.data.store import ImageStore, decode
 from facecls.data.table import read_table
 from facecls.data.tasks import TaskOptions, create_tasks
@@ -84,8 +84,10 @@ class FacesDataModule(pl.LightningDataModule):
         num_workers: Processes that prepare batches for a device; null for one per core, at most 16.
         val_fraction: Share of the faces kept for validation, which chooses the best epoch.
         test_fraction: Share of the faces kept for the test.
-        split_file: The original notebook's split (CSV with ``img_name`` and ``is_train``) in place of the fractions: 1
-            trains, the others serve as validation and as test.
+        split_file: A split that is given, in place of the fractions: the original notebook's (CSV with ``img_name`` and
+            ``is_train``: 1 trains, the others serve as validation and as test), or ``{train: FILE, test: FILE}``,
+            tables that list the images of each part; without one for ``val``, ``val_fraction`` of the training part
+            validates.
         split: The part that is tested: ``test``, ``val``, ``train``, or ``all`` faces.
         train_transform: Class path of another pipeline for training; null for facecls.data.transforms.TrainTransform.
         eval_transform: The same for validation and test; null for facecls.data.transforms.EvalTransform.
@@ -115,7 +117,7 @@ class FacesDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
-        split_file: str | None = None,
+        split_file: dict[str, str] | str | None = None,
         split: Literal["train", "val", "test", "all"] = "test",
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
@@ -161,7 +163,7 @@ class FacesDataModule(pl.LightningDataModule):
         faces, rejects = table.faces, table.rejects
         self._is_split_given = self.split_file is not None or "split" in faces
         if self.split_file is not None:
-            faces["split"] = read_split_file(Path(self.split_file), faces)
+            faces["split"] = self._read_split(self.split_file, faces)
             unlisted = faces["split"].isna()
             extra = pd.DataFrame({"path": faces.loc[unlisted, "path"], "reason": "not in the split file"})
             rejects = pd.concat([rejects, extra], ignore_index=True)
@@ -175,6 +177,16 @@ class FacesDataModule(pl.LightningDataModule):
             for column in task.columns
             if column in faces
         }
+
+    def _read_split(self, file: dict[str, str] | str, faces: pd.DataFrame) -> "pd.Series[str]":
+        """The split of ``split_file``, whose training part is divided if no faces are listed for validation."""
+        if isinstance(file, str):
+            return read_split_file(file, faces)
+        split = read_split_lists(file, faces)
+        if "val" not in file:
+            learned = faces[split.eq("train")]
+            split[learned.index] = assign_split(learned, self.fractions[0], 0.0, self.seed, self.tasks)
+        return split
 
     def keep_split(self, earlier: pd.DataFrame) -> str | None:
         """Leaves each face of a run in the part where it was, and splits only those that are new.
@@ -193,6 +205,9 @@ class FacesDataModule(pl.LightningDataModule):
         faces, was = self.faces, earlier_parts(self.faces, earlier)
         new = was.isna() & faces["split"].notna()
         if self._is_split_given:
+            if isinstance(self.split_file, dict) and "val" not in self.split_file:
+                divided = faces["split"].isin(["train", "val"]) & was.isin(["train", "val"])
+                faces["split"] = was.where(divided, faces["split"])
             moved = faces[was.eq("train") & faces["split"].notna() & faces["split"].ne("train")]
             if len(moved):
                 raise UserError(

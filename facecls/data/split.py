@@ -1,7 +1,7 @@
 """Which faces train, validate and test."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,48 @@ def read_split_file(path: str | Path, faces: pd.DataFrame) -> "pd.Series[str]":
     if split.isna().all():
         raise UserError(f"Expected the faces' file names under img_name in {path}, but none of the faces is listed.")
     return pd.Series(split.to_numpy(), index=faces.index, name="split", dtype="str")
+
+
+def read_split_lists(files: Mapping[str, str], faces: pd.DataFrame) -> "pd.Series[str]":
+    """Reads a split from a table for each part, which lists its images under ``path``, ``file`` or the like.
+
+    Images are matched by their file name without folders; other columns are not read.
+
+    Args:
+        files: The tables, CSV or Parquet, by the name of their part: ``train``, and ``val`` and ``test`` if there are.
+        faces: With the column ``path``.
+
+    Returns:
+        With the index of ``faces``: its part, NA for a face that no table lists.
+
+    Raises:
+        UserError: If a part is none of ``SPLITS``, there is no table for ``train``, one can't be read or lists none of
+            the faces, or an image is in two of them.
+    """
+    if "train" not in files or not {*files} <= {*SPLITS}:
+        raise UserError(
+            f"Expected tables for train, and maybe for val and test, in data.split_file, but got {', '.join(files)}; "
+            "name them so."
+        )
+    names = pd.Series(_file_names(faces["path"]), faces.index)
+    split = pd.Series(pd.NA, faces.index, dtype="str")
+    for part, file in files.items():
+        listed = names.isin(_file_names(read_columns(Path(file), ["path"])["path"]))
+        if not listed.any():
+            raise UserError(f"Expected the faces' file names in {file}, but none of the faces is listed.")
+        twice = listed & split.notna()
+        if twice.any():
+            raise UserError(
+                f"Expected each image in one part, but {names[twice].iloc[0]} is listed for {split[twice].iloc[0]} and "
+                f"for {part}; correct {file}."
+            )
+        split[listed] = part
+    return split.rename("split")
+
+
+def split_files(given: Mapping[str, str] | str | None) -> list[str]:
+    """The files that ``data.split_file`` names."""
+    return [] if given is None else [given] if isinstance(given, str) else [*given.values()]
 
 
 def earlier_parts(faces: pd.DataFrame, earlier: pd.DataFrame) -> "pd.Series[str]":

@@ -19,11 +19,11 @@ from facecls.errors import CommandParser, UserError, command, program
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.network import FaceModel
 from facecls.report.page import write_comparison, write_report
-from facecls.run import BEST_CHECKPOINT, COMPARISON, REPORT, SUSPECTS, Run, read_run
+from facecls.run import BEST_CHECKPOINT, CARD, COMPARISON, REPORT, SUSPECTS, Run, read_run
 
 _DESCRIPTION = (
-    f"Writes {REPORT} and {SUSPECTS} into the folder of a run, from its predictions and the faces; for several runs "
-    f"{COMPARISON}, on the faces they have in common."
+    f"Writes {REPORT}, {CARD} and {SUSPECTS} into the folder of a run, from its predictions and the faces; for several "
+    f"runs {COMPARISON}, on the faces they have in common."
 )
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
 from facecls.analysis.compare import compare_runs, shared_tasks
 from facecls.analysis.duplicates import ImageLoader
 from facecls.analysis.groups import gaps, group_table, score_groups
@@ -14,6 +12,7 @@ from facecls.errors import UserError
 from facecls.files import replacing
 from facecls.model.network import FaceModel
 from facecls.report.blocks import Section
+from facecls.report.card import write_card
 from facecls.report.sections import comparison
 from facecls.report.sections.age import age
 from facecls.report.sections.calibration import calibration
@@ -26,11 +25,12 @@ from facecls.report.sections.limits import limits
 from facecls.report.sections.summary import summary
 from facecls.report.sections.suspects import find_suspects, suspects_section
 from facecls.report.sections.verdict import verdict
+from facecls.report.template import environment
 from facecls.run import REPORT, Run, read_run, write_suspects
 
 
 def write_report(run_dir: Path, image: ImageLoader | None, model: FaceModel | None, seed: int = 0) -> Path:
-    """Writes ``report.html`` and ``suspects.csv`` of a run.
+    """Writes ``report.html``, ``model_card.md`` and ``suspects.csv`` of a run.
 
     Args:
         run_dir: Folder with at least ``predictions.parquet``.
@@ -54,8 +54,9 @@ def write_report(run_dir: Path, image: ImageLoader | None, model: FaceModel | No
     trusted = [task for task, verdict_of_task in verdicts.items() if verdict_of_task is Verdict.BETTER]
     suspects = find_suspects(run, image, trusted)
     labelled_classes = classifications(tasks.values())
+    said, limited = verdict(run, scores, guesses, verdicts, by_group), limits(run, by_group, largest_gaps)
     sections = [
-        summary(run, verdict(run, scores, guesses, verdicts, by_group), scores, guesses),
+        summary(run, said, scores, guesses),
         data(run),
         curves(run),
         *([classes(table, labelled_classes)] if labelled_classes else []),
@@ -64,9 +65,10 @@ def write_report(run_dir: Path, image: ImageLoader | None, model: FaceModel | No
         calibration(table, tasks),
         gallery(run, image, model, seed),
         suspects_section(run, suspects, image, [task for task in verdicts if task not in trusted]),
-        limits(run, by_group, largest_gaps),
+        limited,
     ]
     write_suspects(run_dir, suspects)
+    write_card(run, scores, said, limited)
     return write_page(run_dir / REPORT, f"Report on {run.name}{_about_faces([run])}", sections)
 
 
@@ -81,14 +83,7 @@ def write_page(dest: Path, title: str, sections: Sequence[Section]) -> Path:
     Returns:
         ``dest``.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("facecls", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html.j2").render(title=title, sections=sections)
+    page = environment(escapes=True).get_template("page.html.j2").render(title=title, sections=sections)
     with replacing(dest) as part:
         part.write_text(page, encoding="utf-8")
     return dest

@@ -48,7 +48,7 @@ def summary(runs: Mapping[str, Run], comparison: Comparison, left_out: Mapping[s
         [name, count(f"faces/{name}", len(run.predictions)), str(run.data.get("root", "unknown"))]
         for name, run in runs.items()
     ]
-    options = {name: dict(_flat(run.config)) for name, run in runs.items()}
+    options = {name: dict(flat_options(run.config)) for name, run in runs.items()}
     names = sorted({option for flat in options.values() for option in flat})
     differing = [option for option in names if len({flat.get(option) for flat in options.values()}) > 1]
     text = "The runs have {} in common; everything below is about these."
@@ -65,10 +65,11 @@ def summary(runs: Mapping[str, Run], comparison: Comparison, left_out: Mapping[s
     return Section("summary", "Summary", blocks)
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_options(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The options of a run by their dotted names, with their values as text."""
     for name, value in options.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_options(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", str(value)
 

@@ -1,0 +1,102 @@
+"""Which runs belong together: those whose options differ in the seed alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from facecls.errors import UserError
+from facecls.report.sections.comparison import flat_options
+from facecls.run import CONFIG, Trial, read_trial
+
+SEEDS = ("seed_everything", "data.seed")
+_NOT_COMPARED = (*SEEDS, "name", "ckpt_path", "data.num_workers", "trainer.default_root_dir")
+"""Options that do not change what is learned, or only by chance. A path of a checkpoint is what a run went on from."""
+
+
+class Contender(NamedTuple):
+    """Runs of one recipe.
+
+    Attributes:
+        name: Unlike that of others.
+        trials: The runs, which differ in their seeds.
+    """
+
+    name: str
+    trials: Sequence[Trial]
+
+
+def read_trials(folders: Iterable[Path]) -> list[Trial]:
+    """Reads runs.
+
+    Args:
+        folders: Each that of a run, or one that has folders of runs in it, such as ``runs/base``.
+
+    Returns:
+        The runs, each once, in the order of the folders.
+
+    Raises:
+        UserError: If there is none in a folder, or one can't be read.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        inside = [folder] if (folder / CONFIG).is_file() else sorted(file.parent for file in folder.rglob(CONFIG))
+        if not inside:
+            raise UserError(
+                f"Expected the folder of a run with {CONFIG}, or one with such folders in it, but {folder} is neither; "
+                "facecls.fit leaves them in runs/NAME/version_N."
+            )
+        found |= {each.resolve(): each for each in inside}
+    return [read_trial(folder) for folder in found.values()]
+
+
+def group(trials: Sequence[Trial]) -> list[Contender]:
+    """Groups runs by their options but for seeds; a contender is called as its runs are.
+
+    Args:
+        trials: The runs.
+
+    Returns:
+        In the order of their first runs. Where several contenders have one name, what they differ in stands after it.
+    """
+    groups: dict[tuple[str, frozenset[tuple[str, str]]], list[Trial]] = {}
+    for trial in trials:
+        name = str(trial.config.get("name", trial.folder.resolve().parent.name))
+        groups.setdefault((name, frozenset(_options(trial).items())), []).append(trial)
+    contenders = []
+    for (name, options), some in groups.items():
+        of_name = [dict(others) for other, others in groups if other == name]
+        differing = sorted({option for other in of_name for option, _ in set(other.items()) ^ options})
+        said = _said(dict(options), differing)
+        contenders.append(Contender(f"{name} ({said})" if said else name, some))
+    return contenders
+
+
+def changes(trials: Sequence[Trial], baseline: Trial) -> list[Contender]:
+    """Groups runs by what differs from the options of another one, which names them.
+
+    Args:
+        trials: The runs; those with the options of the baseline are left out.
+        baseline: What they are compared with.
+
+    Returns:
+        In the order of their first runs.
+
+    Examples:
+        A run with ``--model.dropout 0.4`` is called ``model.dropout 0.4``.
+    """
+    start = _options(baseline)
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        options = _options(trial)
+        differing = sorted({option for option, _ in set(options.items()) ^ set(start.items())})
+        groups.setdefault(_said(options, differing), []).append(trial)
+    return [Contender(name, some) for name, some in groups.items() if name]
+
+
+def _options(trial: Trial) -> dict[str, str]:
+    return {option: value for option, value in flat_options(trial.config) if option not in _NOT_COMPARED}
+
+
+def _said(options: Mapping[str, str], chosen: Sequence[str]) -> str:
+    """Such as ``ema None, model.dropout 0.4``; ``without`` where an option is one that others have."""
+    return ", ".join(f"{name} {options[name]}" if name in options else f"without {name}" for name in chosen)
