@@ -46,6 +46,7 @@ SMALL += [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--trainer.log_every_n_steps=1",
+    "--trainer.precision=32-true",  # what is faster may be another in the next run
 ]
 TINY = ["--model.trunk=test_resnet", "--name=tiny", "--seed_everything=1", *SMALL]
 GLASSES = "--data.tasks={glasses: {classes: [without, with]}}"

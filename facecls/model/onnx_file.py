@@ -61,7 +61,8 @@ def trunk_to_onnx(trunk: Trunk, size: int, opset: int) -> bytes:
     Raises:
         UserError: If torch can't export it.
     """
-    return _export(trunk, trunk, size, ["features"], opset).SerializeToString()
+    written: bytes = _export(trunk, trunk, size, ["features"], opset).SerializeToString()
+    return written
 
 
 def _export(net: nn.Module, trunk: Trunk, size: int, names: Sequence[str], opset: int) -> onnx.ModelProto:

@@ -190,7 +190,9 @@ class OnnxTrunk:
         Returns:
             (N, D) float32.
         """
-        parts = [self._session.run(None, {"image": part.contiguous().numpy()})[0] for part in images.split(_PIECE)]
+        parts = [
+            self._session.run(None, {"image": part.contiguous().numpy()})[0] for part in torch.split(images, _PIECE)
+        ]
         return torch.from_numpy(np.concatenate(parts))
 
 
