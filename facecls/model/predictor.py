@@ -1,7 +1,7 @@
 """A trained model, from a checkpoint or an ONNX file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Tta = Literal["none", "flip"]
 """``flip`` averages the logits of a face and its mirror image."""
 Estimates = Mapping[str, npt.NDArray[np.float32]]
+_PIECE = 64
+"""Faces that go through a trunk in ONNX Runtime at a time; its memory grows with them."""
 
 
 class Predictor(Protocol):
@@ -113,13 +115,11 @@ class OnnxPredictor:
             )
         on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})] if cuda and device != "cpu" else []
         providers = [*on_gpu, "CPUExecutionProvider"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()  # its own default counts the cores of the machine
         data = file if isinstance(file, bytes) else file.read_bytes()
         if not is_intact(data):
             raise UserError(f"Expected {path} as it was written, but it is damaged; get or export it again.")
         try:
-            self.session = onnxruntime.InferenceSession(data, options, providers=providers)
+            self.session = _start(data, providers)
         except Exception as error:  # ONNX Runtime raises exceptions of its own for all that may be wrong
             raise UserError(
                 f"Expected an ONNX file written by facecls.export, but could not load {path}: {error}"
@@ -167,6 +167,42 @@ class OnnxPredictor:
     def _run(self, images: Tensor) -> Estimates:
         values = self.session.run(self.outputs, {"image": images.contiguous().numpy()})
         return dict(zip(self.outputs, values, strict=True))
+
+
+class OnnxTrunk:
+    """A trunk in ONNX Runtime, on a CPU.
+
+    Args:
+        file: As ``trunk_to_onnx`` returns it.
+    """
+
+    engine = OnnxPredictor.engine
+
+    def __init__(self, file: bytes) -> None:
+        self._session = _start(file, ["CPUExecutionProvider"])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Computes features.
+
+        Args:
+            images: (N, 3, S, S) uint8 RGB, N at least 1.
+
+        Returns:
+            (N, D) float32.
+        """
+        parts = [
+            self._session.run(None, {"image": part.contiguous().numpy()})[0] for part in torch.split(images, _PIECE)
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+
+def _start(file: bytes, providers: Sequence[Any]) -> Any:
+    """A session of ONNX Runtime with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # its own default counts the cores of the machine
+    return onnxruntime.InferenceSession(file, options, providers=providers)
 
 
 def _tasks(metadata: Mapping[str, Any]) -> Tasks:
