@@ -14,8 +14,9 @@ from facecls.errors import UserError
 from facecls.model.agreement import TOLERANCE, differences, relative_difference
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
-from facecls.model.predictor import Device, Estimates, OnnxPredictor, OnnxTrunk, Predictor, TorchPredictor, Tta
+from facecls.model.predictor import Device, Estimates, OnnxPredictor, OnnxTrunk, Predictor, TorchPredictor
 from facecls.model.trunk import Trunk
+from facecls.model.views import Tta
 
 T = TypeVar("T")
 Engine = Literal["auto", "torch", "onnx"]
@@ -33,7 +34,7 @@ class FastestPredictor(TorchPredictor):
 
     Args:
         checkpoint: The checkpoint.
-        tta: Whether to average over mirror images.
+        tta: Over which views to average.
         patience: Seconds of work after which ONNX Runtime is tried; ``None`` to take it at once, even if it is slower.
 
     Attributes:
@@ -95,7 +96,7 @@ def open_predictor(
     Args:
         path: A checkpoint of ``facecls.fit``, or a ``.onnx`` file of ``facecls.export``.
         device: ``auto`` for a GPU where there is one. Computes in float32 everywhere.
-        tta: Whether to average over mirror images.
+        tta: Over which views to average.
         process: Number of this process on its node; processes take the GPUs in turn.
         engine: What runs a checkpoint on a CPU: ``torch``, ``onnx``, or ``auto`` for the faster one.
 

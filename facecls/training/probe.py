@@ -2,8 +2,8 @@
 
 Features are kept beside the folders of the runs and used again as long as nothing that they depend on has changed. The
 module takes batches with ``features`` in place of ``image``; the checkpoint of a probe is that of an ordinary model.
-With ``model.tta: flip`` the trunk also runs over each face's mirror image, and the heads see one or the other.
-On a CPU ONNX Runtime computes them where it is faster than torch. All features of a file are by one of the two, and the
+The trunk runs over all views of each face that the test averages over, and the heads see one at a time. On a
+CPU ONNX Runtime computes them where it is faster than torch. All features of a file are by one of the two, and the
 file says which; the key does not, since the two agree, and what one has computed the other need not compute again.
 """
 
@@ -31,6 +31,7 @@ from facecls.model.engine import faster_trunk
 from facecls.model.module import FaceModule
 from facecls.model.schedule import FREEZE_ALL
 from facecls.model.trunk import Trunk
+from facecls.model.views import Tta, count_views, views
 from facecls.training.callbacks import run_folder
 
 FEATURES = "features.safetensors"
@@ -58,7 +59,7 @@ def check_options(config: Any) -> None:
     if config.data.train_transform is not None:
         raise UserError(
             "Expected no data.train_transform with probe, which computes the features of each face once, without "
-            "augmentation, but got one; set model.tta to flip to see mirror images as well."
+            "augmentation, but got one; set model.tta to flip or zoom for more views of a face."
         )
 
 
@@ -78,8 +79,8 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     """
     if trainer.world_size > 1:
         raise UserError(f"Expected one device with probe, but got {trainer.world_size}; set trainer.devices to 1.")
-    trunk, mirrored = module.model.trunk, module.tta == "flip"
-    path, key = run_folder(trainer).parent / FEATURES, features_key(trunk, data, str(trainer.precision), mirrored)
+    trunk, tta = module.model.trunk, module.tta
+    path, key = run_folder(trainer).parent / FEATURES, features_key(trunk, data, str(trainer.precision), tta)
     kept = read_features(path, key)
     if kept is not None:
         features, engine = kept
@@ -87,7 +88,7 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     else:
         is_shown = trainer.progress_bar_callback is not None
         with count_progress("features", len(data.faces)) if is_shown else nullcontext(lambda faces: None) as advance:
-            features, engine, rate = _compute(trainer, trunk, data, advance, mirrored)
+            features, engine, rate = _compute(trainer, trunk, data, advance, tta)
         source = f"computed by {engine} at {rate:.0f} faces/s, saved in {path}"
         make_folder(path.parent)
         write_features(path, key, features, engine)
@@ -97,7 +98,7 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
 
 @torch.no_grad()  # inference_mode would keep torch from exporting the trunk
 def _compute(
-    trainer: pl.Trainer, trunk: Trunk, data: FacesDataModule, advance: Callable[[int], None], mirrored: bool
+    trainer: pl.Trainer, trunk: Trunk, data: FacesDataModule, advance: Callable[[int], None], tta: Tta
 ) -> tuple[Tensor, str, float]:
     """The features of all faces by the faster engine, its name, and how many faces a second it took."""
     device = trainer.strategy.root_device
@@ -113,27 +114,27 @@ def _compute(
     other = None
     if device.type == "cpu" and trainer.precision != "64-true":  # ONNX Runtime computes in float32
         some = first["image"][:_COMPARED]
-        other = faster_trunk(trunk, by_torch, some, len(data.faces) * (1 + mirrored))
+        other = faster_trunk(trunk, by_torch, some, len(data.faces) * count_views(tta))
     started = time.monotonic()
     run = by_torch if other is None else other
-    features = compute_features(run, chain([first], batches), device, advance, mirrored)
+    features = compute_features(run, chain([first], batches), device, advance, tta)
     trunk.train()
     return features, "torch" if other is None else other.engine, len(features) / (time.monotonic() - started)
 
 
-def features_key(trunk: Trunk, data: FacesDataModule, precision: str, mirrored: bool) -> str:
+def features_key(trunk: Trunk, data: FacesDataModule, precision: str, tta: Tta) -> str:
     """Hashes everything that features depend on: version, trunk and its weights, faces and their order, transform.
 
     Args:
         trunk: The trunk.
         data: The faces, after ``setup``.
         precision: Lightning's name of the precision that the trunk computes in.
-        mirrored: Whether those of mirror images are among them.
+        tta: Of which views.
 
     Returns:
         A SHA-256 in hexadecimal.
     """
-    digest = hashlib.sha256(f"{__version__} {trunk.name} {precision} {data.eval_transform!r} {mirrored}".encode())
+    digest = hashlib.sha256(f"{__version__} {trunk.name} {precision} {data.eval_transform!r} {tta}".encode())
     digest.update(repr(getattr(trunk.net, "description", None)).encode())  # of a graph
     for name, tensor in (*trunk.state_dict().items(), ("mean", trunk.mean), ("std", trunk.std)):
         digest.update(name.encode())
@@ -148,7 +149,7 @@ def compute_features(
     batches: Iterable[dict[str, Tensor]],
     device: torch.device,
     advance: Callable[[int], None],
-    mirrored: bool,
+    tta: Tta,
 ) -> Tensor:
     """Runs a trunk over all faces.
 
@@ -157,15 +158,15 @@ def compute_features(
         batches: With ``image`` (N, 3, H, W) uint8 RGB.
         device: Where the images are taken.
         advance: Called after each batch with its number of faces.
-        mirrored: Whether to run it over mirror images as well.
+        tta: Over which views to run it.
 
     Returns:
-        (F, V, D) float32 on the CPU, in the order of the batches; V is 2 if ``mirrored``, else 1.
+        (F, V, D) float32 on the CPU, in the order of the batches; V views.
     """
     parts = []
     for batch in batches:
         images = batch["image"].to(device, non_blocking=True)
-        parts.append(torch.stack([run(view) for view in (images, images.flip(3))[: 1 + mirrored]], 1))  # (N, V, D)
+        parts.append(torch.stack([run(view) for view in views(images, tta)], 1))  # (N, V, D)
         advance(len(images))
     return torch.cat(parts)
 
