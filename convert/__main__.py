@@ -5,6 +5,7 @@ import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", metavar="NAME", help="layer whose output is the features; default: the last before a classifier"
     )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="layer before it whose average over places is joined to the features; may be repeated",
+    )
     contract = parser.add_argument_group("how the network takes its images, where the file does not say")
     contract.add_argument("--size", type=int, metavar="PIXELS", help="height and width")
     contract.add_argument("--channels", choices=("rgb", "bgr"), help="order of the channels")
@@ -62,12 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from convert.plain.network import Asked  # imports onnx
 
         told = ("size", "channels", "mean", "std", "output", "keep_classifier")
-        convert(options.source, options.dest, options.onnx, Asked(**{name: getattr(options, name) for name in told}))
+        asked = Asked(also=tuple(options.also), **{name: getattr(options, name) for name in told})
+        convert(options.source, options.dest, options.onnx, asked)
 
 
 def _check_options(options: argparse.Namespace) -> None:
     if options.size is not None and not 16 <= options.size <= 1024:
         raise UserError(f"Expected --size from 16 to 1024 pixels, but got {options.size}.")
+    if options.also and options.keep_classifier:
+        raise UserError(
+            "Expected --keep-classifier without --also, since the classifier reads the features of one layer."
+        )
     if options.std is not None and min(options.std) <= 0:
         raise UserError(f"Expected --std above 0, but got {min(options.std):g}; 1 divides by nothing.")
 
@@ -109,7 +122,8 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") ->
     from convert.verify import verify
     from facecls.model.trunk import VGGFACE2
 
-    shapes = finish(network)
+    shapes = finish(network, asked.also)
+    network = replace(network, features=", ".join((network.features, *asked.also)))
     found_map = last_map(network.model, shapes)
     graph = None if network.layout == VGGFACE2 else describe(network.model, shapes, network.contract, found_map)
     with replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part:
@@ -122,7 +136,7 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") ->
 
 
 def _convert_clip(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value not in (None, False)]
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value not in (None, False, ())]
     given += ["--onnx"] if onnx_dest else []
     if given:
         raise UserError(f"Expected no {', '.join(given)} with a CLIP checkpoint, whose network is known; leave it out.")

@@ -1,6 +1,8 @@
 """Ends a plain ONNX model in a feature vector, and finds its last map."""
 
+import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +38,12 @@ class Map:
         return self.shape[0 if len(self.shape) == 3 else 1]
 
 
-def finish(network: Network) -> Shapes:
+def finish(network: Network, also: Sequence[str] = ()) -> Shapes:
     """Pools features that are a map, flattens them to a vector, and names the outputs ``FEATURES``, ``PROBABILITIES``.
 
     Args:
         network: As a reader returns it; its model is changed in place.
+        also: Layers before it whose outputs are pooled alike and joined to the features, in this order.
 
     Returns:
         The shapes of all values.
@@ -51,24 +54,16 @@ def finish(network: Network) -> Shapes:
     graph = network.model.graph
     shapes = value_shapes(network.model)
     ends = [output.name for output in graph.output]
-    shape = shapes[ends[0]]
-    if len(shape) not in (1, 3) or 0 in shape:
-        raise UserError(
-            f"Expected a vector or a map as features, but the output of {network.features} in {network.source} has "
-            f"the shape (N, {', '.join(map(str, shape))}); name another layer by --output."
-        )
-    value = ends[0]
-    if len(shape) == 3 and has_channels_last(graph, value):
-        value = _append(graph, "Transpose", value, "features/map", perm=[0, 3, 1, 2])
-        shape = (shape[2], *shape[:2])
-    if len(shape) == 3 and shape[1:] != (1, 1):
-        value = _append(graph, "GlobalAveragePool", value, "features/pool")
-    if len(shape) == 3:
-        value = _append(graph, "Flatten", value, "features/flatten")
-    rename(graph, value, FEATURES)
+    layers = {ends[0]: network.features} | {_existing(name, network, shapes): name for name in also}
+    vectors = [
+        _vector(network, shapes, value, layer, f"features/{place}")
+        for place, (value, layer) in enumerate(layers.items())
+    ]
+    joined = vectors[0] if len(vectors) == 1 else _append(graph, "Concat", vectors, "features/joined", axis=1)
+    rename(graph, joined, FEATURES)
     if len(ends) > 1:
         rename(graph, ends[1], PROBABILITIES)
-    sizes = [shape[0], *(shapes[end][0] for end in ends[1:])]
+    sizes = [sum(_channels(graph, shapes, value) for value in layers), *(shapes[end][0] for end in ends[1:])]
     del graph.output[:]
     for name, size in zip((FEATURES, PROBABILITIES), sizes, strict=False):
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]))
@@ -104,6 +99,41 @@ def last_map(model: onnx.ModelProto, shapes: Shapes) -> Map | None:
     return None
 
 
-def _append(graph: onnx.GraphProto, kind: str, value: str, name: str, **attributes: Any) -> str:
-    graph.node.append(helper.make_node(kind, [value], [name], name, **attributes))
+def _existing(name: str, network: Network, shapes: Shapes) -> str:
+    computed = [output for node in network.model.graph.node for output in node.output]
+    if name not in computed:
+        near = difflib.get_close_matches(name, computed, n=3) or computed[-3:]
+        raise UserError(
+            f"Expected --also with the name of a layer before the features in {network.source}, but got {name}; did "
+            f"you mean {', '.join(near)}?"
+        )
+    return name
+
+
+def _channels(graph: onnx.GraphProto, shapes: Shapes, value: str) -> int:
+    """Channels of a vector or a map."""
+    return shapes[value][-1 if has_channels_last(graph, value) else 0]
+
+
+def _vector(network: Network, shapes: Shapes, value: str, layer: str, name: str) -> str:
+    """Appends what makes a vector of a layer's output."""
+    graph, shape = network.model.graph, shapes[value]
+    if len(shape) not in (1, 3) or 0 in shape:
+        option = "output" if layer == network.features else "also"
+        raise UserError(
+            f"Expected a vector or a map as features, but the output of {layer} in {network.source} has the shape "
+            f"(N, {', '.join(map(str, shape))}); name another layer by --{option}."
+        )
+    if len(shape) == 1:
+        return value
+    if has_channels_last(graph, value):
+        value = _append(graph, "Transpose", [value], f"{name}/map", perm=[0, 3, 1, 2])
+        shape = (shape[2], *shape[:2])
+    if shape[1:] != (1, 1):
+        value = _append(graph, "GlobalAveragePool", [value], f"{name}/pool")
+    return _append(graph, "Flatten", [value], f"{name}/flatten")
+
+
+def _append(graph: onnx.GraphProto, kind: str, values: Sequence[str], name: str, **attributes: Any) -> str:
+    graph.node.append(helper.make_node(kind, values, [name], name, **attributes))
     return name

@@ -26,7 +26,7 @@ __all__ = ["FacePredictor", "UserError", "__version__", "load"]
 def load(
     path: "str | Path",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    tta: Literal["none", "flip"] = "none",
+    tta: Literal["none", "flip", "zoom"] = "none",
     engine: Literal["auto", "torch", "onnx"] = "auto",
 ) -> "FacePredictor":
     """Loads a trained model.
@@ -34,7 +34,8 @@ def load(
     Args:
         path: A checkpoint of ``facecls.fit``, or a ``.onnx`` file of ``facecls.export``.
         device: ``auto`` for a GPU where there is one.
-        tta: ``flip`` averages over a face and its mirror image, at twice the time.
+        tta: ``flip`` averages over a face and its mirror image, at twice the time; ``zoom`` over both from further
+            away as well, at six times.
         engine: What runs a checkpoint on a CPU: ``torch``, ``onnx`` for ONNX Runtime, or ``auto`` for torch until the
             other, tried after half a minute of work, turns out to be faster.
 

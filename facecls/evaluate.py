@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import Namespace
 
 from facecls.console import console
@@ -15,6 +16,7 @@ from facecls.data.datamodule import FacesDataModule
 from facecls.data.limits import Limits, set_limits
 from facecls.data.tasks import Tasks
 from facecls.errors import UserError, command, program
+from facecls.model.network import FaceModel
 from facecls.run import write_config, write_faces
 from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_split, describe_trained, has_faces_of_training, keep_split
@@ -23,8 +25,9 @@ from facecls.training.collector import PredictionCollector
 from facecls.training.labels import check_some_labels, describe_labels
 from facecls.training.option_parser import OptionParser
 from facecls.training.outcome import git_commit, save_outcome
-from facecls.training.precision import choose_precision
+from facecls.training.precision import AUTO, choose_precision, is_automatic, uses_cuda
 from facecls.training.progress import create_progress
+from facecls.training.trial import time_precisions
 
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     config, checkpoint = parse_with_checkpoint(parser, args)
     set_limits(**config.limits.as_dict())
     collector = PredictionCollector()
-    trainer = parse(partial(create_trainer, collector=collector), config)
+    trainer = parse(partial(create_trainer, model=checkpoint.module.model, collector=collector), config)
     data: FacesDataModule = parser.instantiate(config).data
     _check_tasks(data.tasks, checkpoint.module.model.tasks)
     check_split(data, checkpoint.data)
@@ -78,30 +81,36 @@ def create_parser() -> OptionParser:
     )
     parser.add_argument("--name", default="evaluate", help="The results are saved in runs/NAME/version_N.")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto for a GPU where there is one.")
-    parser.add_argument("--precision", type=str | None, help="Such as 32-true; null for the device's fastest.")
+    parser.add_argument(
+        "--precision", type=str | None, default=AUTO, help="Such as 32-true; auto for the fastest, by a few batches."
+    )
     parser.add_lightning_class_args(FacesDataModule, "data")
     parser.add_class_arguments(Limits, "limits")
     return parser
 
 
-def create_trainer(config: Namespace, collector: PredictionCollector) -> pl.Trainer:
+def create_trainer(config: Namespace, model: FaceModel, collector: PredictionCollector) -> pl.Trainer:
     """Creates the trainer that tests.
 
     Args:
-        config: The command's options.
+        config: The command's options, in which the precision is set.
+        model: The tested model.
         collector: Collects the predictions.
 
     Returns:
         The trainer, on one device.
     """
-    precision, reason = config.precision, "as asked"
-    if precision is None:
-        precision, reason = choose_precision(config.accelerator)
-    console().print(f"precision {precision}: {reason}")
+    reason = "as asked"
+    if is_automatic(config.precision):
+        device = torch.device("cuda" if uses_cuda(config.accelerator) else "cpu")
+        shape = config.data.batch_size, config.data.image_size
+        measure = partial(time_precisions, model=model, shape=shape, device=device, schedule=None)
+        config.precision, reason = choose_precision(config.accelerator, measure)
+    console().print(f"precision {config.precision}: {reason}")
     return pl.Trainer(
         accelerator=config.accelerator,
         devices=1,
-        precision=precision,
+        precision=config.precision,
         logger=create_logger(RUNS, config.name),
         callbacks=[create_progress(), collector],
         enable_model_summary=False,

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -26,17 +27,23 @@ from torchvision.transforms import v2
 from trained_model import SIZE, save_checkpoint
 
 from facecls.bench.clock import Clock
+from facecls.bench.loop import BareTraining
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.parallel import in_order
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces, write_faces
 from facecls.export.__main__ import main as export
-from facecls.model.engine import open_predictor
+from facecls.model.engine import OPSET, open_predictor
+from facecls.model.onnx_file import trunk_to_onnx
+from facecls.model.predictor import OnnxTrunk
+from facecls.model.trunk import create_trunk
 from facecls.predict.faces import predict_stream
 from facecls.predict.finder import Finder
 from facecls.predict.inputs import stream
+from facecls.training import probe
 from facecls.training.cli import FaceCLI
 from facecls.training.outcome import device_name, git_commit, versions
+from facecls.training.precision import possible_precisions
 from facecls.training.probe import use_features
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow]
@@ -353,16 +360,19 @@ def test_probe(record: Record, data: str, tmp_path: Path, monkeypatch: pytest.Mo
     model, device = cli.model.model, cli.trainer.strategy.root_device
     images = next(iter(cli.datamodule.whole_dataloader()))["image"].to(device)
     clock = Clock()
-    with torch.inference_mode(), cli.trainer.precision_plugin.forward_context():
+
+    def bare() -> None:
+        with torch.inference_mode(), cli.trainer.precision_plugin.forward_context(), clock.block("bare", 640):
+            for _ in range(10):
+                model.trunk.eval()(images)
+
+    with torch.inference_mode():
         model.trunk.to(device).eval()(images)
-        with clock.block("bare", 640):
-            for _ in range(10):
-                model.trunk.eval()(images)
-        with clock.block("probe", 640):
-            use_features(cli.trainer, cli.model, cli.datamodule)
-        with clock.block("bare", 640):
-            for _ in range(10):
-                model.trunk.eval()(images)
+    bare()
+    with clock.block("probe", 640), monkeypatch.context() as patch:
+        patch.setattr(probe, "faster_trunk", lambda *_: None)  # by torch, as the pass beside it
+        use_features(cli.trainer, cli.model, cli.datamodule)
+    bare()
     rates = clock.rates()
     ratio = rates["bare"].median / rates["probe"].median
     small = ["--model.trunk=test_resnet", "--data.image_size=64", "--trainer.max_epochs=50"]
@@ -376,6 +386,61 @@ def test_probe(record: Record, data: str, tmp_path: Path, monkeypatch: pytest.Mo
         _row(f"50 epochs of the heads on {Path(data).name}, start, test and report included", seconds, "s"),
     ]
     record("probe, the VGGFace2 trunk at 224 pixels", rows)
+
+
+@pytest.mark.parametrize("trunk", ["vggface2_resnet50", "mobilenetv1_100", "tf_efficientnet_lite0"])
+def test_engines_of_a_probe(trunk: str, record: Record) -> None:
+    """The trunk alone on a CPU: what ``faster_trunk`` chooses from, and what its export costs."""
+    net = create_trunk(trunk, image_size=224).eval()
+    images = torch.randint(0, 256, (64, 3, 224, 224), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    started = time.perf_counter()
+    by_onnx = OnnxTrunk(trunk_to_onnx(net, 224, OPSET))
+    exported = time.perf_counter() - started
+    clock = Clock()
+    with torch.no_grad():
+        for turn in range(ROUNDS + 1):
+            timer = clock if turn else Clock()
+            with timer.block("torch", 64):
+                net(images)
+            with timer.block("bfloat16", 64), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                net(images)
+            with timer.block("ONNX Runtime", 64):
+                by_onnx(images)
+    rows = [_row(f"features by {name}", rate.median, "faces/s") for name, rate in clock.rates().items()]
+    rows.append(_row("ONNX Runtime / torch", clock.ratio("ONNX Runtime", "torch"), ""))
+    rows.append(_row("export", exported, "s"))
+    record(f"engines of a probe on a CPU, {trunk} at 224 pixels", rows)
+
+
+@pytest.mark.parametrize("trunk", ["vggface2_resnet50", "mobilenetv1_100", "tf_efficientnet_lite0"])
+def test_precisions(trunk: str, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of a training in each precision, beside what ``auto`` takes after some seconds."""
+    monkeypatch.chdir(tmp_path)
+    words = [f"--model.trunk={trunk}", "--data.root=synthetic:64", "--data.batch_size=32"]
+    started = time.perf_counter()
+    chosen = str(FaceCLI([*words, "--trainer.precision=auto"]).trainer.precision)
+    took = time.perf_counter() - started
+    started = time.perf_counter()
+    made = FaceCLI([*words, "--trainer.precision=32-true"])
+    took -= time.perf_counter() - started
+    images = torch.zeros(32, 3, 224, 224, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    device = made.trainer.strategy.root_device
+    clock = Clock(torch.cuda.synchronize) if device.type == "cuda" else Clock()
+    batch = {"image": images.to(device)} | dict.fromkeys(made.model.model.tasks, torch.ones(32, device=device).long())
+    steps = {}
+    for name in possible_precisions("auto")[0]:
+        steps[name] = BareTraining(pl.Trainer(precision=name, logger=False, enable_checkpointing=False), made.model)
+    for turn in range(ROUNDS + 1):
+        timer = clock if turn else Clock(clock.synchronize)
+        for name, step in steps.items():
+            with timer.block(name, 32):
+                step(batch)
+    rates = {name: rate.median for name, rate in clock.rates().items()}
+    ratio = rates[chosen] / max(rates.values())
+    rows = [_row(f"training step, {name}", rate, "faces/s") for name, rate in rates.items()]
+    rows.append(_row(f"auto takes {chosen}: its rate / the highest", ratio, "", "at least 0.95", ratio >= 0.95))
+    rows.append(_row("auto, what the trial takes", took, "s", "at most 10", took <= 10))
+    record(f"precision, {trunk} at 224 pixels, batches of 32", rows)
 
 
 def test_report(record: Record, tmp_path: Path) -> None:

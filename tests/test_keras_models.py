@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from convert.finish import finish
 from convert.keras import h5
 from convert.keras.network import read_keras
 from convert.plain.network import Asked, Network
@@ -142,6 +143,27 @@ def test_any_layer_can_be_named(name: str, output: str, folder: Path, oracle: di
     assert output not in network.left_out
     (features,) = run(network, oracle["images"])
     assert features.ndim == 4
+
+
+@pytest.mark.parametrize(("name", "also"), [("nested", ["base_relu"]), ("nested", ["middle_conv", "base_relu"])])
+def test_averages_of_layers_are_joined_to_the_features(
+    name: str, also: list[str], folder: Path, oracle: dict[str, NDArray[Any]]
+) -> None:
+    alone = [run(read_keras(folder / f"k2_{name}.h5", ask(name, output=layer)), oracle["images"])[0] for layer in also]
+    network = read_keras(folder / f"k2_{name}.h5", ask(name, also=tuple(also)))
+    shapes = finish(network, also)
+    (features,) = run(network, oracle["images"])
+    own = oracle[f"k2_{name}/features"]
+    parts = [each.mean((1, 2)) if each.ndim == 4 else each for each in (own, *alone)]
+    assert relative(features, np.concatenate(parts, 1)) < TOLERANCE
+    assert shapes["features"] == features.shape[1:]
+
+
+def test_layer_that_is_not_before_the_features_is_not_joined(folder: Path) -> None:
+    for also in ("base_rel", "images", "features"):
+        network = read_keras(folder / "k2_nested.h5", ask("nested"))
+        with pytest.raises(UserError, match=rf"Expected --also with the name of a layer .* got {also}; did you mean"):
+            finish(network, (also,))
 
 
 def test_same_names_are_told_apart(folder: Path, oracle: dict[str, NDArray[Any]]) -> None:

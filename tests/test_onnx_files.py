@@ -28,7 +28,7 @@ from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
 from facecls.model.heads import HeadOptions
 from facecls.model.network import FaceModel
-from facecls.model.trunk import Trunk, create_trunk, load_graph
+from facecls.model.trunk import Trunk, create_trunk, load_graph, read_trunk
 
 pytestmark = [
     pytest.mark.slow,
@@ -678,6 +678,21 @@ def test_how_images_are_prepared_must_be_said(tmp_path: Path) -> None:
         read_onnx(path, Asked(**{**vars(ASKED), "size": 64}))
     with pytest.raises(UserError, match="Expected a Keras file with --keep-classifier"):
         read_onnx(path, Asked(**{**vars(ASKED), "keep_classifier": True}))
+
+
+def test_layers_of_a_model_are_joined_to_its_features(tmp_path: Path) -> None:
+    source, dest = tmp_path / "net.onnx", tmp_path / "net.safetensors"
+    onnx.save(small_network(64), source)
+    taken = ["--channels=rgb", "--mean=127.5", "--std=127.5"]
+    main([str(source), str(dest), *taken])
+    alone = read_trunk(dest)[1]["graph"]["features"]
+    main([str(source), str(dest), *taken, "--also=n6", "--also=n2"])
+    _, metadata = read_trunk(dest)
+    assert metadata["graph"]["features"] == alone + 16 + 8
+    assert metadata["features"].endswith(", n6, n2")
+    assert metadata["graph"]["map"]["channels"] == 8  # of n2, on which everything after it depends
+    trunk = create_trunk("graph", dest, 64)
+    assert trunk(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, alone + 24)
 
 
 def test_the_command_writes_a_trunk_file_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,9 @@ def test_the_options_of_other_commands(
 
 
 def test_a_misspelt_choice_is_told_with_the_near_one() -> None:
-    with pytest.raises(UserError, match=r"Expected --tta to be one of none, flip, but got flipp; did you mean flip\?"):
+    with pytest.raises(
+        UserError, match=r"Expected --tta to be one of none, flip, zoom, but got flipp; did you mean flip\?"
+    ):
         predict.main(["a.ckpt", "b.jpg", "--tta=flipp"])
 
 

@@ -28,6 +28,7 @@ from facecls.model import engine, onnx_file
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.engine import FastestPredictor, open_predictor
 from facecls.model.predictor import OnnxPredictor, TorchPredictor, averaged
+from facecls.model.views import views
 from facecls.predict.__main__ import main as predict_command
 from facecls.predict.faces import FacePredictor, predict_stream
 from facecls.predict.finder import Finder
@@ -91,16 +92,16 @@ def wanted(logits: dict[str, npt.NDArray[np.float64]]) -> dict[str, npt.NDArray[
     }
 
 
-@pytest.mark.parametrize("tta", ["none", "flip"])
+@pytest.mark.parametrize("tta", ["none", "flip", "zoom"])
 @pytest.mark.parametrize("kind", ["model", "exported"])
 def test_estimates_follow_from_the_logits(
     kind: str, tta: Any, files: list[Path], model: Path, request: pytest.FixtureRequest
 ) -> None:
     images = resized(files)
     logits = logits_of(model, images)
-    if tta == "flip":
-        mirrored = logits_of(model, images.flip(3))
-        logits = {task: (values + mirrored[task]) / 2 for task, values in logits.items()}
+    if tta != "none":
+        seen = [logits_of(model, view) for view in views(images, tta)]
+        logits = {task: np.mean([each[task] for each in seen], 0) for task in logits}
     predictor = open_predictor(request.getfixturevalue(kind), "cpu", tta)
     assert isinstance(predictor, TorchPredictor if kind == "model" else OnnxPredictor)
     assert (predictor.image_size, predictor.tasks) == (SIZE, UTKFACE)
@@ -118,12 +119,12 @@ def test_logits_are_averaged_though_only_probabilities_are_left() -> None:
     random = np.random.default_rng(0)
     one, other = ({task: 3 * random.normal(size=(9, size)) for task, size in SIZES.items()} for _ in "ab")
     mean = {task: (one[task] + other[task]) / 2 for task in one}
-    estimates = averaged(UTKFACE, _float32(wanted(one)), _float32(wanted(other)), {"age": TEMPERATURES[2]})
+    estimates = averaged(UTKFACE, [_float32(wanted(one)), _float32(wanted(other))], {"age": TEMPERATURES[2]})
     for name, values in wanted(mean).items():
         assert estimates[name] == pytest.approx(values, abs=1e-3 if name == "age" else 1e-5)
     first, second = random.normal(size=(2, 9))
     tasks = create_tasks({"age": {"highest": 90}})
-    regressed = averaged({"age": tasks["age"]}, {"age": 90 * expit(first)}, {"age": 90 * expit(second)}, {"age": 1.0})
+    regressed = averaged({"age": tasks["age"]}, [{"age": 90 * expit(first)}, {"age": 90 * expit(second)}], {"age": 1.0})
     assert regressed["age"] == pytest.approx(90 * expit((first + second) / 2), abs=1e-4)
 
 

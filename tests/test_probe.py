@@ -1,8 +1,9 @@
 """A frozen trunk is run once: its features are kept, never used when stale, and the result is an ordinary model."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,11 @@ from facecls import evaluate, fit
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
+from facecls.model import engine, onnx_file
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.engine import open_predictor
+from facecls.model.onnx_file import trunk_to_onnx
+from facecls.model.predictor import OnnxTrunk
 from facecls.model.trunk import Trunk, create_trunk, load_graph, save_trunk
 from facecls.training import probe as probing
 from facecls.training.probe import features_key
@@ -146,6 +150,87 @@ def test_the_graph_is_in_the_key_too(faces: Path, tmp_path: Path) -> None:
     next(node for node in other["nodes"] if node["op"] == "GlobalAveragePool")["op"] = "Abs"  # the same tensors
     twin = load_graph(other, trunk.net.state_dict(), "test")
     assert features_key(trunk, data, "32-true", False) != features_key(twin, data, "32-true", False)
+
+
+@pytest.fixture(scope="module")
+def trunk(results: dict[str, object]) -> Trunk:
+    return create_trunk("test_resnet", "trunk.safetensors").eval()
+
+
+@pytest.fixture(scope="module")
+def exported(trunk: Trunk) -> bytes:
+    return trunk_to_onnx(trunk, 64, engine.OPSET)
+
+
+@pytest.fixture
+def _quick_export(exported: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph that was exported before, since an export takes seconds."""
+    monkeypatch.setattr(onnx_file, "trunk_to_onnx", lambda *_: exported)
+
+
+def _lets_engines_take(seconds: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(run: Any, images: torch.Tensor) -> Any:
+        return seconds["ONNX Runtime" if isinstance(run, OnnxTrunk) else "torch"], run(images)
+
+    monkeypatch.setattr(engine, "_timed", timed)
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize("faster", ["torch", "ONNX Runtime"])
+def test_the_faster_engine_computes_the_features(
+    faster: str, faces: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _lets_engines_take({"torch": 100.0, "ONNX Runtime": 90.0 if faster == "ONNX Runtime" else 110.0}, monkeypatch)
+    KEPT.unlink()
+    tested = _tested(_fit(faces))
+    assert f"features of 80 faces computed by {faster} at " in capsys.readouterr().out
+    monkeypatch.setattr(probing, "compute_features", _refuse)
+    assert _tested(_fit(faces)) == tested
+    assert f"features of 80 faces read from {KEPT}, computed by {faster}\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_quick_export")
+def test_both_engines_compute_the_same_features(trunk: Trunk, exported: bytes) -> None:
+    images = torch.randint(0, 256, (70, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = trunk(images)
+    np.testing.assert_allclose(OnnxTrunk(exported)(images), expected, atol=1e-5)
+    np.testing.assert_allclose(OnnxTrunk(exported)(images.flip(3)), trunk(images.flip(3)).detach(), atol=1e-5)
+
+
+@pytest.mark.usefixtures("_quick_export")
+@pytest.mark.parametrize(
+    ("seconds", "change", "error", "is_taken"),
+    [
+        (100.0, 0.0, None, True),
+        (0.01, 0.0, None, False),  # little to do
+        (100.0, 0.01, None, False),  # other features
+        (100.0, float("nan"), None, False),
+        (100.0, 0.0, UserError("no export"), False),
+        (100.0, 0.0, MemoryError(), False),
+    ],
+)
+def test_onnx_runtime_is_taken_where_it_is_worth_it(
+    seconds: float,
+    change: float,
+    error: Exception | None,
+    is_taken: bool,
+    trunk: Trunk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> bytes:
+        assert error is not None
+        raise error
+
+    _lets_engines_take({"torch": seconds, "ONNX Runtime": seconds / 2}, monkeypatch)
+    run = OnnxTrunk.__call__
+    monkeypatch.setattr(OnnxTrunk, "__call__", lambda self, images: run(self, images) + change)
+    if error is not None:
+        monkeypatch.setattr(onnx_file, "trunk_to_onnx", fails)
+    images = torch.full((4, 3, 64, 64), 90, dtype=torch.uint8)
+    with torch.no_grad():
+        taken = engine.faster_trunk(trunk, trunk, images, 1000)
+    assert (taken is not None) == is_taken
 
 
 def test_mirror_images_are_seen_in_training_and_averaged_in_the_test(faces: Path, results: dict[str, object]) -> None:

@@ -57,7 +57,9 @@ def read_keras(path: Path, asked: Asked) -> Network:
         contract = _contract(path, found, own_size, asked)
         classifier = find_classifier(path, graph, graph_steps, values, features) if asked.keep_classifier else None
         is_known_trunk = (
-            found is not None and asked.output is None and contract == replace(found.known.contract, size=contract.size)
+            found is not None
+            and not (asked.output or asked.also)
+            and contract == replace(found.known.contract, size=contract.size)
         )
         layout: Trunk = found.known.trunk if found and is_known_trunk else "graph"
         names: dict[str, str] = {}

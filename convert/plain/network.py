@@ -130,6 +130,7 @@ class Asked:
         mean: As in ``Contract``.
         std: As in ``Contract``.
         output: Name of the layer or value whose output is the features.
+        also: Names of layers or values before it whose averages are joined to the features.
         keep_classifier: Whether to keep the classifier.
     """
 
@@ -138,6 +139,7 @@ class Asked:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     output: str | None = None
+    also: tuple[str, ...] = ()
     keep_classifier: bool = False
 
 

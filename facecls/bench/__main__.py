@@ -123,6 +123,8 @@ def measure(cli: BenchCLI) -> dict[str, Any]:
     data.trainer = trainer  # its device decides whether batches are pinned
     clocks = {stage: Clock(torch.cuda.synchronize) if on_gpu else Clock() for stage in ("training", "evaluation")}
     training, evaluation = clocks.values()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()  # another precision may have been tried
     with console().status("timing the training") as status:
         alternating = time_training(trainer, module, data, training, seconds)
         device_mib = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None

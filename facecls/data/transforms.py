@@ -18,6 +18,7 @@ class TrainTransform(A.Compose):  # type: ignore[misc]
     Args:
         size: Side of the result in pixels.
         affine: Share of faces that are rotated, scaled and shifted a little.
+        smallest: Least scale of these; below 1 faces are seen from further away.
         crop: Smallest share of the area that a crop keeps, 0..1; 1 for no crop.
         colour: Strength of the changes of brightness, contrast, saturation and hue; 0 for none.
         noise: Share of faces that are blurred, noised or compressed.
@@ -28,13 +29,14 @@ class TrainTransform(A.Compose):  # type: ignore[misc]
         self,
         size: int = 224,
         affine: float = 0.5,
+        smallest: float = 0.9,
         crop: float = 0.75,
         colour: float = 0.3,
         noise: float = 0.15,
         dropout: float = 0.2,
     ) -> None:
         shake = A.Affine(
-            scale=(0.9, 1.1),
+            scale=(smallest, 1.1),
             translate_percent=(-0.05, 0.05),
             rotate=(-12, 12),
             border_mode=cv2.BORDER_REFLECT_101,  # a black border would give the rotation away

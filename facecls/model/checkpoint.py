@@ -45,6 +45,7 @@ class Checkpoint(NamedTuple):
         frame: How the faces of the training lie in their images; ``None`` if no faces were found in them.
         is_frame_assumed: Whether the checkpoint does not say it, and the frame is UTKFace's.
         optimizer: ``class_path`` and ``init_args``, as in the training; empty if it does not say so.
+        precision: Lightning's name of it, as in the training; ``None`` if it does not say so.
     """
 
     module: FaceModule
@@ -52,6 +53,7 @@ class Checkpoint(NamedTuple):
     frame: Frame | None
     is_frame_assumed: bool
     optimizer: Mapping[str, Any]
+    precision: str | None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -93,7 +95,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {reason}.") from error
     data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
     optimizer = options.get("optimizer")
-    return Checkpoint(module.eval(), data, frame, is_assumed, optimizer if isinstance(optimizer, Mapping) else {})
+    precision = options.get("precision")
+    return Checkpoint(
+        module.eval(),
+        data,
+        frame,
+        is_assumed,
+        optimizer if isinstance(optimizer, Mapping) else {},
+        None if precision is None else str(precision),
+    )
 
 
 def write_checkpoint(content: Mapping[str, Any], dest: Path) -> None:

@@ -1,29 +1,32 @@
-"""Opens trained models, and runs them on a CPU by the faster of torch and ONNX Runtime."""
+"""Opens trained models, and runs models and trunks on a CPU by the faster of torch and ONNX Runtime."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from facecls.errors import UserError
-from facecls.model.agreement import TOLERANCE, differences
+from facecls.model.agreement import TOLERANCE, differences, relative_difference
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
-from facecls.model.predictor import Device, Estimates, OnnxPredictor, Predictor, TorchPredictor, Tta
+from facecls.model.predictor import Device, Estimates, OnnxPredictor, OnnxTrunk, Predictor, TorchPredictor
+from facecls.model.trunk import Trunk
+from facecls.model.views import Tta
 
+T = TypeVar("T")
 Engine = Literal["auto", "torch", "onnx"]
 """What runs a checkpoint; ``auto`` for the faster on a CPU."""
 OPSET = 18
 """Of the graphs that are run here: the first that torch's exporter writes."""
 _PATIENCE = 30.0
-"""Seconds of work after which ONNX Runtime is tried: before, its export would cost more than it saves."""
+"""Seconds of work after which ONNX Runtime is tried, or for which: less would save less than its export costs."""
 _TRIALS = 2
-"""Batches by which the two are compared."""
+"""How often each of what is compared runs."""
 
 
 class FastestPredictor(TorchPredictor):
@@ -31,7 +34,7 @@ class FastestPredictor(TorchPredictor):
 
     Args:
         checkpoint: The checkpoint.
-        tta: Whether to average over mirror images.
+        tta: Over which views to average.
         patience: Seconds of work after which ONNX Runtime is tried; ``None`` to take it at once, even if it is slower.
 
     Attributes:
@@ -74,9 +77,7 @@ class FastestPredictor(TorchPredictor):
     def _compare(self, other: OnnxPredictor, images: Tensor, estimates: Estimates) -> None:
         """Takes the other if it is faster, and agrees."""
         _check(other, images, estimates)
-        runs = super().estimate, other.estimate
-        seconds = [[_timed(run, images)[0] for run in runs] for _ in range(_TRIALS)]
-        by_torch, by_onnx = map(min, zip(*seconds, strict=True))
+        by_torch, by_onnx = least_seconds([super().estimate, other.estimate], images)
         if by_onnx < by_torch:
             self._take(other)
 
@@ -95,7 +96,7 @@ def open_predictor(
     Args:
         path: A checkpoint of ``facecls.fit``, or a ``.onnx`` file of ``facecls.export``.
         device: ``auto`` for a GPU where there is one. Computes in float32 everywhere.
-        tta: Whether to average over mirror images.
+        tta: Over which views to average.
         process: Number of this process on its node; processes take the GPUs in turn.
         engine: What runs a checkpoint on a CPU: ``torch``, ``onnx``, or ``auto`` for the faster one.
 
@@ -128,6 +129,46 @@ def open_predictor(
     return FastestPredictor(checkpoint, tta, _PATIENCE if engine == "auto" else None)
 
 
+def faster_trunk(trunk: Trunk, run: Callable[[Tensor], Tensor], images: Tensor, faces: int) -> OnnxTrunk | None:
+    """ONNX Runtime for a trunk on a CPU, where it is worth its export.
+
+    Args:
+        trunk: The trunk, in evaluation mode.
+        run: How it would run else: images to features, as ``trunk`` but for the precision.
+        images: (N, 3, S, S) uint8 RGB, some of the faces.
+        faces: How many there are to come.
+
+    Returns:
+        The same trunk in ONNX Runtime; ``None`` if there is little to do, if it is not faster than ``run`` or can't run
+        the trunk, or if its features are not those of torch in float32.
+    """
+    run(images)  # at first torch allocates memory and chooses algorithms
+    if _timed(run, images)[0] * faces / len(images) < _PATIENCE:
+        return None
+    with suppress(Exception):  # torch does it, whatever is wrong with the other
+        from facecls.model.onnx_file import trunk_to_onnx  # which imports onnx
+
+        other = OnnxTrunk(trunk_to_onnx(trunk, images.shape[3], OPSET))
+        if relative_difference(trunk(images), other(images)) <= TOLERANCE:
+            by_torch, by_onnx = least_seconds([run, other], images)
+            return other if by_onnx < by_torch else None
+    return None
+
+
+def least_seconds(runs: Sequence[Callable[[Tensor], object]], images: Tensor) -> list[float]:
+    """Times several ways to process images in turns, so that other load slows them alike.
+
+    Args:
+        runs: The ways.
+        images: What they take.
+
+    Returns:
+        For each how many seconds it took at least.
+    """
+    seconds = [[_timed(run, images)[0] for run in runs] for _ in range(_TRIALS)]
+    return [min(each) for each in zip(*seconds, strict=True)]
+
+
 def _exported(module: FaceModule, tta: Tta) -> OnnxPredictor:
     """The same model in ONNX Runtime."""
     from facecls.model.onnx_file import metadata, serialise, to_onnx  # which imports onnx
@@ -145,7 +186,7 @@ def _check(other: OnnxPredictor, images: Tensor, estimates: Estimates) -> None:
         )
 
 
-def _timed(run: Callable[[Tensor], Estimates], images: Tensor) -> tuple[float, Estimates]:
+def _timed(run: Callable[[Tensor], T], images: Tensor) -> tuple[float, T]:
     started = time.perf_counter()
-    estimates = run(images)
-    return time.perf_counter() - started, estimates
+    result = run(images)
+    return time.perf_counter() - started, result

@@ -24,6 +24,7 @@ from facecls.model.network import FaceModel
 from facecls.model.schedule import Schedule, freeze, parameter_groups, plan_course
 from facecls.model.trunk import VGGFACE2, create_trunk
 from facecls.model.upgrade import upgrade
+from facecls.model.views import Tta
 
 Batch = dict[str, Tensor]
 """``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, V, D) float32 that the trunk made of it and, for V = 2, of its
@@ -52,7 +53,8 @@ class FaceModule(pl.LightningModule):
         task_weights: Weight of each task's loss, 1 where not given; or ``learned`` (homoscedastic uncertainty).
         optimizer: Class path of any torch optimizer and its arguments.
         schedule: What trains when, and how fast.
-        tta: ``flip`` averages the logits of a face and its mirror image in the test; ``none`` does not.
+        tta: What the test averages the logits of a face over: ``flip`` for its mirror image, ``zoom`` for both from
+            further away as well, six passes; ``none`` for nothing.
         image_size: Side of the images in pixels; follows ``data.image_size``.
         task_options: What the tasks are; follows ``data.tasks``.
         graph: What a trunk ``graph`` is, in a checkpoint; otherwise follows ``weights``.
@@ -76,7 +78,7 @@ class FaceModule(pl.LightningModule):
         task_weights: Literal["learned"] | dict[str, float] = {},  # noqa: B006 - as above
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.01),
         schedule: Schedule = Schedule(),  # noqa: B008 - frozen
-        tta: Literal["none", "flip"] = "none",
+        tta: Tta = "none",
         image_size: int = 224,
         task_options: dict[str, TaskOptions | None] = {},  # noqa: B006 - as above
         graph: dict[str, Any] | None = None,
@@ -186,10 +188,10 @@ class FaceModule(pl.LightningModule):
         return {task: (values.cpu(), batch[task].cpu()) for task, values in self._logits(batch, final=True).items()}
 
     def _logits(self, batch: Batch, final: bool) -> dict[str, Tensor]:
-        """Logits by task, (N, L); ``final`` as in the test, averaged over mirror images if that was asked for."""
+        """Logits by task, (N, L); ``final`` as in the test, averaged over views if that was asked for."""
         if "features" in batch:
             return self._logits_of_views(batch["features"], final)
-        return (self.model.mirror_averaged if final and self.tta == "flip" else self.model)(batch["image"])
+        return self.model.averaged(batch["image"], self.tta if final else "none")
 
     def _logits_of_views(self, views: Tensor, final: bool) -> dict[str, Tensor]:
         """As ``_logits``, of features (N, V, D): training sees one of the views of each face, the test all of them."""

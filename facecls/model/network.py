@@ -9,6 +9,7 @@ from facecls.data.tasks import Task
 from facecls.errors import UserError
 from facecls.model.heads import Head, HeadOptions, create_head
 from facecls.model.trunk import Trunk
+from facecls.model.views import Tta, count_views, views
 
 
 class FaceModel(nn.Module):
@@ -62,19 +63,22 @@ class FaceModel(nn.Module):
         """
         return {name: head(features) for name, head in self.heads.items()}
 
-    def mirror_averaged(self, images: Tensor) -> dict[str, Tensor]:
-        """The logits of faces, averaged with those of their mirror images.
+    def averaged(self, images: Tensor, tta: Tta) -> dict[str, Tensor]:
+        """The logits of faces, averaged over views of them.
 
         Logits rather than probabilities, so that a temperature acts on the mean as on one of them.
 
         Args:
             images: As for ``forward``.
+            tta: Over which views.
 
         Returns:
             As ``forward``.
         """
-        mirrored = self(images.flip(3))
-        return {name: (values + mirrored[name]) / 2 for name, values in self(images).items()}
+        total: dict[str, Tensor] = {}
+        for view in views(images, tta):
+            total = {name: values + total[name] if total else values for name, values in self(view).items()}
+        return {name: values / count_views(tta) for name, values in total.items()}
 
     def estimate(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Turns logits into estimates.

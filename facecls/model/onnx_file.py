@@ -1,18 +1,20 @@
 """A trained model -> an ONNX graph that takes uint8 RGB and holds everything ``FaceModule`` computes.
 
-Normalisation, trunk, heads, temperatures, softmax and the mean of an age distribution are all inside.
+Normalisation, trunk, heads, temperatures, softmax and the mean of an age distribution are all inside; a trunk
+can be written alone as well.
 """
 
 import copy
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from torch import nn
 
 from facecls._version import __version__
 from facecls.compat import DEPRECATED
@@ -20,6 +22,7 @@ from facecls.errors import UserError
 from facecls.files import sha256
 from facecls.model.checksums import SEAL, sealed
 from facecls.model.module import FaceModule
+from facecls.model.trunk import Trunk
 
 LICENCE = (
     "Code: MIT. Weights: under the terms of the data that they were trained on; VGGFace2, ImageNet and UTKFace are "
@@ -40,13 +43,34 @@ def to_onnx(module: FaceModule, opset: int) -> onnx.ModelProto:
     Raises:
         UserError: If torch can't export this trunk.
     """
-    plain: Any = copy.deepcopy(module)
+    names = [name for head in module.model.heads.values() for name in head.outputs]
+    return _export(module, module.model.trunk, module.hparams["image_size"], names, opset)
+
+
+def trunk_to_onnx(trunk: Trunk, size: int, opset: int) -> bytes:
+    """Exports a trunk alone, as ``to_onnx`` does.
+
+    Args:
+        trunk: The trunk, in evaluation mode.
+        size: Side S of the images in pixels.
+        opset: Version of the ONNX operator set.
+
+    Returns:
+        The bytes of a graph from ``image`` (N, 3, S, S) uint8 RGB with any N to ``features`` (N, D) float32.
+
+    Raises:
+        UserError: If torch can't export it.
+    """
+    written: bytes = _export(trunk, trunk, size, ["features"], opset).SerializeToString()
+    return written
+
+
+def _export(net: nn.Module, trunk: Trunk, size: int, names: Sequence[str], opset: int) -> onnx.ModelProto:
+    """Exports a trunk or what it is part of, with these outputs."""
+    plain: Any = copy.deepcopy(net)
     # in channels last, the flattening after the pooling would be exported as a gather
     plain.to(memory_format=torch.contiguous_format)
-    size = module.hparams["image_size"]
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # with one image, torch.export may fix N to 1
-    with torch.inference_mode():
-        names = list(plain(images))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=f".*{DEPRECATED}")
@@ -63,7 +87,7 @@ def to_onnx(module: FaceModule, opset: int) -> onnx.ModelProto:
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"Expected a trunk that torch can export to ONNX, but it can't export {module.model.trunk.name}: {reason}; "
+            f"Expected a trunk that torch can export to ONNX, but it can't export {trunk.name}: {reason}; "
             "train another trunk (model.trunk)."
         ) from error
     assert program is not None  # as always with dynamo

@@ -1,7 +1,7 @@
 """A trained model, from a checkpoint or an ONNX file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,11 +15,12 @@ from facecls.errors import UserError
 from facecls.finding.frame import Frame, read_frame
 from facecls.model.checkpoint import Checkpoint, check_side
 from facecls.model.checksums import is_intact
+from facecls.model.views import Tta, views
 
 Device = Literal["auto", "cpu", "cuda"]
-Tta = Literal["none", "flip"]
-"""``flip`` averages the logits of a face and its mirror image."""
 Estimates = Mapping[str, npt.NDArray[np.float32]]
+_PIECE = 64
+"""Faces that go through a trunk in ONNX Runtime at a time; its memory grows with them."""
 
 
 class Predictor(Protocol):
@@ -59,7 +60,7 @@ class TorchPredictor:
     Args:
         checkpoint: The checkpoint; its model is moved to the device and set to evaluation mode.
         device: Where to compute.
-        tta: Whether to average over mirror images.
+        tta: Over which views to average.
     """
 
     engine = "torch"
@@ -79,7 +80,7 @@ class TorchPredictor:
     def estimate(self, images: Tensor) -> Estimates:
         """As ``Predictor.estimate``."""
         images = images.to(self.device)
-        logits = self.model.mirror_averaged(images) if self.tta == "flip" else self.model(images)
+        logits = self.model.averaged(images, self.tta)
         return {name: values.float().cpu().numpy() for name, values in self.model.estimate(logits).items()}
 
 
@@ -89,7 +90,7 @@ class OnnxPredictor:
     Args:
         file: Its path, or its bytes.
         device: Where to compute.
-        tta: Whether to average over mirror images.
+        tta: Over which views to average.
         gpu: Number of the GPU, if there is one.
 
     Raises:
@@ -113,13 +114,11 @@ class OnnxPredictor:
             )
         on_gpu = [("CUDAExecutionProvider", {"device_id": gpu})] if cuda and device != "cpu" else []
         providers = [*on_gpu, "CPUExecutionProvider"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()  # its own default counts the cores of the machine
         data = file if isinstance(file, bytes) else file.read_bytes()
         if not is_intact(data):
             raise UserError(f"Expected {path} as it was written, but it is damaged; get or export it again.")
         try:
-            self.session = onnxruntime.InferenceSession(data, options, providers=providers)
+            self.session = _start(data, providers)
         except Exception as error:  # ONNX Runtime raises exceptions of its own for all that may be wrong
             raise UserError(
                 f"Expected an ONNX file written by facecls.export, but could not load {path}: {error}"
@@ -159,14 +158,48 @@ class OnnxPredictor:
 
     def estimate(self, images: Tensor) -> Estimates:
         """As ``Predictor.estimate``."""
-        estimates = self._run(images)
-        if self.tta == "flip":
-            return averaged(self.tasks, estimates, self._run(images.flip(3)), self.temperatures)
-        return estimates
+        estimates = [self._run(view) for view in views(images, self.tta)]
+        return averaged(self.tasks, estimates, self.temperatures)
 
     def _run(self, images: Tensor) -> Estimates:
         values = self.session.run(self.outputs, {"image": images.contiguous().numpy()})
         return dict(zip(self.outputs, values, strict=True))
+
+
+class OnnxTrunk:
+    """A trunk in ONNX Runtime, on a CPU.
+
+    Args:
+        file: As ``trunk_to_onnx`` returns it.
+    """
+
+    engine = OnnxPredictor.engine
+
+    def __init__(self, file: bytes) -> None:
+        self._session = _start(file, ["CPUExecutionProvider"])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Computes features.
+
+        Args:
+            images: (N, 3, S, S) uint8 RGB, N at least 1.
+
+        Returns:
+            (N, D) float32.
+        """
+        parts = [
+            self._session.run(None, {"image": part.contiguous().numpy()})[0] for part in torch.split(images, _PIECE)
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+
+def _start(file: bytes, providers: Sequence[Any]) -> Any:
+    """A session of ONNX Runtime with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # its own default counts the cores of the machine
+    return onnxruntime.InferenceSession(file, options, providers=providers)
 
 
 def _tasks(metadata: Mapping[str, Any]) -> Tasks:
@@ -178,43 +211,45 @@ def _tasks(metadata: Mapping[str, Any]) -> Tasks:
     return {name: created[name] for name in options}
 
 
-def averaged(tasks: Tasks, one: Estimates, other: Estimates, temperatures: Mapping[str, float]) -> Estimates:
-    """Averages two estimates in logit space, given only the estimates.
+def averaged(tasks: Tasks, estimates: Sequence[Estimates], temperatures: Mapping[str, float]) -> Estimates:
+    """Averages estimates in logit space, given only the estimates.
 
     Args:
         tasks: What is estimated.
-        one: As ``FaceModel.estimate`` returns them.
-        other: Those of other pictures of the same faces.
+        estimates: As ``FaceModel.estimate`` returns them, of one or more views of the same faces.
         temperatures: What the logits of each task were divided by before the softmax.
 
     Returns:
         The estimates from the mean logits.
     """
+    if len(estimates) == 1:
+        return estimates[0]
     mean: dict[str, npt.NDArray[np.float32]] = {}
     for name, task in tasks.items():
-        mean |= _averaged(task, one, other, temperatures.get(name, 1.0))
+        mean |= _averaged(task, estimates, temperatures.get(name, 1.0))
     return mean
 
 
-def _averaged(task: Task, one: Estimates, other: Estimates, temperature: float) -> Estimates:
+def _averaged(task: Task, estimates: Sequence[Estimates], temperature: float) -> Estimates:
     name, distribution = task.name, f"{task.name}_distribution"
     if not isinstance(task, Age):
-        return {name: _mean_softmax(one[name], other[name]).astype(np.float32)}
-    if distribution in one:  # the age is the mean of the distribution before its temperature, p ** T
-        p = _mean_softmax(one[distribution], other[distribution]).astype(np.float32)
+        return {name: _mean_softmax([each[name] for each in estimates]).astype(np.float32)}
+    if distribution in estimates[0]:  # the age is the mean of the distribution before its temperature, p ** T
+        p = _mean_softmax([each[distribution] for each in estimates]).astype(np.float32)
         untempered = _normalised(p.astype(np.float64) ** temperature)
         return {name: (untempered @ np.arange(task.highest + 1)).astype(np.float32), distribution: p}
-    first, second = one[name].astype(np.float64), other[name].astype(np.float64)  # highest age x sigmoid
-    odds = np.sqrt(first / (task.highest - first) * second / (task.highest - second))
+    ages = np.stack([each[name].astype(np.float64) for each in estimates])  # highest age x sigmoid
+    odds = np.exp(np.log(ages / (task.highest - ages)).mean(0))
     return {name: (task.highest * odds / (1 + odds)).astype(np.float32)}
 
 
-def _mean_softmax(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _mean_softmax(probabilities: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
     """The softmax of the mean logits: the normalised geometric mean.
 
     It can be computed from probabilities, since softmax discards only a constant added to the logits.
     """
-    return _normalised(np.sqrt(one.astype(np.float64) * other.astype(np.float64)))
+    power = 1 / len(probabilities)  # of each, since the product of many small ones is 0
+    return _normalised(np.prod([each.astype(np.float64) ** power for each in probabilities], axis=0))
 
 
 def _normalised(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -130,7 +130,10 @@ def create_parser() -> CommandParser:
         "minute of work (default: auto)",
     )
     parser.add_argument(
-        "--tta", choices=["none", "flip"], default="none", help="flip averages over mirror images (default: none)"
+        "--tta",
+        choices=["none", "flip", "zoom"],
+        default="none",
+        help="flip averages over a face and its mirror image, zoom over both from further away as well (default: none)",
     )
     parser.add_argument(
         "--faces",

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,13 +32,13 @@ from facecls.model.module import FaceModule
 from facecls.ranks import launched
 from facecls.run import BEST_CHECKPOINT
 from facecls.terminal import say
-from facecls.training import probe, renames
+from facecls.training import precision, probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
 from facecls.training.collector import PredictionCollector
 from facecls.training.option_parser import OptionParser
-from facecls.training.precision import check_precision, choose_precision, uses_cuda
 from facecls.training.progress import create_progress
 from facecls.training.saving import OptionsSaver, RunLogger, WholeCheckpointIO
+from facecls.training.trial import time_precisions
 
 RUNS = "runs"
 _DATA_OPTIONS = frozenset(inspect.signature(FacesDataModule).parameters)
@@ -90,6 +91,7 @@ class FaceCLI(LightningCLI):
         super().__init__(
             FaceModule,
             FacesDataModule,
+            trainer_class=precision.Trainer,
             save_config_callback=OptionsSaver,
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 15, "devices": 1},
@@ -128,7 +130,7 @@ class FaceCLI(LightningCLI):
         self.config = parser.parse_args(words)
 
     def before_instantiate_classes(self) -> None:
-        """Checks the options and chooses the precision."""
+        """Checks the options."""
         config = self.config
         set_limits(**config.limits.as_dict())
         strategy = str(config.trainer.strategy)
@@ -149,24 +151,21 @@ class FaceCLI(LightningCLI):
             raise UserError(f"Expected ema from 0 to below 1, or null for no average, but got {config.ema}.")
         if (accumulated := config.trainer.accumulate_grad_batches) < 1:
             raise UserError(f"Expected trainer.accumulate_grad_batches of 1 or more, but got {accumulated}.")
-        check_precision(config.trainer.precision)
+        precision.check_precision(config.trainer.precision)
         if config.probe:
             probe.check_options(config)
-        self.precision, reason = config.trainer.precision, "as asked"
-        if self.precision is None:
-            self.precision, reason = choose_precision(config.trainer.accelerator)
-        self.precision_note = f"precision {self.precision}: {reason}"
-        _check_clipping(config, str(self.precision))
+        _check_clipping(config, precision.most_reduced(config.trainer.precision, config.trainer.accelerator))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Creates the trainer with logger, checkpoints, average and progress bar."""
         config = self.config.trainer
+        self._choose_precision()
         self.trainer_defaults["callbacks"] = self._create_callbacks()
         if config.logger is None or config.logger is True:
             root = config.default_root_dir or RUNS
             version = resumed_version(self.ckpt_path, root, self.config.name)
             kwargs["logger"] = create_logger(root, self.config.name, version)
-        kwargs["precision"] = self.precision
+        kwargs["precision"] = config.precision
         if any(self.model.schedule.frozen.values()) and _uses_ddp(config):
             # DDP would wait for the gradients of parameters that are frozen in this epoch
             kwargs["strategy"] = "ddp_find_unused_parameters_true"
@@ -183,6 +182,26 @@ class FaceCLI(LightningCLI):
             )
         return trainer
 
+    def _choose_precision(self) -> None:
+        """Chooses the precision, unless it was asked for, and keeps it in ``config.yaml`` and checkpoints."""
+        trainer, reason = self.config.trainer, "as asked"
+        if precision.is_automatic(trainer.precision) and self.ckpt_path is not None:
+            trainer.precision, reason = read_checkpoint(self.ckpt_path).precision, "as in the run that is resumed"
+        if precision.is_automatic(trainer.precision):
+            planned = _plain_trainer(trainer)
+            measure = partial(
+                time_precisions,
+                model=self.model.model,
+                shape=(self.datamodule.batch_size, self.datamodule.image_size),
+                device=planned.strategy.root_device,
+                schedule=None if self.config.probe else self.model.schedule,  # a probe runs the trunk forward alone
+                epoch=(trainer.max_epochs or 1) - 1,  # when most trains
+            )
+            is_alone = planned.world_size == 1
+            trainer.precision, reason = precision.choose_precision(trainer.accelerator, measure if is_alone else None)
+        self.precision_note = f"precision {trainer.precision}: {reason}"
+        self.model.hparams["precision"] = trainer.precision
+
     def _create_callbacks(self) -> list[pl.Callback]:
         # a second to import, for which --help must not wait
         from facecls.training.tensorboard import FigureLogger
@@ -194,7 +213,7 @@ class FaceCLI(LightningCLI):
         ]
         if self.config.ema is not None:
             # by default it is where the model is when training begins, on the CPU
-            device = "cuda" if uses_cuda(self.config.trainer.accelerator) else None
+            device = "cuda" if precision.uses_cuda(self.config.trainer.accelerator) else None
             callbacks.append(WeightAveraging(device, multi_avg_fn=ExponentialAverage(self.config.ema)))
         self.collector, self.last = PredictionCollector(), LastCheckpoint()
         callbacks += [ResumeSettings(), self.collector, FigureLogger(self.collector), self.last]
@@ -216,10 +235,10 @@ def _check_seed(value: bool | int) -> int:
     return value
 
 
-def _check_clipping(config: Any, precision: str) -> None:
+def _check_clipping(config: Any, number_format: str) -> None:
     """Refuses early what Lightning would only refuse in the first step."""
     fused = config.get("model.optimizer.init_args.fused")
-    mixed = precision.endswith("mixed") or precision in ("16", "bf16")
+    mixed = number_format.endswith("mixed") or number_format in ("16", "bf16")
     if fused and config.trainer.gradient_clip_val and mixed:
         raise UserError(
             "Expected model.optimizer.init_args.fused false with trainer.gradient_clip_val in mixed precision, since a "
@@ -231,14 +250,18 @@ def _uses_ddp(config: Any) -> bool:
     """Whether Lightning will choose its plain DDP strategy for these options of the trainer."""
     if config.strategy not in ("auto", "ddp"):
         return False
-    trainer = pl.Trainer(
+    return isinstance(_plain_trainer(config).strategy, DDPStrategy)
+
+
+def _plain_trainer(config: Any) -> pl.Trainer:
+    """A trainer on the devices of these options, to ask what Lightning makes of them."""
+    return pl.Trainer(
         barebones=True,
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=config.strategy,
     )
-    return isinstance(trainer.strategy, DDPStrategy)
 
 
 def create_logger(root: str, name: str, version: str | None = None) -> RunLogger:

@@ -2,13 +2,16 @@
 
 Features are kept beside the folders of the runs and used again as long as nothing that they depend on has changed. The
 module takes batches with ``features`` in place of ``image``; the checkpoint of a probe is that of an ordinary model.
-With ``model.tta: flip`` the trunk also runs over each face's mirror image, and the heads see one or the other.
+The trunk runs over all views of each face that the test averages over, and the heads see one at a time. On a
+CPU ONNX Runtime computes them where it is faster than torch. All features of a file are by one of the two, and the
+file says which; the key does not, since the two agree, and what one has computed the other need not compute again.
 """
 
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,18 @@ from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
 from facecls.files import make_folder, replacing
 from facecls.model.checksums import digest_of
+from facecls.model.engine import faster_trunk
 from facecls.model.module import FaceModule
 from facecls.model.schedule import FREEZE_ALL
 from facecls.model.trunk import Trunk
+from facecls.model.views import Tta, count_views, views
 from facecls.training.callbacks import run_folder
 
 FEATURES = "features.safetensors"
 """File name, in the folder that all runs of one name share."""
 _TENSOR, _KEY = "features", "key"
+_COMPARED = 16
+"""Faces by which engines are compared."""
 
 
 def check_options(config: Any) -> None:
@@ -52,7 +59,7 @@ def check_options(config: Any) -> None:
     if config.data.train_transform is not None:
         raise UserError(
             "Expected no data.train_transform with probe, which computes the features of each face once, without "
-            "augmentation, but got one; set model.tta to flip to see mirror images as well."
+            "augmentation, but got one; set model.tta to flip or zoom for more views of a face."
         )
 
 
@@ -72,41 +79,62 @@ def use_features(trainer: pl.Trainer, module: FaceModule, data: FacesDataModule)
     """
     if trainer.world_size > 1:
         raise UserError(f"Expected one device with probe, but got {trainer.world_size}; set trainer.devices to 1.")
-    trunk, mirrored = module.model.trunk, module.tta == "flip"
-    path, key = run_folder(trainer).parent / FEATURES, features_key(trunk, data, str(trainer.precision), mirrored)
-    features, source = read_features(path, key), f"read from {path}"
-    if features is None:
-        started, is_shown = time.monotonic(), trainer.progress_bar_callback is not None
+    trunk, tta = module.model.trunk, module.tta
+    path, key = run_folder(trainer).parent / FEATURES, features_key(trunk, data, str(trainer.precision), tta)
+    kept = read_features(path, key)
+    if kept is not None:
+        features, engine = kept
+        source = f"read from {path}, computed by {engine}"
+    else:
+        is_shown = trainer.progress_bar_callback is not None
         with count_progress("features", len(data.faces)) if is_shown else nullcontext(lambda faces: None) as advance:
-            features = compute_features(
-                trunk,
-                data.whole_dataloader(),
-                trainer.strategy.root_device,
-                trainer.precision_plugin.forward_context,
-                advance,
-                mirrored,
-            )
-        rate = len(features) / (time.monotonic() - started)
-        source = f"computed at {rate:.0f} faces/s, saved in {path}"
+            features, engine, rate = _compute(trainer, trunk, data, advance, tta)
+        source = f"computed by {engine} at {rate:.0f} faces/s, saved in {path}"
         make_folder(path.parent)
-        write_features(path, key, features)
+        write_features(path, key, features, engine)
     data.use_features(features)
     return f"features of {len(features):,} faces {source}"
 
 
-def features_key(trunk: Trunk, data: FacesDataModule, precision: str, mirrored: bool) -> str:
+@torch.no_grad()  # inference_mode would keep torch from exporting the trunk
+def _compute(
+    trainer: pl.Trainer, trunk: Trunk, data: FacesDataModule, advance: Callable[[int], None], tta: Tta
+) -> tuple[Tensor, str, float]:
+    """The features of all faces by the faster engine, its name, and how many faces a second it took."""
+    device = trainer.strategy.root_device
+    trunk.to(device).eval()
+
+    def by_torch(images: Tensor) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            features: Tensor = trunk(images)
+        return features.float().cpu()
+
+    batches = iter(data.whole_dataloader())
+    first = next(batches)
+    other = None
+    if device.type == "cpu" and trainer.precision != "64-true":  # ONNX Runtime computes in float32
+        some = first["image"][:_COMPARED]
+        other = faster_trunk(trunk, by_torch, some, len(data.faces) * count_views(tta))
+    started = time.monotonic()
+    run = by_torch if other is None else other
+    features = compute_features(run, chain([first], batches), device, advance, tta)
+    trunk.train()
+    return features, "torch" if other is None else other.engine, len(features) / (time.monotonic() - started)
+
+
+def features_key(trunk: Trunk, data: FacesDataModule, precision: str, tta: Tta) -> str:
     """Hashes everything that features depend on: version, trunk and its weights, faces and their order, transform.
 
     Args:
         trunk: The trunk.
         data: The faces, after ``setup``.
         precision: Lightning's name of the precision that the trunk computes in.
-        mirrored: Whether those of mirror images are among them.
+        tta: Of which views.
 
     Returns:
         A SHA-256 in hexadecimal.
     """
-    digest = hashlib.sha256(f"{__version__} {trunk.name} {precision} {data.eval_transform!r} {mirrored}".encode())
+    digest = hashlib.sha256(f"{__version__} {trunk.name} {precision} {data.eval_transform!r} {tta}".encode())
     digest.update(repr(getattr(trunk.net, "description", None)).encode())  # of a graph
     for name, tensor in (*trunk.state_dict().items(), ("mean", trunk.mean), ("std", trunk.std)):
         digest.update(name.encode())
@@ -116,41 +144,34 @@ def features_key(trunk: Trunk, data: FacesDataModule, precision: str, mirrored: 
     return digest.hexdigest()
 
 
-@torch.inference_mode()
 def compute_features(
-    trunk: Trunk,
+    run: Callable[[Tensor], Tensor],
     batches: Iterable[dict[str, Tensor]],
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager[None]],
     advance: Callable[[int], None],
-    mirrored: bool,
+    tta: Tta,
 ) -> Tensor:
-    """Runs the trunk over all faces, in evaluation mode.
+    """Runs a trunk over all faces.
 
     Args:
-        trunk: The trunk.
+        run: Images on the device to features, (N, D) float32 on the CPU.
         batches: With ``image`` (N, 3, H, W) uint8 RGB.
-        device: Where to compute; the trunk is moved there.
-        autocast: Returns the context of the precision.
+        device: Where the images are taken.
         advance: Called after each batch with its number of faces.
-        mirrored: Whether to run it over mirror images as well.
+        tta: Over which views to run it.
 
     Returns:
-        (F, V, D) float32 on the CPU, in the order of the batches; V is 2 if ``mirrored``, else 1.
+        (F, V, D) float32 on the CPU, in the order of the batches; V views.
     """
-    trunk.to(device).eval()
     parts = []
     for batch in batches:
         images = batch["image"].to(device, non_blocking=True)
-        with autocast():
-            features = torch.stack([trunk(view) for view in (images, images.flip(3))[: 1 + mirrored]], 1)  # (N, V, D)
-        parts.append(features.float().cpu())
-        advance(len(features))
-    trunk.train()
+        parts.append(torch.stack([run(view) for view in views(images, tta)], 1))  # (N, V, D)
+        advance(len(images))
     return torch.cat(parts)
 
 
-def read_features(path: Path, key: str) -> Tensor | None:
+def read_features(path: Path, key: str) -> tuple[Tensor, str] | None:
     """Reads saved features.
 
     Args:
@@ -158,33 +179,35 @@ def read_features(path: Path, key: str) -> Tensor | None:
         key: As ``features_key`` returns it.
 
     Returns:
-        (F, V, D) float32; ``None`` if there are none with this key.
+        (F, V, D) float32, and the engine that computed them; ``None`` if there are none with this key.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            kept, _, digest = (file.metadata() or {}).get(_KEY, "").partition(" ")
+            kept, _, more = (file.metadata() or {}).get(_KEY, "").partition(" ")
+            digest, _, engine = more.partition(" ")
             if kept == key:
                 features: Tensor = file.get_tensor(_TENSOR)
                 if digest == digest_of({_TENSOR: features}):
-                    return features
+                    return features, engine or "torch"  # as all were, until files said it
     except (OSError, SafetensorError):
         pass
     return None
 
 
-def write_features(path: Path, key: str, features: Tensor) -> None:
+def write_features(path: Path, key: str, features: Tensor, engine: str) -> None:
     """Saves features.
 
     Args:
         path: The safetensors file to be created or replaced; its folder must exist.
         key: As ``features_key`` returns it.
         features: (F, V, D) float32.
+        engine: What computed them.
 
     Raises:
         UserError: If the file can't be written.
     """
     with replacing(path) as part:
         try:
-            save_file({_TENSOR: features}, part, {_KEY: f"{key} {digest_of({_TENSOR: features})}"})
+            save_file({_TENSOR: features}, part, {_KEY: f"{key} {digest_of({_TENSOR: features})} {engine}"})
         except SafetensorError as error:  # what safetensors raises on a full disk
             raise OSError(str(error)) from None
