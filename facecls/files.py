@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from facecls.errors import UserError
+from facecls.errors import UNSUPPORTED, UserError
 
 _LONGEST = 40
 """Characters of a file's name that its temporary file repeats; a name may have 255 bytes in all."""
@@ -72,7 +72,8 @@ def replacing(dest: Path) -> Iterator[Path]:
     try:
         yield part
         _sync(part)
-        part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        with _where_supported():
+            part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         part.replace(dest)
     except OSError as error:
         raise UserError(
@@ -129,12 +130,18 @@ def _exists(path: Path) -> bool:
 
 def _sync(path: Path) -> None:
     """Waits until a file is on the disk: some file systems say only now that they are full."""
-    with path.open("r+b") as stream:
-        try:
-            os.fsync(stream.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some have no such call
-                raise
+    with path.open("r+b") as stream, _where_supported():
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    """Does without a call that a file system does not have."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def _umask() -> int:

@@ -17,6 +17,7 @@ from facecls.console import console
 from facecls.errors import UserError
 from facecls.model.module import FaceModule
 from facecls.run import LAST_CHECKPOINT
+from facecls.training.processes import is_lost
 
 SAVE_EVERY = timedelta(minutes=10)
 """How much work a killed run loses at most."""
@@ -35,7 +36,7 @@ def run_folder(trainer: pl.Trainer) -> Path:
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``last.ckpt`` after every epoch, every ten minutes within one, one batch before its end, and on Ctrl-C.
+    """Saves ``last.ckpt`` after every epoch, every ten minutes within one, one batch before its end, and if stopped.
 
     Lightning's ``ModelCheckpoint`` can't replace it:
 
@@ -80,9 +81,10 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Saves on Ctrl-C after the first batch of an epoch and before its last."""
+        """Saves if the run is stopped, or loses a process, after the first batch of an epoch and before its last."""
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if isinstance(exception, KeyboardInterrupt) and trainer.training and not last:
+        has_state = isinstance(exception, KeyboardInterrupt) or is_lost(exception)
+        if has_state and trainer.training and not last:
             self._save(trainer)
 
 
