@@ -76,6 +76,20 @@ def kill_launched_processes(trainer: pl.Trainer) -> None:
         launcher.procs.clear()  # Lightning watches them, and would end this process with status 1
 
 
+def guard_restoring(trainer: pl.Trainer, guard: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wraps all that restores a run from a checkpoint, and nothing else of ``Trainer.fit``.
+
+    Lightning (2.6) restores in two steps, between which the strategy is set up.
+
+    Args:
+        trainer: Before it runs.
+        guard: Wraps a function.
+    """
+    connector = trainer._checkpoint_connector
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, guard(getattr(connector, name)))
+
+
 def observe_launched_processes(observe: Callable[[list["subprocess.Popen[bytes]"]], None]) -> None:
     """Has a function called with the processes that Lightning starts for other devices, in place of its own observer.
 

@@ -64,14 +64,13 @@ def replacing(dest: Path) -> Iterator[Path]:
     try:
         if dest.is_dir():
             raise UserError(f"Expected a file to write to, but {dest} is a folder; name a file in it.")
-        handle, name = tempfile.mkstemp(prefix=f".{dest.name[:_LONGEST]}.", suffix=".part", dir=dest.parent)
+        part = _create_beside(dest)
     except OSError as error:
         raise UserError(f"Can't write {dest}: {error.strerror}; name a folder that exists and is writable.") from None
-    os.close(handle)
-    part = Path(name)
     try:
         yield part
-        _sync(part)
+        with part.open("r+b") as stream:
+            sync(stream)
         with _where_supported():
             part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         part.replace(dest)
@@ -128,10 +127,32 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file is on the disk: some file systems say only now that they are full."""
-    with path.open("r+b") as stream, _where_supported():
+def sync(stream: BinaryIO) -> None:
+    """Waits until a file is on the disk: some file systems say only now that they are full.
+
+    Args:
+        stream: Open for writing, and flushed.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    with _where_supported():
         os.fsync(stream.fileno())
+
+
+def _create_beside(dest: Path) -> Path:
+    """An empty file for what will become another one."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{dest.name[:_LONGEST]}.", suffix=".part", dir=dest.parent)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        # no file can be created exclusively here, so the number of the process must keep it apart
+        part = dest.with_name(f".{dest.name[:_LONGEST]}.{os.getpid()}.part")
+        part.touch()
+        return part
+    os.close(handle)
+    return Path(name)
 
 
 @contextmanager

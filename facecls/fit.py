@@ -17,6 +17,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from facecls.analysis.calibration import fit_temperature
+from facecls.compat import guard_restoring
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError, command, memory_for, status_of
@@ -26,7 +27,7 @@ from facecls.model.checkpoint import read_checkpoint, write_checkpoint
 from facecls.model.module import FaceModule
 from facecls.run import LOCK, write_faces
 from facecls.training.callbacks import run_folder
-from facecls.training.checkpoint_options import check_resumed, keep_split
+from facecls.training.checkpoint_options import check_resumed, keep_split, restoring
 from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.collector import all_gather
 from facecls.training.framing import describe_frame, measure_frame
@@ -145,6 +146,8 @@ def train(cli: FaceCLI) -> tuple[FaceModule, Path]:
         UserError: For options that do not fit each other, the data or the checkpoint.
     """
     trainer = cli.trainer
+    if cli.ckpt_path is not None:
+        guard_restoring(trainer, restoring(cli.ckpt_path))
     with without_noise():
         try:
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)

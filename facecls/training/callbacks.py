@@ -17,14 +17,11 @@ from facecls.console import console
 from facecls.errors import UserError
 from facecls.model.module import FaceModule
 from facecls.run import LAST_CHECKPOINT
+from facecls.training.checkpoint_options import check_state
 from facecls.training.processes import is_lost
 
 SAVE_EVERY = timedelta(minutes=10)
 """How much work a killed run loses at most."""
-
-
-_STATE = {"loops", "optimizer_states", "lr_schedulers", "FacesDataModule"}
-"""What a checkpoint has beside weights and options if a run can be resumed from it."""
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -104,13 +101,9 @@ class ResumeSettings(pl.Callback):
             checkpoint: Contents of the checkpoint.
 
         Raises:
-            UserError: If it has weights alone, or the end of the training lies before it.
+            UserError: If it has weights alone, or a state of other kinds, or the end of the training lies before it.
         """
-        if missing := _STATE - checkpoint.keys():
-            raise UserError(
-                f"Expected a checkpoint to resume such as {LAST_CHECKPOINT}, but got one without {', '.join(missing)}; "
-                "for weights alone, see facecls.evaluate and facecls.predict."
-            )
+        check_state(checkpoint)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch, batch = data.resumed_at
         self._check_end(trainer, epoch, checkpoint["global_step"])

@@ -61,8 +61,8 @@ def check_launch(trainer: pl.Trainer) -> None:
         )
     if processes > 1 and starts_others:
         raise UserError(
-            f"Expected the {processes} processes to be started by torchrun, or by srun in a job that is not named bash or "
-            "interactive, but Lightning knows of neither; use one of them, or unset their variables."
+            f"Expected the {processes} processes to be started by torchrun, or by srun in a job of a name other than "
+            "bash and interactive, but Lightning knows of neither; use one of them, or unset their variables."
         )
     if environment is not None:
         try:
