@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,19 @@ _BUG = 70
 """The exit status of a fault in the program: EX_SOFTWARE of sysexits.h."""
 _OF_THE_MACHINE = {
     getattr(errno, name)
-    for name in ("EACCES", "EDQUOT", "EIO", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOMEM", "ENOSPC", "EPERM", "EROFS")
+    for name in (
+        "EACCES",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "EMFILE",
+        "ENAMETOOLONG",
+        "ENFILE",
+        "ENOMEM",
+        "ENOSPC",
+        "EPERM",
+        "EROFS",
+    )
     if hasattr(errno, name)
 }
 """Errors that come from the machine, not from a fault in the program: no permission, no space and the like."""
@@ -106,6 +119,22 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Leaves it to whoever waits for a thread to say what the machine has refused it, as TensorBoard's writer does."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def _terminate(number: int, _: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # what is saved now is not disturbed by another one
     raise Terminated
@@ -126,7 +155,7 @@ def command(name: str, prints_data: bool = False) -> Iterator[None]:
     Raises:
         SystemExit: In place of the exception.
     """
-    with lasting_streams(standard_output=not prints_data), _terminable():
+    with lasting_streams(standard_output=not prints_data), _terminable(), _quiet_threads():
         try:
             yield
         except UserError as error:
