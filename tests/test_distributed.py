@@ -82,7 +82,7 @@ def _start(
 
 
 def _wait_for(file: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not file.exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -174,8 +174,8 @@ def test_processes_end_together_and_the_run_goes_on(
         os.kill(process.pid if who == "main" else other, number)
     out, err = process.communicate(timeout=60)  # until the last of them has closed its output
     assert process.returncode == status, out + err
-    ended = "facecls.fit: error: Expected all processes of the run to answer, but another one has ended"
-    assert err.count("\n") == err.count(ended) == int(who != "all"), err
+    ended = r"(facecls\.fit: )?error: Expected all processes of the run to answer, but another one has ended [^\n]*\n"
+    assert re.fullmatch("" if who == "all" else ended, err), err
     assert not (run / "run.lock").exists() or who == "main"
     monkeypatch.chdir(folder)
     epochs = torch.load(last, weights_only=True)["epoch"] + 1
