@@ -174,7 +174,7 @@ def test_processes_end_together_and_the_run_goes_on(
         os.kill(process.pid if who == "main" else other, number)
     out, err = process.communicate(timeout=60)  # until the last of them has closed its output
     assert process.returncode == status, out + err
-    ended = r"(facecls\.fit: )?error: Expected all processes of the run to answer, but another one has ended [^\n]*\n"
+    ended = r"facecls(\.fit)?: error: Expected all processes of the run to answer, but another one has ended [^\n]*\n"
     assert re.fullmatch("" if who == "all" else ended, err), err
     assert not (run / "run.lock").exists() or who == "main"
     monkeypatch.chdir(folder)

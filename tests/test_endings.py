@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from pytorch_lightning.strategies.launchers import subprocess_script
 from trained_model import save_checkpoint
 
 from facecls import evaluate, fit
+from facecls.data import datamodule
 from facecls.errors import Terminated, UserError, command, is_out_of_memory, memory_for, status_of
 from facecls.files import replacing
 from facecls.locks import locked
@@ -302,6 +304,19 @@ def test_sigterm_saves_the_state_of_a_training(
     monkeypatch.setattr(FaceModule, "training_step", step)
     fit.main([*words, f"--ckpt_path={run / LAST_CHECKPOINT}"])
     assert torch.load(run / LAST_CHECKPOINT, weights_only=True)["epoch"] == 0
+
+
+def _worker() -> None:
+    datamodule._start_worker(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(1)
+
+
+def test_a_worker_that_sigterm_ends_is_no_error_to_its_parent() -> None:
+    worker = get_context("fork").Process(target=_worker)
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == 0
 
 
 def test_a_full_disk_for_the_curves_is_a_line(

@@ -96,7 +96,7 @@ def together(trainer: pl.Trainer) -> Iterator[None]:
             lost.set()
             _thread.interrupt_main(signal.SIGTERM)
         if not over.wait(patience):  # it waits for an answer, which can't be interrupted
-            say(f"error: {LostError()}")
+            say(f"facecls: error: {LostError()}")
             kill_launched_processes(trainer)
             os._exit(2)
 
