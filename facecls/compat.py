@@ -1,12 +1,15 @@
 """Private or undocumented API of other packages, each where no public way exists, with the version it was seen in."""
 
 import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies.launchers import subprocess_script
 
 DEPRECATED = "isinstance.treespec, LeafSpec.. is deprecated"
 """What torch since 2.12 says of a private class of its own, where Lightning 2.6 and its own ONNX exporter use it."""
@@ -71,6 +74,43 @@ def kill_launched_processes(trainer: pl.Trainer) -> None:
     if getattr(launcher, "procs", None):
         launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has but the latter
         launcher.procs.clear()  # Lightning watches them, and would end this process with status 1
+
+
+def guard_restoring(trainer: pl.Trainer, guard: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wraps all that restores a run from a checkpoint, and nothing else of ``Trainer.fit``.
+
+    Lightning (2.6) restores in two steps, between which the strategy is set up.
+
+    Args:
+        trainer: Before it runs.
+        guard: Wraps a function.
+    """
+    connector = trainer._checkpoint_connector
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, guard(getattr(connector, name)))
+
+
+def observe_launched_processes(observe: Callable[[list["subprocess.Popen[bytes]"]], None]) -> None:
+    """Has a function called with the processes that Lightning starts for other devices, in place of its own observer.
+
+    That one (Lightning 2.6) kills this process as well, without a word, when one of them fails.
+
+    Args:
+        observe: Must return at once.
+    """
+    subprocess_script._launch_process_observer = observe  # type: ignore[assignment, attr-defined]
+
+
+def leave_sigterm_alone(trainer: pl.Trainer) -> None:
+    """Keeps Lightning from doing anything of its own at SIGTERM, beside the handler that is there already.
+
+    It (Lightning 2.6) passes the signal on and starts a broadcast in the handler, amid whatever else the processes are
+    telling each other, and ends with status 0.
+
+    Args:
+        trainer: Before it runs.
+    """
+    trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
 
 
 def keep_tensorboard_from_importing_tensorflow() -> None:

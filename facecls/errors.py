@@ -3,8 +3,10 @@
 import argparse
 import errno
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,10 +20,35 @@ _BUG = 70
 """The exit status of a fault in the program: EX_SOFTWARE of sysexits.h."""
 _OF_THE_MACHINE = {
     getattr(errno, name)
-    for name in ("EACCES", "EDQUOT", "EIO", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOMEM", "ENOSPC", "EPERM", "EROFS")
+    for name in (
+        "EACCES",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "EMFILE",
+        "ENAMETOOLONG",
+        "ENFILE",
+        "ENOMEM",
+        "ENOSPC",
+        "EPERM",
+        "EROFS",
+    )
     if hasattr(errno, name)
 }
 """Errors that come from the machine, not from a fault in the program: no permission, no space and the like."""
+
+
+UNSUPPORTED = {
+    getattr(errno, name)
+    for name in ("EINVAL", "ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EPERM")
+    if hasattr(errno, name)
+}
+"""What file systems answer, those over a network above all, to a call that they do not have."""
+_NO_MEMORY = re.compile(
+    "out of memory|DefaultCPUAllocator: (can't allocate|not enough)|_ALLOC_FAILED|Failed to allocate memory"
+)
+"""What torch, CUDA's libraries and ONNX Runtime say where memory runs out."""
+_WORKER_LOST = re.compile(r"DataLoader worker \(pid[^)]*\) (is killed|exited unexpectedly)")
 
 
 class UserError(Exception):
@@ -36,12 +63,90 @@ class UserError(Exception):
         super().__init__(message.rpartition(f"{UserError.__name__}: ")[2])
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which SLURM, Docker and systemd send to what they stop; it ends a command as Ctrl-C does."""
+
+
+def status_of(stop: KeyboardInterrupt) -> int:
+    """The exit status after Ctrl-C or SIGTERM, as a shell has it: 128 and the signal's number."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, that of the machine or that of a GPU."""
+    is_of_a_library = not isinstance(error, UserError | OSError)
+    return isinstance(error, MemoryError) or (is_of_a_library and _NO_MEMORY.search(str(error)) is not None)
+
+
+@contextmanager
+def memory_for(option: str, batch_size: int) -> Iterator[None]:
+    """Says what to try where memory does not suffice for a batch.
+
+    Args:
+        option: That sets the size of a batch, with its dashes.
+        batch_size: Faces in a batch.
+
+    Raises:
+        UserError: If memory runs out, or the system kills a process that prepares batches, as it does then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            if _WORKER_LOST.search(str(error)):
+                raise UserError(
+                    "Expected the processes that prepare batches to go on, but one was killed, as the system does "
+                    f"where memory runs out; lower --data.num_workers or {option} (now {batch_size})."
+                ) from error
+            raise
+        place = "the GPU" if re.search("CUDA|CUDNN|CUBLAS", str(error)) else "the machine"
+        remedy = f"try {option} {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller model"
+        raise UserError(
+            f"Expected memory for a batch of {batch_size} faces, but {place} has run out of it; {remedy}."
+        ) from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, unless whoever started it has chosen otherwise."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Leaves it to whoever waits for a thread to say what the machine has refused it, as TensorBoard's writer does."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _terminate(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # what is saved now is not disturbed by another one
+    raise Terminated
+
+
 @contextmanager
 def command(name: str, prints_data: bool = False) -> Iterator[None]:
     """Ends a command as users expect, by one line and a status.
 
-    That is 2 for their mistake or a fault of their machine, 130 after Ctrl-C, and 70 for any other exception, which is
-    a fault of the program: its traceback is kept in a file. ``python -X dev`` lets it through, for a debugger.
+    That is 2 for their mistake or a fault of their machine, 130 after Ctrl-C, 143 after SIGTERM, and 70 for any other
+    exception, which is a fault of the program: its traceback is kept in a file. ``python -X dev`` lets it through, for
+    a debugger.
 
     Args:
         name: What stands before the message, such as ``facecls.fit``.
@@ -50,21 +155,24 @@ def command(name: str, prints_data: bool = False) -> Iterator[None]:
     Raises:
         SystemExit: In place of the exception.
     """
-    with lasting_streams(standard_output=not prints_data):
+    with lasting_streams(standard_output=not prints_data), _terminable(), _quiet_threads():
         try:
             yield
         except UserError as error:
             say(f"{name}: error: {' '.join(str(error).split())}")
             raise SystemExit(2) from None
-        except KeyboardInterrupt:
-            say(f"{name}: interrupted")
-            raise SystemExit(130) from None
+        except KeyboardInterrupt as stop:
+            say(f"{name}: {'terminated' if isinstance(stop, Terminated) else 'interrupted'}")
+            raise SystemExit(status_of(stop)) from None
         except Exception as error:
             if sys.flags.dev_mode:
                 raise
             if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
                 place = "" if error.filename is None else f" with {error.filename}"
                 say(f"{name}: error: Can't go on{place}: {error.strerror}; correct that and run the command again.")
+                raise SystemExit(2) from error
+            if is_out_of_memory(error):
+                say(f"{name}: error: Expected more memory, but it has run out; free some, or do less at a time.")
                 raise SystemExit(2) from error
             what = " ".join("".join(traceback.format_exception_only(error)).split())
             say(f"{name}: this is a bug, please report it with {_keep_traceback(error)}: {what}")

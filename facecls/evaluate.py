@@ -15,17 +15,18 @@ from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.limits import Limits, set_limits
 from facecls.data.tasks import Tasks
-from facecls.errors import UserError, command, program
+from facecls.errors import UserError, command, memory_for, program
 from facecls.model.network import FaceModel
 from facecls.run import write_config, write_faces
 from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_split, describe_trained, has_faces_of_training, keep_split
-from facecls.training.cli import RUNS, create_logger, interruptible, parse, parse_with_checkpoint, without_noise
+from facecls.training.cli import RUNS, create_logger, parse, parse_with_checkpoint, without_noise
 from facecls.training.collector import PredictionCollector
 from facecls.training.labels import check_some_labels, describe_labels
 from facecls.training.option_parser import OptionParser
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.precision import AUTO, choose_precision, is_automatic, uses_cuda
+from facecls.training.processes import together
 from facecls.training.progress import create_progress
 from facecls.training.trial import time_precisions
 
@@ -65,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     folder = run_folder(trainer)
     write_faces(folder, data.faces, data.rejects, data.unread, data.tasks)
     write_config(folder, parser.dump(config))
-    with without_noise(), interruptible(trainer):
+    with without_noise(), together(trainer), memory_for("--data.batch_size", data.batch_size):
         trainer.test(checkpoint.module, datamodule=data, verbose=False)
     facts = {"checkpoint": str(config.ckpt_path), "split": split, "git_commit": commit}
     return save_outcome(folder, trainer, checkpoint.module, data, collector, facts)

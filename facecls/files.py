@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from facecls.errors import UserError
+from facecls.errors import UNSUPPORTED, UserError
 
 _LONGEST = 40
 """Characters of a file's name that its temporary file repeats; a name may have 255 bytes in all."""
@@ -64,15 +64,15 @@ def replacing(dest: Path) -> Iterator[Path]:
     try:
         if dest.is_dir():
             raise UserError(f"Expected a file to write to, but {dest} is a folder; name a file in it.")
-        handle, name = tempfile.mkstemp(prefix=f".{dest.name[:_LONGEST]}.", suffix=".part", dir=dest.parent)
+        part = _create_beside(dest)
     except OSError as error:
         raise UserError(f"Can't write {dest}: {error.strerror}; name a folder that exists and is writable.") from None
-    os.close(handle)
-    part = Path(name)
     try:
         yield part
-        _sync(part)
-        part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        with part.open("r+b") as stream:
+            sync(stream)
+        with _where_supported():
+            part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         part.replace(dest)
     except OSError as error:
         raise UserError(
@@ -127,14 +127,42 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file is on the disk: some file systems say only now that they are full."""
-    with path.open("r+b") as stream:
-        try:
-            os.fsync(stream.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some have no such call
-                raise
+def sync(stream: BinaryIO) -> None:
+    """Waits until a file is on the disk: some file systems say only now that they are full.
+
+    Args:
+        stream: Open for writing, and flushed.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    with _where_supported():
+        os.fsync(stream.fileno())
+
+
+def _create_beside(dest: Path) -> Path:
+    """An empty file for what will become another one."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{dest.name[:_LONGEST]}.", suffix=".part", dir=dest.parent)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        # no file can be created exclusively here, so the number of the process must keep it apart
+        part = dest.with_name(f".{dest.name[:_LONGEST]}.{os.getpid()}.part")
+        part.touch()
+        return part
+    os.close(handle)
+    return Path(name)
+
+
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    """Does without a call that a file system does not have."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def _umask() -> int:

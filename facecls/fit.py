@@ -17,23 +17,24 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from facecls.analysis.calibration import fit_temperature
-from facecls.compat import kill_launched_processes
+from facecls.compat import guard_restoring
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
-from facecls.errors import UserError, command
+from facecls.errors import UserError, command, memory_for, status_of
 from facecls.files import make_folder
 from facecls.locks import locked
 from facecls.model.checkpoint import read_checkpoint, write_checkpoint
 from facecls.model.module import FaceModule
 from facecls.run import LOCK, set_results_aside, write_faces
 from facecls.training.callbacks import run_folder
-from facecls.training.checkpoint_options import check_resumed, keep_split
+from facecls.training.checkpoint_options import check_resumed, keep_split, restoring
 from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.collector import all_gather
 from facecls.training.framing import describe_frame, measure_frame
 from facecls.training.labels import check_labels, check_parts, check_some_labels, describe_labels, is_tested
 from facecls.training.outcome import git_commit, save_outcome
 from facecls.training.probe import use_features
+from facecls.training.processes import LostError, together
 
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
 
     Raises:
         UserError: For a mistake in the options or the data.
-        SystemExit: With status 130 after Ctrl-C.
+        SystemExit: With status 130 after Ctrl-C, 143 after SIGTERM.
     """
     started, commit = time.monotonic(), git_commit()  # now, since the checkout may be changed during the run
     cli: FaceCLI = parse(FaceCLI, args)
@@ -61,6 +62,8 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     if trainer.local_rank > 0:
         # Ctrl-C reaches all processes; the first of a node needs the others until it has saved, and then kills them
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not trainer.is_global_zero:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which reaches those of all nodes
     out = console(quiet=not trainer.is_global_zero)
     out.print(cli.precision_note)
     out.print(describe(cli.model))
@@ -87,25 +90,24 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     frame = measure_frame(data)
     out.print(describe_frame(frame))
     cli.model.hparams["face_frame"] = None if frame is None else frame.options()
-    if cli.config.probe:
-        out.print(use_features(trainer, cli.model, data))
     try:
-        model, best = train(cli)
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with without_noise():
-                calibrate(trainer, model, data, best)
-                if is_tested(trainer):
-                    trainer.test(model, datamodule=data, verbose=False)
-        folder = run_folder(trainer)
-    except SystemExit:
-        kill_launched_processes(trainer)
-        if trainer.interrupted and cli.last.path is not None and cli.last.path.exists():
-            out.print(f"stopped; to continue, repeat the command with --ckpt_path {cli.last.path}")
-            raise SystemExit(130) from None
-        raise
-    except BaseException:
-        kill_launched_processes(trainer)
-        raise
+        with together(trainer), memory_for("--data.batch_size", data.batch_size):
+            if cli.config.probe:
+                out.print(use_features(trainer, cli.model, data))
+            model, best = train(cli)
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                with without_noise():
+                    calibrate(trainer, model, data, best)
+                    if is_tested(trainer):
+                        trainer.test(model, datamodule=data, verbose=False)
+            folder = run_folder(trainer)
+    except (KeyboardInterrupt, LostError) as stop:
+        if cli.last.path is None or not cli.last.path.exists():
+            raise
+        out.print(f"stopped; to continue, repeat the command with --ckpt_path {cli.last.path}")
+        if isinstance(stop, LostError):
+            raise
+        raise SystemExit(status_of(stop)) from None
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         out.print("fast_dev_run: one batch of each kind was run, nothing was saved")
         return {}
@@ -153,6 +155,8 @@ def train(cli: FaceCLI) -> tuple[FaceModule, Path]:
         UserError: For options that do not fit each other, the data or the checkpoint.
     """
     trainer = cli.trainer
+    if cli.ckpt_path is not None:
+        guard_restoring(trainer, restoring(cli.ckpt_path))
     with without_noise():
         try:
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)

@@ -4,11 +4,12 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from facecls.errors import UserError
+from facecls.errors import UNSUPPORTED, UserError
+from facecls.terminal import say
 
 
 @contextmanager
@@ -16,7 +17,8 @@ def locked(lock: Path, what: str) -> Iterator[None]:
     """Holds a lock, without which no other process writes the same.
 
     It is a file with this machine's name and this process's number. That works where file systems can't lock, and the
-    lock of a process that was killed is taken over.
+    lock of a process that was killed is taken over. Where no file can be created exclusively either, nothing is held,
+    and a line on standard error says so.
 
     Args:
         lock: The file; its folder must exist.
@@ -26,7 +28,7 @@ def locked(lock: Path, what: str) -> Iterator[None]:
         UserError: If another process holds it, or it can't be written.
     """
     own = {"machine": socket.gethostname(), "process": os.getpid(), "started": _started(os.getpid())}
-    while not _create(lock, own, what):
+    while (is_held := _create(lock, own, what)) is False:
         before = _read(lock)
         if before is None:
             continue  # it has just been removed
@@ -39,11 +41,13 @@ def locked(lock: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        if is_held:
+            with suppress(OSError):  # where nothing can be removed; that the process has ended, the next one sees
+                lock.unlink(missing_ok=True)
 
 
-def _create(lock: Path, own: Mapping[str, Any], what: str) -> bool:
-    """Creates the file, and returns whether it was not there yet."""
+def _create(lock: Path, own: Mapping[str, Any], what: str) -> bool | None:
+    """Creates the file, and returns whether it was not there yet; ``None`` where file systems have no such call."""
     try:
         with lock.open("x", encoding="utf-8") as stream:
             stream.write(json.dumps(own))
@@ -52,6 +56,9 @@ def _create(lock: Path, own: Mapping[str, Any], what: str) -> bool:
     except OSError as error:
         if lock.exists():  # the disk is full
             lock.unlink()
+        if error.errno in UNSUPPORTED and os.access(lock.parent, os.W_OK):
+            say(f"{lock.parent} can't keep two processes apart ({error.strerror}): start no other that writes {what}")
+            return None
         raise UserError(f"Can't write {lock}: {error.strerror}; {what} must be in a place that is writable.") from None
     return True
 

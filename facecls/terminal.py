@@ -33,7 +33,7 @@ def say(text: str) -> None:
     Args:
         text: Anything; control characters are shown.
     """
-    print(printable(text), file=sys.stderr)
+    print(printable(text), file=sys.stderr, flush=True)  # a process may be about to end at once
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,9 +63,12 @@ WORDS = [
     "--trainer.log_every_n_steps=1",
 ]
 """What does not depend on how a batch is cut: no augmentation, no dropout, no statistics of the batch, no bfloat16."""
+FOREVER = ["--trainer.max_epochs=1000"]
 
 
-def _start(module: str, words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+def _start(
+    module: str, words: Sequence[str], folder: Path, first: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", *module.split(), *words],
@@ -73,7 +78,22 @@ def _start(module: str, words: Sequence[str], folder: Path) -> subprocess.Popen[
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=first,
     )
+
+
+def _wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not file.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _started_by(process: int) -> list[int]:
+    """The processes that Lightning started for other devices."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(each) for each in children if b"LOCAL_RANK=1" in Path(f"/proc/{each}/environ").read_bytes()]
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +114,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stopped(folder: Path) -> Path:
     """Two processes are started by Lightning and stopped by Ctrl-C; gives the first last.ckpt that they had left."""
-    words = [*WORDS, "--name=two", "--data.batch_size=8", "--trainer.devices=2", "--trainer.max_epochs=1000"]
+    words = [*WORDS, "--name=two", "--data.batch_size=8", "--trainer.devices=2", *FOREVER]
     # a shell may have started the tests in the background, where Ctrl-C is ignored, and children inherit that
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = _start("facecls.fit", words, folder)
     signal.signal(signal.SIGINT, before)
-    last, deadline = folder / "runs/two/version_0/checkpoints/last.ckpt", time.monotonic() + 120
-    while not last.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    last = folder / "runs/two/version_0/checkpoints/last.ckpt"
+    _wait_for(last, process)
     first = Path(shutil.copy(last, last.with_name("first.ckpt")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     out, err = process.communicate(timeout=240)  # until the last of them has closed its output
@@ -135,6 +152,47 @@ def runs(folder: Path, stopped: Path) -> Path:
         without_drawing(patch)
         fit.main([*WORDS, "--name=one", "--data.batch_size=16", epochs])
     return folder
+
+
+@pytest.mark.parametrize(
+    ("who", "number", "status"),
+    [("main", signal.SIGKILL, -signal.SIGKILL), ("other", signal.SIGKILL, 2), ("all", signal.SIGTERM, 143)],
+    ids=["first killed", "second killed", "terminated"],
+)
+def test_processes_end_together_and_the_run_goes_on(
+    who: str, number: int, status: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"--name=ended_{who}"
+    words = [*WORDS, name, "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=0"]
+    process = _start("facecls.fit", [*words, "--data.batch_size=8", "--trainer.devices=2", *FOREVER], folder)
+    run = folder / f"runs/ended_{who}/version_0"
+    last = run / "checkpoints/last.ckpt"
+    _wait_for(last, process)
+    (other,) = _started_by(process.pid)
+    if who == "all":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid if who == "main" else other, number)
+    out, err = process.communicate(timeout=60)  # until the last of them has closed its output
+    assert process.returncode == status, out + err
+    ended = r"facecls(\.fit)?: error: Expected all processes of the run to answer, but another one has ended [^\n]*\n"
+    assert re.fullmatch("" if who == "all" else ended, err), err
+    assert not (run / "run.lock").exists() or who == "main"
+    monkeypatch.chdir(folder)
+    epochs = torch.load(last, weights_only=True)["epoch"] + 1
+    fit.main([*words, "--data.batch_size=16", f"--trainer.max_epochs={epochs}", f"--ckpt_path={last}"])
+    assert torch.load(last, weights_only=True)["epoch"] == epochs - 1
+
+
+def test_two_processes_end_on_a_full_disk(folder: Path) -> None:
+    words = [*WORDS, "--name=full", "--data.batch_size=8", "--trainer.devices=2", *FOREVER]
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    process = _start("facecls.fit", words, folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, hard)))
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 2, out + err
+    assert re.fullmatch(r"facecls\.fit: error: Can't write runs/full/\S+\.ckpt: .*File too large[^\n]*\n", err), err
+    assert not list((folder / "runs/full").rglob("*.ckpt")) + list((folder / "runs/full").rglob(".*"))
+    assert not (folder / "runs/full/version_0/run.lock").exists()
 
 
 def _predictions(runs: Path, name: str) -> pd.DataFrame:
@@ -287,9 +345,19 @@ def test_processes_cut_the_batches_of_one(ranks: int, seed: int | None) -> None:
     [
         ({}, Rank(0, 1, 0)),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Rank(3, 4, 1)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}, Rank(1, 2, 1)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}, Rank(1, 2, 1)),
         # a task of srun
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8"}, Rank(5, 8, 0)),
+        (
+            {
+                "SLURM_JOB_ID": "7",
+                "SLURM_STEP_ID": "0",
+                "SLURM_PROCID": "5",
+                "SLURM_NTASKS": "8",
+                "SLURM_LOCALID": "0",
+                "SLURM_NODEID": "5",
+            },
+            Rank(5, 8, 0),
+        ),
         # torchrun, started by srun once a node
         (
             {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},

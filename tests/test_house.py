@@ -26,8 +26,8 @@ DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 FILES = sorted(chain((ROOT / "facecls").rglob("*.py"), (ROOT / "convert").rglob("*.py")))
 COMPAT = "facecls.compat"
 """The one file that may use private names of libraries."""
-PUBLIC = {"_asdict", "_fields", "_replace"}
-"""Methods of named tuples, which are public despite the underscore."""
+PUBLIC = {"_asdict", "_exit", "_fields", "_replace"}
+"""Methods of named tuples and ``os._exit``, which are public despite the underscore."""
 INSTALL = "pip install -e . && python -m facecls.fit --config configs/demo.yaml"
 TEST = 'pip install -e ".[dev]" && pytest'
 

@@ -3,10 +3,10 @@
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from facecls.errors import UserError
 from facecls.model.module import FaceModule
 from facecls.model.schedule import Schedule, learning_rate_factor, plan_course
 from facecls.training import callbacks
+from facecls.training.checkpoint_options import check_state
 
 WORDS = [
     "--model.trunk=test_resnet",
@@ -373,6 +374,52 @@ def test_weights_alone_are_not_resumed(
     torch.save(content, "weights.ckpt")
     with pytest.raises(UserError, match=r"Expected a checkpoint to resume such as .* without optimizer_states;"):
         fit.main([*WORDS, *FIRST, "--ckpt_path=weights.ckpt"])
+
+
+@pytest.mark.parametrize(
+    "name", ["callbacks", "epoch", "FacesDataModule", "global_step", "loops", "lr_schedulers", "optimizer_states"]
+)
+def test_a_state_of_another_kind_is_named(name: str, saved: dict[tuple[int, int], Path]) -> None:
+    content = torch.load(saved[0, 14], weights_only=True)
+    check_state(content)
+    kept = content.pop(name)
+    with pytest.raises(UserError, match=f"got one without {name};"):
+        check_state(content)
+    others = [None, "text", [], {}, 7, [None], [kept, kept], {"a": None}]
+    likely = {int: [7], dict: [{}] + [{"a": None}] * (name in ("loops", "FacesDataModule")), list: []}[type(kept)]
+    for other in others:
+        if other not in likely:
+            with pytest.raises(UserError, match=f"in this one {name}.* is not what a run leaves"):
+                check_state(content | {name: other})
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("loops", lambda _: {}),
+        ("FacesDataModule", lambda _: {"epoch": "x", "faces": None}),
+        ("optimizer_states", lambda states: [{**states[0], "param_groups": []}]),
+        ("optimizer_states", lambda states: [{**states[0], "state": {key: [] for key in states[0]["state"]}}]),
+        ("current_model_state", lambda _: [1, 2]),
+        ("averaging_state", lambda _: None),
+        ("callbacks", lambda states: {key: dict.fromkeys(state, "x") for key, state in states.items()}),
+        ("datamodule_hyper_parameters", lambda _: ["root"]),
+        ("hyper_parameters", lambda _: None),
+        ("state_dict", lambda weights: list(weights)),
+    ],
+)
+def test_a_state_that_can_t_be_restored_is_a_line(
+    name: str,
+    change: Callable[[Any], Any],
+    saved: dict[tuple[int, int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(saved[0, 14], weights_only=True)
+    torch.save(content | {name: change(content[name])}, "other.ckpt")
+    with pytest.raises(UserError, match=r"^Expected a checkpoint (to resume|of facecls\.fit)[^\n]*$"):
+        fit.main([*WORDS, *FIRST, "--ckpt_path=other.ckpt"])
 
 
 def test_a_finished_run_says_that_nothing_is_left_and_is_tested(

@@ -39,6 +39,7 @@ from facecls.training import progress
 from facecls.training.saving import claim_version
 
 ROOT = Path(__file__).parent.parent
+SRUN = {"SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 EVIL = "\x1b]52;c;cm0=\x07\x1b[2J\r\x9b31m\u202egpj[b]a[/b]:smile:\ud800\n.jpg"
 """Writes to the clipboard, clears the screen, colours, turns the direction, is markup, and is no whole text."""
 SHOWN = r"\x1b]52;c;cm0=\x07\x1b[2J\r\x9b31m\u202egpj[b]a[/b]:smile:\ud800\n.jpg"
@@ -312,7 +313,18 @@ def test_every_text_file_has_its_encoding(path: Path) -> None:
         ({"LOCAL_RANK": "1.0"}, "Expected LOCAL_RANK"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "Expected RANK below WORLD_SIZE .*got 2, 2 and 0"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "LOCAL_RANK not above it, but got 0, 2 and 1"),
-        ({"SLURM_PROCID": "4", "SLURM_NTASKS": "4"}, "Expected SLURM_PROCID below SLURM_NTASKS"),
+        ({**SRUN, "SLURM_PROCID": "4", "SLURM_NTASKS": "4"}, "Expected SLURM_PROCID below SLURM_NTASKS"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_NODEID": "0"}, "Expected SLURM_LOCALID in the environment"),
+        ({"SLURM_NTASKS_PER_NODE": "4(x2)"}, "Expected SLURM_NTASKS_PER_NODE .* from 1 up"),
+        ({"SLURM_JOB_ID": "x"}, "Expected SLURM_JOB_ID"),
+        ({"MASTER_PORT": "http"}, "Expected MASTER_PORT"),
+        ({"WORLD_SIZE": "2"}, "Expected RANK in the environment beside what else torchrun sets"),
+        ({"RANK": "0"}, "Expected WORLD_SIZE in the environment"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"},
+            "Expected LOCAL_RANK, MASTER_ADDR, MASTER_PORT in",
+        ),
+        ({"LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, "Expected RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in"),
     ],
 )
 def test_ranks_that_make_no_sense_are_a_line(environment: dict[str, str], says: str) -> None:

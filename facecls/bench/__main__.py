@@ -35,11 +35,12 @@ from facecls.console import console
 from facecls.data.parallel import available_cores
 from facecls.data.sources import roots_of
 from facecls.data.split import split_files
-from facecls.errors import UserError, command, program
+from facecls.errors import UserError, command, memory_for, program
 from facecls.files import check_no_input, replacing
 from facecls.model.schedule import at_epoch
-from facecls.training.cli import FaceCLI, interruptible, parse, without_noise
+from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.outcome import device_name, git_commit, versions
+from facecls.training.processes import together
 
 
 class BenchCLI(FaceCLI):
@@ -98,7 +99,12 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         UserError: For a mistake in the options or the data.
     """
     cli: BenchCLI = parse(BenchCLI, args)
-    with cli.folder, without_noise(), interruptible(cli.trainer):
+    with (
+        cli.folder,
+        without_noise(),
+        together(cli.trainer),
+        memory_for("--data.batch_size", cli.datamodule.batch_size),
+    ):
         results = measure(cli)
     print_bench(results, console())
     if cli.config.out is not None:

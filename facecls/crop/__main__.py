@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from facecls.data.limits import add_limits, set_limits_of
-from facecls.errors import CommandParser, UserError, command, program
+from facecls.errors import CommandParser, UserError, command, program, status_of
 from facecls.files import replacing
 from facecls.locks import locked
 from facecls.terminal import say
@@ -32,7 +32,6 @@ LOCK = "crop.lock"
 _SIZES = range(64, 1025)
 _AHEAD = 32
 """Photos whose faces may wait to be listed."""
-_INTERRUPTED = 130
 _TAKEN, _MISSING, _SAME_NAME = "", "no such photo", "same name as another"
 """Counted beside the reasons why faces are left out: those that are not; rows of the manifest without a photo; photos
 whose faces would have the name of another's."""
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         UserError: For a mistake in the options or the inputs, or if no face is taken.
-        SystemExit: With status 130 after Ctrl-C.
+        SystemExit: With status 130 after Ctrl-C, 143 after SIGTERM.
     """
     options = _create_parser().parse_args(arguments)
     set_limits_of(options)
@@ -66,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with locked(options.out / LOCK, str(options.out)):
             _cut_all(options, cutter, labels, counts)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say(f"facecls.crop: interrupted after {_faces(counts)}; run it again to go on")
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(status_of(stop)) from None
     say(f"{_faces(counts)}{_reasons(counts)}")
     say(f"wrote {options.out / MANIFEST}")
 

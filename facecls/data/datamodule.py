@@ -1,5 +1,7 @@
 """From a table of faces to the loaders of training, validation and test."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +56,8 @@ class ResumableLoader(DataLoader[dict[str, Tensor]]):
 def _start_worker(worker: int) -> None:
     pl_worker_init_function(worker)
     cv2.setNumThreads(0)  # there is one worker per core already
+    # where SIGTERM reaches all processes: a worker that it killed would be an error to its parent, which has to save
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def _manifests(root: Root) -> list[Path]:

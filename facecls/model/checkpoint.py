@@ -86,6 +86,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         check_finite(kept["state_dict"], path)
         module.load_state_dict(kept["state_dict"])
         frame, is_assumed = read_frame(options)
+        data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[:1] != "_"}
         del module.hparams["optimizer"]  # the default is a function, which Lightning can't pickle and warns about
     except UserError:
         raise
@@ -93,7 +94,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         # the rest of torch's message advises to load it unsafely
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {reason}.") from error
-    data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
     optimizer = options.get("optimizer")
     precision = options.get("precision")
     return Checkpoint(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from facecls.data.limits import add_limits, set_limits_of
-from facecls.errors import CommandParser, UserError, command, program
+from facecls.errors import CommandParser, UserError, command, memory_for, program, status_of
 from facecls.files import sha256
 from facecls.locks import locked
 from facecls.ranks import Rank, launched
@@ -43,7 +43,6 @@ _INPUTS = (
 )
 _NO_FRAME = "the detector found no faces in this model's training images: photos are taken whole"
 _FRAME_ASSUMED = "this model does not say how its faces lie in their images: as UTKFace's, it is assumed"
-_INTERRUPTED = 130
 
 
 class _Outputs(NamedTuple):
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises:
         UserError: For a mistake in the options, the model or the inputs.
-        SystemExit: With status 130 after Ctrl-C.
+        SystemExit: With status 130 after Ctrl-C, 143 after SIGTERM.
     """
     options, rank = create_parser().parse_intermixed_args(arguments), launched()
     set_limits_of(options)
@@ -258,14 +257,15 @@ def _run(
     with open_output() as output:
         batches = predict_stream(predictor, finder, _remaining(inputs, output.done), options.batch_size)
         try:
-            counts, seconds = _write_all(batches, output, (grid, pictures), count_own, rank)
+            with memory_for("--batch_size", options.batch_size):
+                counts, seconds = _write_all(batches, output, (grid, pictures), count_own, rank)
             _check_all_met(output.done, outputs.out)
             which = f"process {rank.number} of {rank.count}: " if rank.count > 1 else ""
             output.finish()
             say(f"{which}{_summary(counts, seconds, output.failed, predictor.engine)}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             say(f"facecls.predict: interrupted{_how_to_resume(output.rows, outputs.out)}")
-            raise SystemExit(_INTERRUPTED) from None
+            raise SystemExit(status_of(stop)) from None
     if made := [str(each) for each in (outputs.out, options.annotate, options.crops) if each is not None]:
         say(f"wrote {', '.join(made)}")
     if outputs.grid is not None:

@@ -7,7 +7,6 @@ all rows are there, they are converted once into the file that was asked for, an
 
 import csv
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from facecls.data.spreadsheets import csv_line, unquoted
 from facecls.errors import UserError
-from facecls.files import replacing
+from facecls.files import replacing, sync
 from facecls.predict.inputs import NO_FAILURES
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
@@ -230,7 +229,7 @@ class Journal:
         try:
             self._stream.write(text.encode())
             self._stream.flush()
-            os.fsync(self._stream.fileno())
+            sync(self._stream)
         except OSError as error:
             raise UserError(
                 f"Can't write {self._file}: {error.strerror}; free some space and continue with --resume."

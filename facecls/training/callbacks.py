@@ -17,13 +17,11 @@ from facecls.console import console
 from facecls.errors import UserError
 from facecls.model.module import FaceModule
 from facecls.run import LAST_CHECKPOINT
+from facecls.training.checkpoint_options import check_state
+from facecls.training.processes import is_lost
 
 SAVE_EVERY = timedelta(minutes=10)
 """How much work a killed run loses at most."""
-
-
-_STATE = {"loops", "optimizer_states", "lr_schedulers", "FacesDataModule"}
-"""What a checkpoint has beside weights and options if a run can be resumed from it."""
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
@@ -35,7 +33,7 @@ def run_folder(trainer: pl.Trainer) -> Path:
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``last.ckpt`` after every epoch, every ten minutes within one, one batch before its end, and on Ctrl-C.
+    """Saves ``last.ckpt`` after every epoch, every ten minutes within one, one batch before its end, and if stopped.
 
     Lightning's ``ModelCheckpoint`` can't replace it:
 
@@ -80,9 +78,10 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Saves on Ctrl-C after the first batch of an epoch and before its last."""
+        """Saves if the run is stopped, or loses a process, after the first batch of an epoch and before its last."""
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if isinstance(exception, KeyboardInterrupt) and trainer.training and not last:
+        has_state = isinstance(exception, KeyboardInterrupt) or is_lost(exception)
+        if has_state and trainer.training and not last:
             self._save(trainer)
 
 
@@ -102,13 +101,9 @@ class ResumeSettings(pl.Callback):
             checkpoint: Contents of the checkpoint.
 
         Raises:
-            UserError: If it has weights alone, or the end of the training lies before it.
+            UserError: If it has weights alone, or a state of other kinds, or the end of the training lies before it.
         """
-        if missing := _STATE - checkpoint.keys():
-            raise UserError(
-                f"Expected a checkpoint to resume such as {LAST_CHECKPOINT}, but got one without {', '.join(missing)}; "
-                "for weights alone, see facecls.evaluate and facecls.predict."
-            )
+        check_state(checkpoint)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch, batch = data.resumed_at
         self._check_end(trainer, epoch, checkpoint["global_step"])

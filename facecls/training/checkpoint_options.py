@@ -1,21 +1,36 @@
 """Checks that a command's options fit the checkpoint that it starts from."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from torch import Tensor
 
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.folders import expanded
 from facecls.data.manifests import stream_rows
 from facecls.data.sources import Root, is_drawn, is_manifest, roots_of
 from facecls.data.tasks import Task, Tasks, create_tasks
-from facecls.errors import UserError
+from facecls.errors import UserError, is_out_of_memory
 from facecls.model.checkpoint import Checkpoint
 from facecls.model.module import FaceModule
-from facecls.run import FACES, faces_of_training
+from facecls.run import FACES, LAST_CHECKPOINT, faces_of_training
 
 _STRUCTURE = ("trunk", "hidden", "age_head", "task_weights")
 """Options of ``FaceModule`` beside its tasks that decide which weights a model has."""
+_STATE: Mapping[str, type] = {
+    "callbacks": Mapping,
+    "epoch": int,
+    "FacesDataModule": Mapping,
+    "global_step": int,
+    "loops": Mapping,
+    "lr_schedulers": list,
+    "optimizer_states": list,
+}
+"""What a checkpoint has beside weights and options if a run can be resumed from it."""
+_OF_BEST_EPOCH: Mapping[str, Any] = {"best_model_score": Tensor | None, "best_model_path": str}
+"""What the callback that keeps the best epoch takes as it is."""
 _KEPT_BY_OPTIMIZERS = ("amsgrad", "centered", "momentum")
 """Arguments of torch's optimizers beside their class that decide what they keep of each weight."""
 _BEGINS_ANY_TIME = "torch.optim.SGD"
@@ -139,6 +154,69 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
         )
     _check_optimizer(path, trained.optimizer, module.hparams["optimizer"])
     check_split(data, trained.data)
+
+
+def check_state(content: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint holds the state of a run, of which Lightning would leave out what is missing in a list.
+
+    Args:
+        content: Its contents.
+
+    Raises:
+        UserError: If something is missing, or of another kind.
+    """
+    if missing := _STATE.keys() - content.keys():
+        raise UserError(
+            f"Expected a checkpoint to resume such as {LAST_CHECKPOINT}, but got one without "
+            f"{', '.join(sorted(missing))}; for weights alone, see facecls.evaluate and facecls.predict."
+        )
+    wrong = [name for name, kind in _STATE.items() if not isinstance(content[name], kind)]
+    if not wrong:
+        states = [content["optimizer_states"], content["lr_schedulers"], list(content["callbacks"].values())]
+        names = ("optimizer_states", "lr_schedulers", "callbacks")
+        wrong = [name for name, state in zip(names, states, strict=True) if not _are_mappings(state)]
+        wrong += [name for name, state in zip(names[:2], states[:2], strict=True) if len(state) != 1]
+    if not wrong:
+        (optimizer,), _, callbacks = states
+        if not (isinstance(kept := optimizer.get("state"), Mapping) and _are_mappings(list(kept.values()))):
+            wrong.append("optimizer_states")
+        for state in callbacks:
+            wrong += [
+                name for name, kind in _OF_BEST_EPOCH.items() if name in state and not isinstance(state[name], kind)
+            ]
+    if wrong:
+        raise UserError(
+            f"Expected a checkpoint to resume such as {LAST_CHECKPOINT}, but in this one {', '.join(wrong)} is not "
+            "what a run leaves; take another, or start the run again."
+        )
+
+
+@contextmanager
+def restoring(path: str) -> Iterator[None]:
+    """Says of a checkpoint from which a run can't be restored that it is one.
+
+    Args:
+        path: The checkpoint, for messages.
+
+    Raises:
+        UserError: For whatever goes wrong, unless memory has run out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Lightning and torch raise many kinds over a state that is not theirs
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise UserError(
+            f"Expected a checkpoint to resume such as {LAST_CHECKPOINT}, but the state in {path} can't be restored "
+            f"({reason}); take another, or start the run again."
+        ) from error
+
+
+def _are_mappings(states: list[Any]) -> bool:
+    return all(isinstance(state, Mapping) for state in states)
 
 
 def _check_optimizer(path: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

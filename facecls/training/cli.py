@@ -29,13 +29,13 @@ from facecls.data.limits import Limits, set_limits
 from facecls.errors import UserError, program
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
-from facecls.ranks import launched
 from facecls.run import BEST_CHECKPOINT
 from facecls.terminal import say
 from facecls.training import precision, probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
 from facecls.training.collector import PredictionCollector
 from facecls.training.option_parser import OptionParser
+from facecls.training.processes import check_launch
 from facecls.training.progress import create_progress
 from facecls.training.saving import OptionsSaver, RunLogger, WholeCheckpointIO
 from facecls.training.trial import time_precisions
@@ -65,17 +65,6 @@ def without_noise() -> Iterator[None]:
         for message in NOISE:
             warnings.filterwarnings("ignore", message=f".*{message}")
         yield
-
-
-@contextmanager
-def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Turns Lightning's exit with status 1 on Ctrl-C back into ``KeyboardInterrupt``."""
-    try:
-        yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
 
 
 class FaceCLI(LightningCLI):
@@ -174,12 +163,7 @@ class FaceCLI(LightningCLI):
         kwargs["use_distributed_sampler"] = False  # the datamodule's sampler divides the batches
         trainer = super().instantiate_trainer(**kwargs)
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
-        devices = trainer.num_devices * trainer.num_nodes
-        if (processes := launched().count) > 1 and processes != devices:
-            raise UserError(
-                f"Expected trainer.devices x trainer.num_nodes to be the {processes} processes that were started, but "
-                f"got {trainer.num_devices} x {trainer.num_nodes}; set devices per node and the number of nodes."
-            )
+        check_launch(trainer)
         return trainer
 
     def _choose_precision(self) -> None:
@@ -299,6 +283,10 @@ def parse(create: Callable[[Any], Any], args: Any) -> Any:
                 f'words like "no" and "yes" in quotes, but got {text.rpartition("Given value: ")[2]}; correct it.'
             ) from error
         raise UserError(text) from error
+    except RuntimeError as error:
+        if "SLURM" in str(error):  # Lightning, about variables that contradict each other
+            raise UserError(str(error)) from error
+        raise
 
 
 _TRUSTED = ("albumentations", "facecls", "timm", "torch")
