@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TILELENGTH, TILEWIDTH, TiffImageF
 from pillow_heif import HeifImageFile
 
 from facecls.data.image_ends import is_cut
-from facecls.data.image_sizes import size_of
+from facecls.data.image_sizes import scans_of, size_of
 from facecls.data.limits import IMAGE_PIXELS, too_large
 from facecls.data.parallel import claim_pixels
 
@@ -43,6 +43,8 @@ _BITS = (8, 10, 12)
 """What files of 16 bits may hold: all of a picture's values are small then."""
 _START = 256
 """Bytes that tell the format."""
+_SCANS = 100
+"""Of a JPEG; progressive ones have some ten. Each takes time for all pixels, also one of a hundred bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,8 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         RGB, uint8 ``(H, W, 3)``, 0..255.
 
     Raises:
-        ValueError: If the bytes are not an image, or one of more than ``IMAGE_PIXELS``, for which nothing is allocated.
+        ValueError: If the bytes are not an image, or one of more than ``IMAGE_PIXELS``, for which nothing is allocated,
+            or a JPEG of more than 100 scans, each of which would be decoded over all its pixels.
     """
     try:
         image = _decoded(encoded)
@@ -146,12 +149,15 @@ def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
                 _claim(opened.tag_v2.get(TILEWIDTH, 0), opened.tag_v2.get(TILELENGTH, 0))
                 _claim(*opened.size)
             return _deep(encoded) if _is_beyond_pillow(opened) else pillow_pixels(opened)
+    if (scans := scans_of(encoded.tobytes())) > _SCANS:
+        raise _TooLargeError(too_large(scans, _SCANS, "scans"))
     # without a size that is found here, OpenCV's own limit applies, which facecls/__init__.py sets to the same
     _claim(*(size_of(encoded.tobytes()) or (IMAGE_PIXELS, 1)))
     if start.startswith(_DEEP) or (start.startswith(_PNG) and start[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"):
         return _deep(encoded)
     image: npt.NDArray[np.uint8] | None = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-    return image
+    # OpenCV 5.0 gives a grey PFM as it is
+    return np.stack([image] * 3, axis=2) if image is not None and image.ndim == 2 else image
 
 
 def _pillow_class(start: bytes) -> Callable[[io.BytesIO], PIL.Image.Image] | None:
@@ -192,12 +198,16 @@ def _deep(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
 def _bits_said(start: bytes) -> int | None:
     """How many bits values have, as PNM, JPEG 2000 and some PNG files say."""
     if maximum := re.match(rb"P[2356](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)\s", start):
-        bits = int(maximum[1]).bit_length()
-        return bits if bits < 16 else None  # what programs write of any array of 16 bits
+        return _less_than_16(int(maximum[1]).bit_length())
     for first, mark, further, more in ((_PNG, b"sBIT", 4, 0), (_JP2, b"ihdr", 14, 1)):  # of the first channel
         if start.startswith(first) and 0 <= (at := start.find(mark)) < len(start) - further:
-            return (start[at + further] & 0x7F) + more
+            return _less_than_16((start[at + further] & 0x7F) + more)
     return None
+
+
+def _less_than_16(bits: int) -> int | None:
+    """Nothing for 16, which programs write of any array of 16 bits."""
+    return bits if bits < 16 else None
 
 
 def _of_16_bits(values: npt.NDArray[Any], bits: int | None = None) -> npt.NDArray[np.uint8]:
