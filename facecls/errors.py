@@ -16,6 +16,8 @@ from facecls.terminal import lasting_streams, say
 
 _BUG = 70
 """The exit status of a fault in the program: EX_SOFTWARE of sysexits.h."""
+_LONGEST = 2_000
+"""Characters of a message that are shown."""
 _OF_THE_MACHINE = {
     getattr(errno, name)
     for name in ("EACCES", "EDQUOT", "EIO", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOMEM", "ENOSPC", "EPERM", "EROFS")
@@ -54,7 +56,7 @@ def command(name: str, prints_data: bool = False) -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            say(f"{name}: error: {' '.join(str(error).split())}")
+            say(f"{name}: error: {_line(str(error))}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             say(f"{name}: interrupted")
@@ -66,9 +68,15 @@ def command(name: str, prints_data: bool = False) -> Iterator[None]:
                 place = "" if error.filename is None else f" with {error.filename}"
                 say(f"{name}: error: Can't go on{place}: {error.strerror}; correct that and run the command again.")
                 raise SystemExit(2) from error
-            what = " ".join("".join(traceback.format_exception_only(error)).split())
+            what = _line("".join(traceback.format_exception_only(error)))
             say(f"{name}: this is a bug, please report it with {_keep_traceback(error)}: {what}")
             raise SystemExit(_BUG) from error
+
+
+def _line(text: str) -> str:
+    """A text in one line, without its middle if it is very long, as those that name all columns of a table can be."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} [...] {line[-_LONGEST // 2 :]}"
 
 
 def _keep_traceback(error: Exception) -> str:
