@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 import sys
 import warnings
@@ -25,6 +26,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from facecls.compat import DEPRECATED, keep_tensorboard_from_importing_tensorflow
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError, program
+from facecls.files import resolved
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
 from facecls.ranks import launched
@@ -170,7 +172,10 @@ class FaceCLI(LightningCLI):
         if config.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # the command describes the model in a line of its own
         kwargs["use_distributed_sampler"] = False  # the datamodule's sampler divides the batches
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # such as trainer.devices or max_time of another kind, which the parser lets through
+            raise UserError(f"Expected options that the trainer takes, but: {error} Correct trainer.*.") from error
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
         devices = trainer.num_devices * trainer.num_nodes
         if (processes := launched().count) > 1 and processes != devices:
@@ -214,10 +219,13 @@ def _check_seed(value: bool | int) -> int:
 
 
 def _check_clipping(config: Any, precision: str) -> None:
-    """Refuses early what Lightning would only refuse in the first step."""
+    """Refuses early what Lightning would only refuse in the first step, or not at all."""
+    clip = config.trainer.gradient_clip_val
+    if clip is not None and not 0 <= clip < math.inf:  # a negative one would turn the gradients round
+        raise UserError(f"Expected trainer.gradient_clip_val of 0 or more, but got {clip}; null does not clip.")
     fused = config.get("model.optimizer.init_args.fused")
     mixed = precision.endswith("mixed") or precision in ("16", "bf16")
-    if fused and config.trainer.gradient_clip_val and mixed:
+    if fused and clip and mixed:
         raise UserError(
             "Expected model.optimizer.init_args.fused false with trainer.gradient_clip_val in mixed precision, since a "
             "fused optimizer scales gradients and updates weights in one pass."
@@ -257,8 +265,8 @@ def resumed_version(ckpt_path: str | None, root: str, name: str) -> str | None:
     """
     if ckpt_path is None:
         return None
-    run = Path(ckpt_path).resolve().parent.parent
-    return run.name if run.parent == (Path(root) / name).resolve() and run.name.startswith("version_") else None
+    run = resolved(ckpt_path).parent.parent
+    return run.name if run.parent == resolved(Path(root) / name) and run.name.startswith("version_") else None
 
 
 def parse(create: Callable[[Any], Any], args: Any) -> Any:
