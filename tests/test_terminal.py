@@ -294,6 +294,22 @@ def test_a_command_goes_on_when_nobody_reads_it(stream: str, tmp_path: Path) -> 
     assert not err
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_empty_ones(closed: str, tmp_path: Path) -> None:
+    body = (
+        "import os, sys; assert not sys.stdin.buffer.read(); handle = os.open('done', os.O_CREAT); assert handle > 2; "
+        "print('x'); print('y', file=sys.stderr)"
+    )
+    words, options = _script(body, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *words], capture_output=True, text=True, check=False, **options
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "done").exists()
+    assert ended.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "x\n")
+    assert ended.stderr == ("" if "2>&-" in closed else "y\n")
+
+
 def test_a_full_disk_below_standard_output_ends_no_training(tmp_path: Path) -> None:
     words, options = _script("print('x' * 10_000, flush=True); open('done', 'w').close()", cwd=tmp_path)
     with Path("/dev/full").open("wb") as full:
