@@ -368,10 +368,6 @@ KINDS = {
     "palette.bmp": (encoded(PALETTE, "BMP"), PALETTE.convert("RGB")),
     "lossless.webp": (encoded(picture(), "WEBP", lossless=True), picture()),
     "8 bits in 16.png": (_cv2(".png", RGB16 // 257), picture()),
-    "8 bits in 16.jp2": (
-        encoded(Image.fromarray(np.asarray(GREY.convert("L")).astype(np.uint16)), "JPEG2000", num_resolutions=3),
-        GREY,
-    ),
     "grey.pfm": (_cv2(".pfm", np.asarray(GREY.convert("L"), np.float32)), GREY),
     "good.avif": (encoded(picture(), "AVIF", quality=95, subsampling="4:4:4"), picture()),
 }

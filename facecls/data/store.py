@@ -198,16 +198,12 @@ def _deep(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
 def _bits_said(start: bytes) -> int | None:
     """How many bits values have, as PNM, JPEG 2000 and some PNG files say."""
     if maximum := re.match(rb"P[2356](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)\s", start):
-        return _less_than_16(int(maximum[1]).bit_length())
+        bits = int(maximum[1]).bit_length()
+        return bits if bits < 16 else None  # what programs write of any array of 16 bits
     for first, mark, further, more in ((_PNG, b"sBIT", 4, 0), (_JP2, b"ihdr", 14, 1)):  # of the first channel
         if start.startswith(first) and 0 <= (at := start.find(mark)) < len(start) - further:
-            return _less_than_16((start[at + further] & 0x7F) + more)
+            return (start[at + further] & 0x7F) + more
     return None
-
-
-def _less_than_16(bits: int) -> int | None:
-    """Nothing for 16, which programs write of any array of 16 bits."""
-    return bits if bits < 16 else None
 
 
 def _of_16_bits(values: npt.NDArray[Any], bits: int | None = None) -> npt.NDArray[np.uint8]:
