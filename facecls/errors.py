@@ -18,6 +18,8 @@ from facecls.terminal import lasting_streams, say
 
 _BUG = 70
 """The exit status of a fault in the program: EX_SOFTWARE of sysexits.h."""
+_LONGEST = 2_000
+"""Characters of a message that are shown."""
 _OF_THE_MACHINE = {
     getattr(errno, name)
     for name in (
@@ -159,7 +161,7 @@ def command(name: str, prints_data: bool = False) -> Iterator[None]:
         try:
             yield
         except UserError as error:
-            say(f"{name}: error: {' '.join(str(error).split())}")
+            say(f"{name}: error: {_line(str(error))}")
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
             say(f"{name}: {'terminated' if isinstance(stop, Terminated) else 'interrupted'}")
@@ -174,9 +176,15 @@ def command(name: str, prints_data: bool = False) -> Iterator[None]:
             if is_out_of_memory(error):
                 say(f"{name}: error: Expected more memory, but it has run out; free some, or do less at a time.")
                 raise SystemExit(2) from error
-            what = " ".join("".join(traceback.format_exception_only(error)).split())
+            what = _line("".join(traceback.format_exception_only(error)))
             say(f"{name}: this is a bug, please report it with {_keep_traceback(error)}: {what}")
             raise SystemExit(_BUG) from error
+
+
+def _line(text: str) -> str:
+    """A text in one line, without its middle if it is very long, as those that name all columns of a table can be."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} [...] {line[-_LONGEST // 2 :]}"
 
 
 def _keep_traceback(error: Exception) -> str:

@@ -108,10 +108,15 @@ def check_no_input(dest: Path, inputs: Iterable[str | Path]) -> None:
         UserError: If ``dest`` is one of them, by whatever name.
     """
     for each in map(Path, inputs):
-        if each.resolve() == dest.resolve() or (_exists(each) and _exists(dest) and each.samefile(dest)):
+        if resolved(each) == resolved(dest) or (_exists(each) and _exists(dest) and each.samefile(dest)):
             raise UserError(
                 f"Expected another file to write than those that are read, but {dest} is both; name another."
             )
+
+
+def resolved(path: str | Path) -> Path:
+    """A path without links in it; one of links in a circle, at which ``Path.resolve`` fails, as far as that goes."""
+    return Path(os.path.realpath(path))
 
 
 def sha256(path: Path) -> str:

@@ -19,10 +19,10 @@ from facecls.data.file_names import parse_name
 from facecls.data.parsing import LabelError
 from facecls.data.sources import is_drawn, roots_of
 from facecls.data.spreadsheets import csv_text, unquoted
-from facecls.data.tasks import UTKFACE, Tasks, classifications, create_tasks
+from facecls.data.tasks import UTKFACE, Age, Tasks, classifications, create_tasks
 from facecls.errors import UserError
 from facecls.events import read_scalars
-from facecls.files import make_folder, replacing
+from facecls.files import make_folder, replacing, resolved
 
 CONFIG = "config.yaml"
 """The options."""
@@ -41,6 +41,15 @@ LOCK = "run.lock"
 
 _FACE_COLUMNS = ("path", "sha1", "split")
 _UNREAD_COLUMNS = ("path", "label", "text", "reason")
+_METRIC_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("checkpoint", "device", "precision", "version", "git_commit"), (str,)),
+    **dict.fromkeys(("epochs", "steps"), (int,)),
+    "seconds": (int, float),
+    "versions": (dict,),
+}
+_CONFIG_KINDS: Mapping[str, tuple[type, ...]] = {"seed_everything": (int,), "data": (dict,)}
+_DATA_KINDS: Mapping[str, tuple[type, ...]] = {"root": (str, list), "seed": (int,), "image_size": (int,)}
+"""What is read of the metrics and the options, and what it must be, if it is there."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Run:
     @property
     def name(self) -> str:
         """The folder and its parent, such as ``transfer/version_1``."""
-        return "/".join(self.folder.resolve().parts[-2:])
+        return "/".join(resolved(self.folder).parts[-2:])
 
     @property
     def data(self) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def faces_of_training(checkpoint: str | Path) -> pd.DataFrame | None:
     Raises:
         UserError: If they can't be read.
     """
-    file = Path(checkpoint).resolve().parent.parent / FACES
+    file = resolved(checkpoint).parent.parent / FACES
     return _read_table(file, ()) if file.is_file() else None
 
 
@@ -240,16 +249,23 @@ def read_run(folder: Path) -> Run:
             "facecls.evaluate leave one in runs/NAME/version_N."
         )
     config, metrics = _read_mapping(folder / CONFIG, plain_yaml.load), _read_mapping(folder / METRICS, json.loads)
+    _check_kinds(metrics, _METRIC_KINDS, folder / METRICS)
+    _check_kinds(config, _CONFIG_KINDS, folder / CONFIG)
+    _check_kinds(_data_options(config), _DATA_KINDS, folder / CONFIG)
     tasks = _recorded_tasks(metrics, config)
     predictions = _read_table(folder / PREDICTIONS, tuple(UTKFACE if tasks is None else tasks))
     if not any(str(name).endswith("_predicted") for name in predictions):
         raise UserError(f"Expected predictions in {folder / PREDICTIONS}, but it has none; run the evaluation again.")
     if tasks is None:
         tasks = _utkface_tasks(folder / PREDICTIONS, predictions)
+    faces = _read_table(folder / FACES, tuple(tasks)) if (folder / FACES).is_file() else None
+    for table, name in ((predictions, PREDICTIONS), (faces, FACES)):
+        if table is not None:
+            _check_values(table, tasks, folder / name)
     return Run(
         folder=folder,
         predictions=predictions,
-        faces=_read_table(folder / FACES, tuple(tasks)) if (folder / FACES).is_file() else None,
+        faces=faces,
         rejects=_read_list(folder / REJECTS, ("path", "reason")),
         unread=pd.DataFrame() if (unread := _read_list(folder / UNREAD, _UNREAD_COLUMNS)) is None else unread,
         metrics=metrics,
@@ -358,12 +374,45 @@ def _read_mapping(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return content
 
 
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], file: Path) -> None:
+    """Rejects values of other kinds than they are written in."""
+    for name, kind in kinds.items():
+        value = values.get(name)
+        is_kind = type(value) in kind and not (isinstance(value, float) and not math.isfinite(value))
+        if value is not None and not is_kind:
+            words = " or ".join(each.__name__ for each in kind)
+            raise UserError(f"Expected {name} as {words} in {file}, but got {value!r}; repair or delete the file.")
+
+
+def _check_values(table: pd.DataFrame, tasks: Tasks, file: Path) -> None:
+    """Rejects codes without a class, ages beyond the highest, probabilities that are none, and what is no number."""
+    highest: dict[str, float] = {}
+    for task in tasks.values():
+        if isinstance(task, Age):
+            highest |= dict.fromkeys(task.columns, task.highest) | {f"{task.name}_predicted": math.inf}
+        else:
+            highest |= dict.fromkeys((task.name, f"{task.name}_predicted"), len(task.classes) - 1)
+            highest |= dict.fromkeys(task.probabilities, 1 + 1e-3)  # sums are rounded
+    for name, most in highest.items():
+        if name not in table:
+            continue
+        values = table[name].dropna()
+        least = -math.inf if most == math.inf else 0
+        if not pd.api.types.is_numeric_dtype(values) or not values.between(least, most).all():
+            raise UserError(
+                f"Expected numbers{'' if most == math.inf else f' from 0 to {most:g}'} under {name} in {file}, but it "
+                "has others; run the evaluation again."
+            )
+
+
 def _read_table(file: Path, labels: tuple[str, ...]) -> pd.DataFrame:
     """Faces with all of these labels, as Int16."""
     try:
         table = pd.read_parquet(file)
-    except Exception as error:  # pyarrow raises many kinds over a damaged file
-        raise UserError(f"Expected a Parquet table at {file}, but: {error}; run the evaluation again.") from None
+        table = table.astype({name: kind for name, kind in _types(labels).items() if name in table})
+    except Exception as error:  # pyarrow raises many kinds over a damaged file, and pandas over values of other kinds
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"Expected a Parquet table at {file}, but: {reason}; run the evaluation again.") from None
     needed = (*_FACE_COLUMNS, *labels)
     missing = [name for name in needed if name not in table]
     if missing or not len(table):
@@ -371,7 +420,11 @@ def _read_table(file: Path, labels: tuple[str, ...]) -> pd.DataFrame:
             f"Expected a table of faces with {', '.join(needed)} at {file}, but it has "
             f"{f'no {missing[0]}' if missing else 'no rows'}; run the evaluation again."
         )
-    return table.astype(dict.fromkeys(labels, "Int16")).reset_index(drop=True)
+    return table.reset_index(drop=True)
+
+
+def _types(labels: tuple[str, ...]) -> dict[str, str]:
+    return dict.fromkeys(_FACE_COLUMNS, "str") | dict.fromkeys(labels, "Int16")
 
 
 def _read_list(file: Path, columns: tuple[str, ...]) -> pd.DataFrame | None:

@@ -49,6 +49,7 @@ def lasting_streams(standard_output: bool) -> Iterator[None]:
     Yields:
         Nothing; afterwards the streams are as they were.
     """
+    _fill_streams()
     names = ["stdout", "stderr"] if standard_output else ["stderr"]
     kept = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for stream in kept.values():
@@ -64,6 +65,13 @@ def lasting_streams(standard_output: bool) -> Iterator[None]:
             if (own := getattr(sys, name)) is not None:
                 own.flush()
             setattr(sys, name, stream)
+
+
+def _fill_streams() -> None:
+    """Opens nothing in place of standard streams that are closed, whose numbers the next files would get."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 class _Lasting(io.FileIO):

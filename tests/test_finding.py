@@ -1,5 +1,6 @@
 """Faces are found where they were put, whatever their size and tilt, and come back as they were."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -239,7 +240,8 @@ def test_the_threshold_is_an_option(faces: list[Pixels]) -> None:
 
 
 def test_another_file_must_be_a_detector(tmp_path: Path) -> None:
-    for name, content in (("none.onnx", None), ("text.onnx", b"hello")):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for name, content in (("none.onnx", None), ("pipe.onnx", None), ("text.onnx", b"hello")):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"Expected a YuNet that OpenCV reads in .*{name}"):

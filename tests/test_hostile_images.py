@@ -21,17 +21,21 @@ import pillow_heif
 import pytest
 from PIL import Image
 
+import facecls.export.__main__ as export
+import facecls.predict.__main__ as predict
+from facecls import fit
 from facecls.data import limits as limits_module
 from facecls.data import parallel, store
 from facecls.data.archives import UnreadableError
 from facecls.data.folders import file_bytes, files_below
-from facecls.data.image_sizes import size_of
+from facecls.data.image_sizes import scans_of, size_of
 from facecls.data.limits import IMAGE_PIXELS, LIMITS, PIXELS_AT_ONCE, set_limits
 from facecls.data.parallel import claim_pixels, in_order
 from facecls.data.store import decode, why_unusable
 from facecls.data.table import read_table
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
+from facecls.files import check_no_input
 from facecls.predict.inputs import stream
 
 WIDTH, HEIGHT = 61, 47
@@ -144,6 +148,23 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(name: str, monkeyp
     assert why_unusable(TOO_LARGE[name].ljust(64) + b"\xff\xd9") in (
         f"too large ({SIDE**2:,} pixels; the limit is {IMAGE_PIXELS:,}, --limits.image_pixels={SIDE**2} raises it)",
     )
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff\xfe\0\x04\xff\xd9", b"\xff"])
+def test_a_jpeg_whose_last_scan_comes_again_and_again_is_refused(between: bytes) -> None:
+    data = by_pillow("JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    scans = data.count(b"\xff\xda")
+    assert scans_of(data) == scans
+    assert why_unusable(data[:-2] + (between + scan) * (100 - scans) + data[-2:]) is None
+    reason = why_unusable(data[:-2] + (between + scan) * (101 - scans) + data[-2:])
+    assert reason == "too large (101 scans; the limit is 100)"
+
+
+def test_scans_of_other_images_in_a_jpeg_are_not_its_own() -> None:
+    thumbnail = b"\xff\xe1\x01\x02" + b"\xff\xda" * 128
+    data = IMAGES[".jpg"]
+    assert scans_of(data[:2] + thumbnail + data[2:] + data * 99) == 1
 
 
 def test_opencv_has_the_same_limit_for_what_has_no_known_header() -> None:
@@ -347,6 +368,32 @@ def test_folders_are_followed_only_so_deep(tmp_path: Path, monkeypatch: pytest.M
     found = dict(files_below(tmp_path))
     assert found["a/b/c/d/1.jpg"] is None
     assert "5 folders" in str(found["a/b/c/d/e"])
+
+
+def test_links_in_circles_are_one_line(tmp_path: Path) -> None:
+    for one, other in (("a.jpg", "b.jpg"), ("b.jpg", "a.jpg"), ("itself.ckpt", "itself.ckpt")):
+        (tmp_path / one).symlink_to(other)
+    (tmp_path / "out").mkdir()
+    given = list(stream([str(tmp_path)], [tmp_path / "out", tmp_path / "a.jpg"]))
+    for each in given:
+        with pytest.raises(UnreadableError, match=r"unreadable \(.*symbolic links\)"):
+            each.load()
+    assert [Path(str(each.path)).name for each in given] == ["b.jpg", "itself.ckpt"]
+    loop = tmp_path / "itself.ckpt"
+    for act in (
+        lambda: predict.main([str(loop), str(tmp_path)]),
+        lambda: export.main([str(loop), str(tmp_path / "x.onnx")]),
+        lambda: fit.main(["--data.root=synthetic:20", f"--ckpt_path={loop}"]),
+        lambda: check_no_input(tmp_path / "a.jpg", [tmp_path / "a.jpg"]),
+    ):
+        with pytest.raises(UserError):
+            act()
+
+
+@pytest.mark.parametrize("room", ["facecls", "convert"])
+def test_no_path_is_resolved_that_may_lead_in_circles(room: str) -> None:
+    for file in (Path(__file__).parent.parent / room).rglob("*.py"):
+        assert ".resolve()" not in file.read_text(encoding="utf-8"), file
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "/".join("x" * 200 for _ in range(30)), "a\0b"])

@@ -364,6 +364,8 @@ KINDS = {
     "transparent.gif": (encoded(PALETTE, "GIF", transparency=3), PALETTE.convert("RGB")),
     "palette.bmp": (encoded(PALETTE, "BMP"), PALETTE.convert("RGB")),
     "lossless.webp": (encoded(picture(), "WEBP", lossless=True), picture()),
+    "8 bits in 16.png": (_cv2(".png", RGB16 // 257), picture()),
+    "grey.pfm": (_cv2(".pfm", np.asarray(GREY.convert("L"), np.float32)), GREY),
     "good.avif": (encoded(picture(), "AVIF", quality=95, subsampling="4:4:4"), picture()),
 }
 

@@ -85,6 +85,10 @@ WRITTEN: dict[str, tuple[str, bytes]] = {
                b'"imgs/2.jpg","11","0","4"\n'),
     "decimal ages": ("f.csv", _text().replace(",34,", ",34.7,").replace(",48,", ",48.0,").encode()),
     "decimal commas": ("f.csv", _text(separator=";").replace(";34;", ";34,7;").encode()),
+    "decimal commas in codes": (
+        "f.csv",
+        b"path;age;gender;race\nimgs/0.jpg;34,0;1,0;3,0\nimgs/1.jpg;48,00;0,0;0,\nimgs/2.jpg;11;0,0;4,0\n",
+    ),
     "words": ("f.csv", b"path,age,gender,race\nimgs/0.jpg,34,Female,Indian\nimgs/1.jpg,48,Male,White\n"
               b"imgs/2.jpg,11,m,Latino_Hispanic\n"),
 }  # fmt: skip
@@ -108,6 +112,28 @@ def test_what_stands_for_no_label_is_none(missing: str, tmp_path: Path) -> None:
     table = read_table(tmp_path / "f.csv", 0, UTKFACE)
     assert _labels(table) == [(1, None, None), (None, 2, 5)]
     assert not len(table.unread)
+
+
+@pytest.mark.parametrize(("column", "codes"), [("sex", "12"), ("race", "12345"), ("ethnicity", ["1.0", "5", "", "-1"])])
+def test_codes_that_begin_at_1_are_not_taken_for_their_neighbours(
+    column: str, codes: list[str], tmp_path: Path
+) -> None:
+    rows = "".join(f"{number}.jpg,{code}\n" for number, code in enumerate(codes))
+    (tmp_path / "f.csv").write_text(f"path,{column}\n{rows}")
+    with pytest.raises(UserError, match=r"run from 1 to \d; count them from 0, or write words"):
+        read_table(tmp_path / "f.csv", 0, UTKFACE)
+
+
+@pytest.mark.parametrize(
+    "cell", [["a.jpg"], {"bytes": b"1", "path": "a.jpg"}, [("a", "b")]], ids=["list", "struct", "map"]
+)
+@pytest.mark.parametrize("column", ["path", "age"])
+def test_a_parquet_column_of_several_values_a_cell_is_named(column: str, cell: object, tmp_path: Path) -> None:
+    kind = pa.map_(pa.string(), pa.string()) if isinstance(cell, list) and isinstance(cell[0], tuple) else None
+    columns = {"path": ["a.jpg"], "age": [5]} | {column: pa.array([cell], kind)}
+    pq.write_table(pa.table(columns), tmp_path / "f.parquet")
+    with pytest.raises(UserError, match=rf"a text or a number in each cell of {column} in .*f.parquet, but it holds"):
+        read_table(tmp_path / "f.parquet", 0, UTKFACE)
 
 
 def test_names_in_the_code_page_of_windows_lead_to_their_files(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Options of version 0.1 are still read, wherever they stand, and a line says what they are called now."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_present_names_and_everything_else_are_left_alone(tmp_path: Path) -> Non
         "--model.schedule={broken: [",
     ]  # fmt: skip
     assert rename_options(words) == (words, [])
+
+
+@pytest.mark.parametrize("option", ["--config", "-c", "--model", "--model.schedule"])
+@pytest.mark.parametrize("is_one_word", [True, False])
+def test_options_that_can_be_read_only_once_are_refused(option: str, is_one_word: bool, tmp_path: Path) -> None:
+    """As those of ``--config <(...)``, which would come back empty when they are read again."""
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=r"Expected a file of options, but .*pipe.yaml is a device, pipe or socket"):
+        rename_options([f"{option}={pipe}"] if is_one_word else [option, str(pipe)])
 
 
 def test_an_old_name_with_a_wrong_value_is_refused_under_its_new_name(tmp_path: Path) -> None:

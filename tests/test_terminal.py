@@ -3,6 +3,7 @@
 import ast
 import errno
 import io
+import json
 import os
 import random
 import re
@@ -166,6 +167,55 @@ def test_run_files_that_are_no_text_are_a_line(name: str, content: bytes, tmp_pa
         run.read_run(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((run.METRICS, {"seconds": value}) for value in ("long", float("nan"), [])),
+        (run.METRICS, {"epochs": 1.5}),
+        (run.METRICS, {"versions": []}),
+        (run.METRICS, {"checkpoint": 5}),
+        *((run.METRICS, {"tasks": {"age": value}}) for value in (5, "highest", [])),
+        *((run.METRICS, {"tasks": {"gender": {"classes": value}}}) for value in (3, None, "ab", ["a", 1])),
+        (run.CONFIG, {"seed_everything": "x"}),
+        *((run.CONFIG, {"data": {"seed": value}}) for value in ("x", 1.5, [])),
+        *((run.CONFIG, {"data": {"root": value}}) for value in (5, {})),
+    ],
+    ids=str,
+)
+def test_run_files_with_values_of_other_kinds_are_a_line(name: str, values: dict[str, Any], tmp_path: Path) -> None:
+    folder = simulated_run(tmp_path / "run")
+    (folder / name).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"^Expected .*, but got"):
+        run.read_run(folder)
+
+
+@pytest.mark.parametrize("name", [run.PREDICTIONS, run.FACES])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("gender", 2), ("gender", -1), ("race", "white"), ("age", 500), ("age", "old"), ("age", 1.5)],
+)
+def test_tables_of_a_run_with_other_values_are_a_line(name: str, column: str, value: Any, tmp_path: Path) -> None:
+    folder = simulated_run(tmp_path / "run")
+    table = pd.read_parquet(folder / name)
+    table[column] = value
+    table.to_parquet(folder / name)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}.*run the evaluation again"):
+        run.read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("gender_predicted", 2), ("age_predicted", "old"), ("p_male", 7.0), ("p_white", "x")]
+)
+def test_predictions_that_are_none_are_a_line(column: str, value: Any, tmp_path: Path) -> None:
+    folder = simulated_run(tmp_path / "run")
+    table = pd.read_parquet(folder / run.PREDICTIONS)
+    assert column in table
+    table[column] = value
+    table.to_parquet(folder / run.PREDICTIONS)
+    with pytest.raises(UserError, match=rf"numbers.* under {column} in .*run the evaluation again"):
+        run.read_run(folder)
+
+
 def test_other_exceptions_are_bugs_with_their_traceback_in_a_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +231,16 @@ def test_other_exceptions_are_bugs_with_their_traceback_in_a_file(
     text = log.read_text(encoding="utf-8")
     assert "Traceback (most recent call last)" in text
     assert "test_terminal.py" in text
+
+
+def test_a_long_message_is_cut_in_its_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, command("facecls.fit"):
+        raise UserError(f"Expected a column path, but there are {'x, ' * 100_000}y; rename one.")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert len(said) < 2_100
+    assert said.startswith("facecls.fit: error: Expected a column path, but there are x, x,")
+    assert said.endswith("x, y; rename one.\n")
 
 
 def test_a_bug_on_a_full_disk_is_told_all_the_same(
@@ -233,6 +293,22 @@ def test_a_command_goes_on_when_nobody_reads_it(stream: str, tmp_path: Path) -> 
     assert process.returncode == 0, err
     assert (tmp_path / "done").exists()
     assert not err
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_empty_ones(closed: str, tmp_path: Path) -> None:
+    body = (
+        "import os, sys; assert not sys.stdin.buffer.read(); handle = os.open('done', os.O_CREAT); assert handle > 2; "
+        "print('x'); print('y', file=sys.stderr)"
+    )
+    words, options = _script(body, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *words], capture_output=True, text=True, check=False, **options
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "done").exists()
+    assert ended.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "x\n")
+    assert ended.stderr == ("" if "2>&-" in closed else "y\n")
 
 
 def test_a_full_disk_below_standard_output_ends_no_training(tmp_path: Path) -> None:

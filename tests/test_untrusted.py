@@ -6,10 +6,11 @@ import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import h5py
 import numpy as np
 import onnx
@@ -29,6 +30,7 @@ from facecls.export.__main__ import main as export_main
 from facecls.identify import read_labels
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.predictor import OnnxPredictor
+from facecls.predict.inputs import stream
 from facecls.training.cli import trusted_options
 
 TRAP = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass Trap:\n    pass\ntrap = Trap\n"
@@ -155,6 +157,57 @@ def test_a_checkpoint_with_an_impossible_size_is_one_line(side: Any, tmp_path: P
         read_checkpoint(path)
 
 
+def _without_weights(kept: dict[str, Any]) -> None:
+    del kept["state_dict"]
+
+
+def _complex(kept: dict[str, Any]) -> None:
+    kept["state_dict"] = {name: tensor.to(torch.complex64) for name, tensor in kept["state_dict"].items()}
+
+
+def _whole(kept: dict[str, Any]) -> None:
+    kept["state_dict"] = {name: tensor.long() for name, tensor in kept["state_dict"].items()}
+
+
+def _of_temperature(value: float) -> Callable[[dict[str, Any]], None]:
+    def change(kept: dict[str, Any]) -> None:
+        kept["state_dict"]["model.heads.gender.temperature"].fill_(value)
+
+    return change
+
+
+def _with(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda kept: kept.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _without_weights,
+        _complex,
+        _whole,
+        *(_of_temperature(value) for value in (0.0, -1.0, float("nan"))),
+        *(_with("datamodule_hyper_parameters", value) for value in (None, [], "x", 5, {1: 2}, [1, 2])),
+        *(_with("hyper_parameters", value) for value in (None, [], "x", {"trunk": 5}, {"trunk": "../x"})),
+        *(_with("state_dict", value) for value in (None, [], "x", {}, {"a": "b"}, {5: torch.zeros(1)})),
+    ],
+)
+def test_a_checkpoint_that_holds_something_else_is_one_line(
+    change: Callable[[dict[str, Any]], None], kept: dict[str, Any], tmp_path: Path
+) -> None:
+    change(kept)
+    torch.save(kept, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match=r"best\.ckpt|Expected a timm model"):
+        read_checkpoint(tmp_path / "best.ckpt")
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    content: dict[str, Any] = torch.load(save_checkpoint(tmp_path / "kept.ckpt"), weights_only=True)
+    return content
+
+
 def npy(description: str, shape: Sequence[int], content: bytes) -> bytes:
     stream = io.BytesIO()
     header = {"descr": description, "fortran_order": False, "shape": tuple(shape)}
@@ -211,6 +264,26 @@ def test_weights_of_another_file_are_refused(link: Any, tmp_path: Path) -> None:
         open_keras(tmp_path / "net.h5"),
     ):
         pass
+
+
+PLAYLISTS = {
+    "concat": b"ffconcat version 1.0\nfile 'other.avi'\n",
+    "m3u8": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.avi\n#EXT-X-ENDLIST\n",
+    "one of several images": cv2.imencode(".jpg", np.full((48, 64, 3), 200, np.uint8))[1].tobytes(),
+}
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_a_video_that_names_other_files_is_none(kind: str, tmp_path: Path) -> None:
+    video = cv2.VideoWriter(str(tmp_path / "other.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(20):
+        video.write(np.full((48, 64, 3), 200, np.uint8))
+    video.release()
+    assert len(list(stream([str(tmp_path / "other.avi")]))) == 2  # a frame a second
+    for number in (1, 2):
+        (tmp_path / f"{number}.mp4").write_bytes(PLAYLISTS[kind])
+    (given,) = stream([str(tmp_path / "1.mp4")])
+    assert given.problem == "not a video that OpenCV reads"
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

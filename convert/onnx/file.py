@@ -15,6 +15,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from convert.plain.network import MAX_WEIGHTS
 from convert.plain.source import digest
 from facecls.errors import UserError
+from facecls.files import resolved
 
 _MAX_NODES = 20_000
 _MAX_DEPTH = 100
@@ -177,14 +178,14 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _load_external(path: Path, model: onnx.ModelProto) -> None:
     """Loads weights that are in files beside the model, and nowhere else."""
-    folder = path.parent.resolve()
+    folder = resolved(path.parent)
     for tensor in _tensors(model.graph):
         if not external_data_helper.uses_external_data(tensor):
             continue
         try:
             about = external_data_helper.ExternalDataInfo(tensor)
             file = folder / about.location
-            if not about.location or not file.resolve().is_relative_to(folder) or file.is_symlink():
+            if not about.location or not resolved(file).is_relative_to(folder) or file.is_symlink():
                 raise UserError(
                     f"Expected weights beside {path}, but {tensor.name} is said to be in {about.location!r}."
                 )

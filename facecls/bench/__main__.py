@@ -5,6 +5,7 @@ stepping on a batch that is already on the device, and a loop in plain torch. La
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ class BenchCLI(FaceCLI):
             files = [*(config.config or []), config.model.weights, config.ckpt_path]
             inputs = [*files, *split_files(config.data.split_file), *roots_of(config.data.root)]
             check_no_input(Path(config.out), [each for each in map(str, inputs) if each])
-        if config.seconds <= 0:
+        if not 0 < config.seconds < math.inf:
             raise UserError(f"Expected --seconds above 0, but got {config.seconds}; leave it out for 3.")
         self.folder = TemporaryDirectory()
         schedule, trainer = config.model.schedule, config.trainer

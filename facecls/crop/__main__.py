@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from facecls.data.limits import add_limits, set_limits_of
 from facecls.errors import CommandParser, UserError, command, program, status_of
-from facecls.files import replacing
+from facecls.files import replacing, resolved
 from facecls.locks import locked
 from facecls.terminal import say
 
@@ -134,7 +134,7 @@ def _labels_of(options: argparse.Namespace) -> "Labels":
 def _photos(options: argparse.Namespace) -> "Iterator[Input]":
     from facecls.predict.inputs import stream
 
-    return stream([options.photos], [options.out.resolve()])
+    return stream([options.photos], [resolved(options.out)])
 
 
 def _inside(given: "Input", photos: str) -> str:
@@ -168,7 +168,7 @@ def _cut_all(options: argparse.Namespace, cutter: "Cutter", labels: "Labels", co
     from facecls.predict.inputs import count
 
     source = [] if "photo" in labels.columns else ["photo"]
-    total = count([options.photos], [options.out.resolve()])
+    total = count([options.photos], [resolved(options.out)])
     with ExitStack() as stack:
         write, leave_out = (
             stack.enter_context(file.open("w", newline="", encoding="utf-8")).write

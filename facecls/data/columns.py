@@ -213,7 +213,9 @@ def _errors(path: Path) -> Iterator[None]:
     except Exception as error:
         kind = "Parquet" if _is_parquet(path) else "CSV"
         reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"Expected a {kind} file in {path}, but it can't be read as one: {reason}") from None
+        raise UserError(
+            f"Expected a {kind} file in {path}, but it can't be read as one: {reason}; save it again."
+        ) from None
 
 
 def _choose(names: Sequence[str], wanted: Collection[str], path: Path) -> dict[str, str]:
@@ -313,6 +315,13 @@ def _swallows_rows(row: Sequence[str], separator: str, count: int) -> bool:
 
 
 def _parquet(path: Path, used: list[str]) -> Iterator[pd.DataFrame]:
+    schema = pq.read_schema(path)
+    for name in used:
+        if pa.types.is_nested(kind := schema.field(name).type):
+            raise UserError(
+                f"Expected a text or a number in each cell of {name} in {path}, but it holds {kind}; write a column of "
+                "texts."
+            )
     # a text that is stored once and repeated stays so until its length in all rows is known
     with pq.ParquetFile(path, read_dictionary=used) as file:
         _check_count(file.metadata.num_rows, path)

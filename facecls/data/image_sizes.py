@@ -1,4 +1,4 @@
-"""How large an image is, from its first bytes, before anything is allocated for it."""
+"""How large an image is, and in how many scans, from its bytes, before anything is allocated for it."""
 
 import re
 from struct import error as StructError
@@ -8,6 +8,11 @@ _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG's segment with its size (ITU-T T.81, table B.1)."""
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a segment."""
+_SCAN, _END = 0xDA, 0xD9
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+"""A marker, but for the fill bytes before it; a zero behind 0xFF is part of a scan."""
+_FEW_SCANS = 64
+"""Fewer are not counted exactly, but with those of thumbnails and of what follows the image, which is faster."""
 _PNM = re.compile(rb"P[1-6Ff](?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})")
 _PAM = re.compile(rb"P7\s[^\0]*?WIDTH (\d{1,10})\s+HEIGHT (\d{1,10})")
 _RADIANCE = re.compile(rb"\n[+-]Y (\d{1,10}) [+-]X (\d{1,10})\n")
@@ -61,6 +66,25 @@ def size_of(encoded: bytes) -> tuple[int, int] | None:
     return None
 
 
+def scans_of(encoded: bytes) -> int:
+    """Counts the scans of a JPEG; 0 for another format.
+
+    Args:
+        encoded: The file, with anything behind the image.
+    """
+    if not encoded.startswith(b"\xff\xd8"):
+        return 0
+    if (most := encoded.count(b"\xff\xda")) < _FEW_SCANS:
+        return most
+    count, at = 0, 2
+    while (found := _MARKER.search(encoded, at)) and (marker := encoded[found.start() + 1]) != _END:
+        count += marker == _SCAN
+        at = found.end()
+        if marker not in _ALONE:
+            at += max(2, int.from_bytes(encoded[at : at + 2], "big"))
+    return count
+
+
 def _pair(form: str, data: bytes, at: int) -> tuple[int, int]:
     first, second = unpack_from(form, data, at)
     return first, second
@@ -74,7 +98,7 @@ def _of_jpeg(encoded: bytes) -> tuple[int, int] | None:
         if marker in _JPEG_SIZES:
             rows, columns = unpack_from(">HH", encoded, at + 5)
             width, height = max(width, columns), max(height, rows)
-        if marker == 0xDA:
+        if marker == _SCAN:
             break
         if marker == 0xFF:
             at += 1

@@ -66,6 +66,6 @@ def key_of(text: str) -> str:
 
 
 def whole_number(text: str) -> int | None:
-    """The value of a whole number, also written as ``26.0``; ``None`` for any other text."""
-    match = re.fullmatch(r"\s*([+-]?\d{1,9})(?:\.0*)?\s*", text, re.ASCII)
+    """The value of a whole number, also written as ``26.0`` or ``26,0``; ``None`` for any other text."""
+    match = re.fullmatch(r"\s*([+-]?\d{1,9})(?:[.,]0*)?\s*", text, re.ASCII)
     return int(match[1]) if match else None

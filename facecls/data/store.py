@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TILELENGTH, TILEWIDTH, TiffImageF
 from pillow_heif import HeifImageFile
 
 from facecls.data.image_ends import is_cut
-from facecls.data.image_sizes import size_of
+from facecls.data.image_sizes import scans_of, size_of
 from facecls.data.limits import IMAGE_PIXELS, LIMITS, too_large
 from facecls.data.parallel import claim_pixels
 
@@ -45,6 +45,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "JPEG2000")
 """What Pillow reads of what is too large for OpenCV."""
 _START = 256
 """Bytes that tell the format."""
+_SCANS = 100
+"""Of a JPEG; progressive ones have some ten. Each takes time for all pixels, also one of a hundred bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,8 @@ def decode(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         RGB, uint8 ``(H, W, 3)``, 0..255.
 
     Raises:
-        ValueError: If the bytes are not an image, or one beyond the limit, for which nothing is allocated.
+        ValueError: If the bytes are not an image, or one beyond the limit, for which nothing is allocated, or a JPEG of
+            more than 100 scans, each of which would be decoded over all its pixels.
     """
     try:
         image = _decoded(encoded)
@@ -150,6 +153,8 @@ def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
                 _claim(opened.tag_v2.get(TILEWIDTH, 0), opened.tag_v2.get(TILELENGTH, 0))
                 _claim(*opened.size)
             return _deep(encoded) if _is_beyond_pillow(opened) else pillow_pixels(opened)
+    if (scans := scans_of(encoded.tobytes())) > _SCANS:
+        raise _TooLargeError(f"too large ({scans:,} scans; the limit is {_SCANS})")
     # without a size that is found here, OpenCV's own limit applies, which facecls/__init__.py sets
     width, height = size_of(encoded.tobytes()) or (min(IMAGE_PIXELS, LIMITS.image_pixels), 1)
     _claim(width, height)
@@ -158,7 +163,8 @@ def _decoded(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
     if start.startswith(_DEEP) or (start.startswith(_PNG) and start[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"):
         return _deep(encoded)
     image: npt.NDArray[np.uint8] | None = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-    return image
+    # OpenCV 5.0 gives a grey PFM as it is
+    return np.stack([image] * 3, axis=2) if image is not None and image.ndim == 2 else image
 
 
 def _beyond_opencv(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

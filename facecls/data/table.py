@@ -24,7 +24,7 @@ from facecls.data.parsing import MISSING, LabelError
 from facecls.data.sources import Record, Root, is_archive, is_clutter, is_manifest, open_source, quiet, roots_of
 from facecls.data.split import SPLITS
 from facecls.data.store import ImageStore, why_unusable
-from facecls.data.tasks import Tasks, ages
+from facecls.data.tasks import Tasks, ages, classifications
 from facecls.errors import UserError
 
 SAME_PHOTO = "same photo as another"
@@ -108,9 +108,9 @@ def read_table(root: Root, seed: int, tasks: Tasks) -> Table:
         such = table.rejects["path"][table.rejects["reason"] == reason]
         raise UserError(
             f"Expected faces in {where}, but all {len(table.rejects)} files were rejected; commonest reason: {reason} "
-            f"({len(such)}, such as {such.iloc[0]})."
+            f"({len(such)}, such as {such.iloc[0]}); correct that, or name other faces."
         )
-    raise UserError(f"Expected faces in {where}, but there is no file in it.")
+    raise UserError(f"Expected faces in {where}, but there is no file in it; name another place.")
 
 
 def _files(root: str, seed: int, tasks: Tasks, is_only: bool) -> Iterator[_File]:
@@ -162,6 +162,7 @@ def _repeated(manifest: Path, tasks: Tasks) -> list[str | None]:
     rows = pd.concat(stream_rows(manifest, tasks), ignore_index=True)
     if "split" in rows:
         _check_splits(rows["split"], manifest)
+    _check_codes(rows, tasks, manifest)
     rows["path"] = rows["path"].map(lambda path: posixpath.normpath(path.replace("\\", "/")) if path else "")
     reasons = np.full(len(rows), None, object)
     reasons[rows["path"].duplicated()] = "listed twice"
@@ -172,10 +173,25 @@ def _repeated(manifest: Path, tasks: Tasks) -> list[str | None]:
 
 
 def _check_splits(splits: pd.Series, manifest: Path) -> None:
+    remedy = "correct the column, or leave it out for a split by data.val_fraction and data.test_fraction"
     if empty := int((splits == "").sum()):
-        raise UserError(f"Expected a split in every row of {manifest}, but {empty} of {len(splits)} have none.")
+        raise UserError(
+            f"Expected a split in every row of {manifest}, but {empty} of {len(splits)} have none; {remedy}."
+        )
     if len(others := splits[~splits.isin(SPLITS)]):
-        raise UserError(f"Expected {', '.join(SPLITS)} under split in {manifest}, got {others.iloc[0]!r}.")
+        raise UserError(
+            f"Expected {', '.join(SPLITS)} under split in {manifest}, but got {others.iloc[0]!r}; {remedy}."
+        )
+
+
+def _check_codes(rows: pd.DataFrame, tasks: Tasks, manifest: Path) -> None:
+    """Rejects a column in which most labels would be taken for others, and the last left out."""
+    for task in classifications(tasks.values()):
+        if task.name in rows and task.counts_from_one(rows[task.name].unique()):
+            raise UserError(
+                f"Expected {task.expected} under {task.name} in {manifest}, but its numbers run from 1 to "
+                f"{len(task.classes)}; count them from 0, or write words."
+            )
 
 
 def _inspect(file: _File) -> tuple[_File, str]:

@@ -182,6 +182,19 @@ class Classification(_Task):
             raise LabelError(f"{self.name} is not {self.expected}")
         return (code,)
 
+    def counts_from_one(self, texts: Iterable[str]) -> bool:
+        """Whether codes seem to begin at 1, so that each would be taken for its neighbour.
+
+        Args:
+            texts: All labels of a table, as people write them.
+
+        Examples:
+            >>> UTKFACE["gender"].counts_from_one(["1", "2", "1"]), UTKFACE["gender"].counts_from_one(["0", "1", "2"])
+            (True, False)
+        """
+        numbers = {number for number in map(whole_number, texts) if number is not None and number >= 0}
+        return self._takes_codes and min(numbers, default=0) == 1 and max(numbers) == len(self.classes)
+
     def text(self, value: float) -> str:
         """A label or a prediction in words, such as ``female``."""
         return self.classes[int(value)]
@@ -348,6 +361,10 @@ def _create_task(name: str, about: Mapping[str, Any]) -> Task:
         raise UserError(
             f"Expected a task's name in lower case, such as glasses, and not one of {', '.join(sorted(_RESERVED))}, "
             f"but got {name!r} in data.tasks; rename it."
+        )
+    if not isinstance(about, Mapping):
+        raise UserError(
+            f"Expected options for data.tasks.{name}, but got {about!r}; write {{classes: [first, second]}}."
         )
     if set(about) == {"highest"}:
         highest = about["highest"]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facecls.errors import UserError
+from facecls.files import open_regular
 from facecls.finding.warp import Pixels, Points, angle_of, around, inverse, moved, sample, similarity
 
 THRESHOLD = 0.6
@@ -90,6 +91,12 @@ class Detector:
         if smallest is not None and smallest < 8:
             raise UserError(f"Expected a smallest face of at least 8 pixels, but got {smallest}; name another width.")
         self.file = _own_file() if file is None else file
+        try:
+            open_regular(self.file).close()
+        except OSError as error:
+            raise UserError(
+                f"Expected a YuNet that OpenCV reads in {self.file}, but: {error.strerror}; name another."
+            ) from None
         self.threshold = threshold
         self.smallest = smallest
         self._own = threading.local()

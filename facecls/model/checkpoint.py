@@ -1,11 +1,13 @@
 """A trained model and the options of its data, read from a checkpoint."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from facecls.data.limits import SIDE
 from facecls.errors import UserError
@@ -77,13 +79,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     try:
         check_members(Path(path))
-        kept = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of a file of TorchScript, which is none
+            kept = torch.load(path, map_location="cpu", weights_only=True)
         upgrade(kept)
         options: Mapping[str, Any] = kept["hyper_parameters"]
         check_side(options.get("image_size", 224))
         names = inspect.signature(FaceModule.__init__).parameters.keys() - _OWN
         module = FaceModule(**{name: options[name] for name in names if name in options})
         check_finite(kept["state_dict"], path)
+        _check_types(kept["state_dict"], module.state_dict())
         module.load_state_dict(kept["state_dict"])
         frame, is_assumed = read_frame(options)
         data = {name: value for name, value in kept.get("datamodule_hyper_parameters", {}).items() if name[:1] != "_"}
@@ -92,8 +97,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise
     except Exception as error:  # torch.load raises many kinds for a file that is none of its own
         # the rest of torch's message advises to load it unsafely
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise UserError(f"Expected a checkpoint of facecls.fit, but could not read {path}: {reason}.") from error
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(":.")
+        reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
+        raise UserError(
+            f"Expected a checkpoint of facecls.fit, but could not read {path}: {reason}; name another."
+        ) from error
     optimizer = options.get("optimizer")
     precision = options.get("precision")
     return Checkpoint(
@@ -104,6 +112,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         optimizer if isinstance(optimizer, Mapping) else {},
         None if precision is None else str(precision),
     )
+
+
+def _check_types(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+    """Rejects tensors that would lose something as weights, and temperatures that would turn answers round."""
+    for name, tensor in state.items():
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            raise ValueError(f"its {name} is {tensor.dtype}")
+        if name.endswith(".temperature") and not (tensor > 0).all():
+            raise ValueError(f"its {name} is not above 0")
 
 
 def write_checkpoint(content: Mapping[str, Any], dest: Path) -> None:

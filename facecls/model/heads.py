@@ -4,6 +4,7 @@ A head defines everything that depends on the kind of its task: logits, loss, es
 over a model's heads without checking their type.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class HeadOptions:
         for name, value in (("dropout", self.dropout), ("label_smoothing", self.label_smoothing)):
             if not 0 <= value < 1:
                 raise UserError(f"Expected model.{name} from 0 to below 1, but got {value}.")
-        if self.age_sigma <= 0:
+        if not 0 < self.age_sigma < math.inf:
             raise UserError(f"Expected model.age_sigma above 0 years, but got {self.age_sigma}.")
         if any(size < 1 for size in self.hidden):
             raise UserError(

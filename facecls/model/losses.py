@@ -1,5 +1,6 @@
 """Losses as pure functions; faces without a label (``MISSING``) are ignored."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -160,13 +161,13 @@ def check_weights(
     for task, weights in class_weights.items():
         if task not in classes:
             raise UserError(f"Expected model.class_weights for {', '.join(classes)}, but got {task!r}; correct it.")
-        if len(weights) != len(classes[task]) or min(weights) <= 0:
+        if len(weights) != len(classes[task]) or not all(0 < weight < math.inf for weight in weights):
             raise UserError(
                 f"Expected model.class_weights.{task} above 0 for each of {', '.join(classes[task])}, but got "
                 f"{weights}; give one number per class."
             )
     for task, weight in task_weights.items():
-        if task not in known or weight < 0:
+        if task not in known or not 0 <= weight < math.inf:
             raise UserError(
                 f"Expected model.task_weights of 0 or more for {', '.join(known)}, but got {task}: {weight}."
             )

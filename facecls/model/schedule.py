@@ -60,6 +60,8 @@ class Schedule:
             raise UserError(
                 "Expected schedule.frozen and schedule.lr_milestones by epoch from 0 on, counts from -1 (all) on."
             )
+        if not all(0 <= factor < math.inf for factor in self.lr_milestones.values()):
+            raise UserError(f"Expected factors of 0 or more as schedule.lr_milestones, but got {self.lr_milestones}.")
 
 
 def at_epoch(changes: Mapping[int, T], epoch: int, before: T) -> T:

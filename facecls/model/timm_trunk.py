@@ -81,7 +81,7 @@ def _size_options(name: str, image_size: int | None) -> dict[str, Any]:
 
     timm's own record of a model, its configuration, does not say whether it takes ``dynamic_img_size``.
     """
-    net = _outline(name)
+    net: Any = _outline(name)  # with what timm gives its models
     if not hasattr(net, "group_matcher"):
         raise UserError(f"Expected a trunk whose layers timm counts, but {name} is none; choose another.")
     usual: int = net.pretrained_cfg["input_size"][-1]

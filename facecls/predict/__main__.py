@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from facecls.data.limits import add_limits, set_limits_of
 from facecls.errors import CommandParser, UserError, command, memory_for, program, status_of
-from facecls.files import sha256
+from facecls.files import resolved, sha256
 from facecls.locks import locked
 from facecls.ranks import Rank, launched
 from facecls.terminal import say
@@ -188,7 +188,7 @@ def _own_outputs(options: argparse.Namespace, rank: Rank) -> _Outputs:
     if out is not None:
         check_output(out, options.resume)
     folders = [folder for folder in (options.annotate, options.crops) if folder is not None]
-    written = {file.resolve() for file in (*grids, *outs, *map(journal_of, outs), *map(lock_of, outs), *folders)}
+    written = {resolved(file) for file in (*grids, *outs, *map(journal_of, outs), *map(lock_of, outs), *folders)}
     return _Outputs(out, grids[rank.number] if grids else None, written)
 
 

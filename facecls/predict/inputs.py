@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from facecls.data.sources import Record, is_archive, is_clutter, is_drawn, is_ma
 from facecls.data.store import read_image
 from facecls.data.tasks import Tasks
 from facecls.errors import UserError
+from facecls.files import resolved
 
 STDIN = "-"
 """Stands for a list of paths on standard input, one a line."""
@@ -40,6 +42,11 @@ _LIST = ".txt"
 _VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 EVERY = 1.0
 """Seconds between the frames of a video that are looked at."""
+_PLAYER = cv2.CAP_FFMPEG if cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG) else cv2.CAP_ANY
+"""What plays videos: others would go on from ``1.mp4``, if that is an image, to ``2.mp4``."""
+_PLAYER_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+_NO_PLAYLISTS = "protocol_whitelist;file|format_whitelist;mov,avi,matroska,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg"
+"""Values of that variable, by which FFmpeg plays no file that names others."""
 _FRAME_QUALITY, _TICK, _LEAST_FRAMES = 95, 1e-6, 0.9
 """Of a frame as a JPEG; what seconds are rounded by; the share of the announced frames that a whole video has."""
 
@@ -98,9 +105,9 @@ def stream(
     folders = [path for path in left_out if path.is_dir()]
 
     def is_left_out(file: Path) -> bool:
-        if folders and any(file.resolve().is_relative_to(folder) for folder in folders):
+        if folders and any(resolved(file).is_relative_to(folder) for folder in folders):
             return True
-        return file.name in names and file.resolve() in left_out
+        return file.name in names and resolved(file) in left_out
 
     for place in _places(arguments):
         if isinstance(place, Input):
@@ -301,7 +308,8 @@ def _is_video(file: Path) -> bool:
 
 def _in_video(file: Path, every: float) -> Iterator[Input]:
     """The first frame of a video, and the first one after each so many seconds."""
-    video = cv2.VideoCapture(str(file))
+    with _environment(_PLAYER_OPTIONS, _NO_PLAYLISTS):  # FFmpeg reads it now
+        video = cv2.VideoCapture(str(file), _PLAYER)
     pixels = int(video.get(cv2.CAP_PROP_FRAME_WIDTH)) * int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
     if pixels > LIMITS.image_pixels:
         video.release()
@@ -332,6 +340,19 @@ def _in_video(file: Path, every: float) -> Iterator[Input]:
         yield _failed(file.as_posix(), "not a video that OpenCV reads")
     elif count < _LEAST_FRAMES * announced:
         yield _failed(file.as_posix(), f"cut off after {now:.1f} seconds")
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _failed(path: str, reason: str) -> Input:

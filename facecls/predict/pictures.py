@@ -14,7 +14,7 @@ from PIL import ImageDraw, ImageFont
 from facecls.data.archives import UnreadableError
 from facecls.data.tasks import Task, Tasks
 from facecls.errors import UserError
-from facecls.files import make_folder, replacing
+from facecls.files import make_folder, replacing, resolved
 from facecls.predict.faces import Batch
 from facecls.predict.inputs import Input, may_be_photo
 
@@ -50,8 +50,8 @@ def check_folder(option: str, folder: Path, is_resumed: bool, inputs: Iterable[s
         raise UserError(f"Expected a folder for {option} at {folder}, but {error.strerror}; name another.") from None
     if not (is_empty or is_resumed):
         raise UserError(f"Expected a new or empty folder for {option}, but {folder} holds something; name another.")
-    own = folder.resolve()
-    for place in (Path(each).resolve() for each in inputs):
+    own = resolved(folder)
+    for place in map(resolved, inputs):
         if not is_empty and (place == own or own in place.parents):
             raise UserError(f"Expected a folder for {option} without photos, but {place} is an input; name another.")
 

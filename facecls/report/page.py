@@ -9,7 +9,7 @@ from facecls.analysis.groups import gaps, group_table, score_groups
 from facecls.analysis.scores import Verdict, compare_with_guess, score, trivial
 from facecls.data.tasks import ages, classifications
 from facecls.errors import UserError
-from facecls.files import replacing
+from facecls.files import replacing, resolved
 from facecls.model.network import FaceModel
 from facecls.report.blocks import Section
 from facecls.report.card import write_card
@@ -105,7 +105,7 @@ def write_comparison(run_dirs: Sequence[Path], image: ImageLoader | None, dest: 
         UserError: If a folder cannot be read, the runs have no face in common, or the page cannot be written.
     """
     runs = [read_run(folder) for folder in run_dirs]
-    names = _short_names([run.folder.resolve() for run in runs])
+    names = _short_names([resolved(run.folder) for run in runs])
     named = dict(zip(names, runs, strict=True))
     tables = {name: run.predictions for name, run in named.items()}
     tasks, left_out = shared_tasks(tables, {name: run.tasks for name, run in named.items()})

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 import sys
 import warnings
@@ -27,6 +28,7 @@ from facecls.compat import DEPRECATED, keep_tensorboard_from_importing_tensorflo
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.limits import Limits, set_limits
 from facecls.errors import UserError, program
+from facecls.files import resolved
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
 from facecls.run import BEST_CHECKPOINT
@@ -161,7 +163,8 @@ class FaceCLI(LightningCLI):
         if config.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # the command describes the model in a line of its own
         kwargs["use_distributed_sampler"] = False  # the datamodule's sampler divides the batches
-        trainer = super().instantiate_trainer(**kwargs)
+        with _options_taken():
+            trainer = super().instantiate_trainer(**kwargs)
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
         check_launch(trainer)
         return trainer
@@ -172,7 +175,8 @@ class FaceCLI(LightningCLI):
         if precision.is_automatic(trainer.precision) and self.ckpt_path is not None:
             trainer.precision, reason = read_checkpoint(self.ckpt_path).precision, "as in the run that is resumed"
         if precision.is_automatic(trainer.precision):
-            planned = _plain_trainer(trainer)
+            with _options_taken():
+                planned = _plain_trainer(trainer)
             measure = partial(
                 time_precisions,
                 model=self.model.model,
@@ -220,14 +224,26 @@ def _check_seed(value: bool | int) -> int:
 
 
 def _check_clipping(config: Any, number_format: str) -> None:
-    """Refuses early what Lightning would only refuse in the first step."""
+    """Refuses early what Lightning would only refuse in the first step, or not at all."""
+    clip = config.trainer.gradient_clip_val
+    if clip is not None and not 0 <= clip < math.inf:  # a negative one would turn the gradients round
+        raise UserError(f"Expected trainer.gradient_clip_val of 0 or more, but got {clip}; null does not clip.")
     fused = config.get("model.optimizer.init_args.fused")
     mixed = number_format.endswith("mixed") or number_format in ("16", "bf16")
-    if fused and config.trainer.gradient_clip_val and mixed:
+    if fused and clip and mixed:
         raise UserError(
             "Expected model.optimizer.init_args.fused false with trainer.gradient_clip_val in mixed precision, since a "
             "fused optimizer scales gradients and updates weights in one pass."
         )
+
+
+@contextmanager
+def _options_taken() -> Iterator[None]:
+    """Tells of options of a kind that the parser lets through and a trainer refuses, such as devices or max_time."""
+    try:
+        yield
+    except TypeError as error:
+        raise UserError(f"Expected options that the trainer takes, but: {error} Correct trainer.*.") from error
 
 
 def _uses_ddp(config: Any) -> bool:
@@ -267,8 +283,8 @@ def resumed_version(ckpt_path: str | None, root: str, name: str) -> str | None:
     """
     if ckpt_path is None:
         return None
-    run = Path(ckpt_path).resolve().parent.parent
-    return run.name if run.parent == (Path(root) / name).resolve() and run.name.startswith("version_") else None
+    run = resolved(ckpt_path).parent.parent
+    return run.name if run.parent == resolved(Path(root) / name) and run.name.startswith("version_") else None
 
 
 def parse(create: Callable[[Any], Any], args: Any) -> Any:

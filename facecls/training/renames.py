@@ -8,6 +8,9 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from facecls.errors import UserError
+from facecls.files import NOT_REGULAR, open_regular
+
 RENAMED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "model.schedule.norms": ("model.schedule.batchnorm", {"unfrozen": "train", "none": "frozen"}),
     "model.schedule.drops": ("model.schedule.lr_milestones", {}),
@@ -29,6 +32,9 @@ def rename_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Returns:
         The words with the present names, and a line for each name that was replaced.
+
+    Raises:
+        UserError: If such an option names a device, pipe or socket.
 
     Examples:
         >>> rename_options(["--model.schedule.norms=none", "--model.schedule", "{drops: {10: 0.1}, warmup: 0}"])[0]
@@ -75,10 +81,15 @@ def _rename_value(key: str, value: str, notes: dict[str, None]) -> str:
 
 
 def _read(value: str) -> str:
-    """The contents of a file, or the value itself if it names none."""
+    """The contents of a file, or the value itself if it names none; what can be read only once is refused."""
     try:
-        return Path(value).read_text(encoding="utf-8")
-    except (OSError, ValueError):  # a long value is no file name
+        with open_regular(Path(value)) as stream:
+            return stream.read().decode()
+    except OSError as error:  # a long value is no file name
+        if error.strerror == NOT_REGULAR:
+            raise UserError(f"Expected a file of options, but {value} is {NOT_REGULAR}; copy it into a file.") from None
+        return value
+    except ValueError:
         return value
 
 
