@@ -25,6 +25,7 @@ from facecls.model.onnx_file import trunk_to_onnx
 from facecls.model.predictor import OnnxTrunk
 from facecls.model.trunk import Trunk, create_trunk, load_graph, save_trunk
 from facecls.training import probe as probing
+from facecls.training.cli import FaceCLI
 from facecls.training.probe import features_key
 
 pytestmark = pytest.mark.slow
@@ -178,18 +179,25 @@ def _lets_engines_take(seconds: Mapping[str, float], monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("_quick_export")
 @pytest.mark.parametrize("faster", ["torch", "ONNX Runtime"])
 def test_the_faster_engine_computes_the_features(
-    faster: str, faces: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    faster: str, trunk: Trunk, faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _lets_engines_take({"torch": 100.0, "ONNX Runtime": 90.0 if faster == "ONNX Runtime" else 110.0}, monkeypatch)
-    KEPT.unlink()
-    tested = _tested(_fit(faces))
-    assert f"features of 80 faces computed by {faster} at " in capsys.readouterr().out
+    kept = Path("runs/engines/features.safetensors")
+    kept.unlink(missing_ok=True)
+    made = FaceCLI([*SMALL, f"--data.root={faces}", "--model.weights=trunk.safetensors", "--name=engines"])
+    made.datamodule.setup()
+    said = probing.use_features(made.trainer, made.model, made.datamodule)
+    assert said.startswith(f"features of 80 faces computed by {faster} at ")
+    features = load_file(kept)["features"]
+    face = torch.from_numpy(EvalTransform(64)(made.datamodule.picture(79))["image"].copy()).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        np.testing.assert_allclose(features[79, 0], trunk(face)[0], atol=1e-5)
+    assert made.model.model.trunk.training
     monkeypatch.setattr(probing, "compute_features", _refuse)
-    assert _tested(_fit(faces)) == tested
-    assert f"features of 80 faces read from {KEPT}, computed by {faster}\n" in capsys.readouterr().out
+    said = probing.use_features(made.trainer, made.model, made.datamodule)
+    assert said == f"features of 80 faces read from {kept}, computed by {faster}"
 
 
-@pytest.mark.usefixtures("_quick_export")
 def test_both_engines_compute_the_same_features(trunk: Trunk, exported: bytes) -> None:
     images = torch.randint(0, 256, (70, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -86,7 +86,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "rejects.csv": lambda dest: run.write_faces(dest.parent, FACES[:1], FACES, FACES[:0], UTKFACE),
     "unread_labels.csv": lambda dest: run.write_faces(dest.parent, FACES[:1], FACES[:0], FACES, UTKFACE),
     "suspects.csv": lambda dest: run.write_suspects(dest.parent, FACES),
-    "features.safetensors": lambda dest: write_features(dest, "key", TENSORS["a"]),
+    "features.safetensors": lambda dest: write_features(dest, "key", TENSORS["a"], "torch"),
     "trunk.safetensors": lambda dest: save_trunk(dest, TENSORS, {}),
     "grid.png": _grid,
     "report.html": lambda dest: write_page(dest, "title " * ROOM, []),

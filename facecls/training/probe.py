@@ -29,6 +29,7 @@ from facecls.files import make_folder, replacing
 from facecls.model.checksums import digest_of
 from facecls.model.engine import faster_trunk
 from facecls.model.module import FaceModule
+from facecls.model.predictor import OnnxTrunk, TorchPredictor
 from facecls.model.schedule import FREEZE_ALL
 from facecls.model.trunk import Trunk
 from facecls.model.views import Tta, count_views, views
@@ -37,6 +38,7 @@ from facecls.training.callbacks import run_folder
 FEATURES = "features.safetensors"
 """File name, in the folder that all runs of one name share."""
 _TENSOR, _KEY = "features", "key"
+_ENGINES = TorchPredictor.engine, OnnxTrunk.engine
 _COMPARED = 16
 """Faces by which engines are compared."""
 
@@ -119,7 +121,7 @@ def _compute(
     run = by_torch if other is None else other
     features = compute_features(run, chain([first], batches), device, advance, tta)
     trunk.train()
-    return features, "torch" if other is None else other.engine, len(features) / (time.monotonic() - started)
+    return features, _ENGINES[other is not None], len(features) / (time.monotonic() - started)
 
 
 def features_key(trunk: Trunk, data: FacesDataModule, precision: str, tta: Tta) -> str:
@@ -187,8 +189,8 @@ def read_features(path: Path, key: str) -> tuple[Tensor, str] | None:
             digest, _, engine = more.partition(" ")
             if kept == key:
                 features: Tensor = file.get_tensor(_TENSOR)
-                if digest == digest_of({_TENSOR: features}):
-                    return features, engine or "torch"  # as all were, until files said it
+                if digest == digest_of({_TENSOR: features}) and engine in ("", *_ENGINES):
+                    return features, engine or _ENGINES[0]  # as all were, until files said it
     except (OSError, SafetensorError):
         pass
     return None
