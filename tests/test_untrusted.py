@@ -266,6 +266,36 @@ def test_weights_of_another_file_are_refused(link: Any, tmp_path: Path) -> None:
         pass
 
 
+def _external(group: h5py.Group, folder: Path) -> None:
+    (folder / "secret").write_bytes(np.ones(3, np.float32).tobytes())
+    group.create_dataset("a/kernel:0", (3,), np.float32, external=[(str(folder / "secret"), 0, 12)])
+
+
+def _virtual(group: h5py.Group, folder: Path) -> None:
+    with h5py.File(folder / "other.h5", "w") as other:
+        other["x"] = np.ones(3, np.float32)
+    layout = h5py.VirtualLayout((3,), np.float32)
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "x", (3,))
+    group.create_virtual_dataset("a/kernel:0", layout)
+
+
+@pytest.mark.parametrize("store", [_external, _virtual])
+def test_weights_that_lie_in_another_file_are_refused(
+    store: Callable[[h5py.Group, Path], None], tmp_path: Path
+) -> None:
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file.attrs["layer_names"] = [b"a"]
+        group = file.create_group("a")
+        group.attrs["weight_names"] = [b"a/kernel:0"]
+        store(group, tmp_path)
+        assert group["a/kernel:0"][:].tolist() == [1, 1, 1]  # HDF5 itself reads the other file
+    with (
+        open_keras(tmp_path / "net.h5") as file,
+        pytest.raises(UserError, match=r"weight a/kernel in .* lies in another file"),
+    ):
+        file.weights.read(("a",), {"kernel": (3,)})
+
+
 PLAYLISTS = {
     "concat": b"ffconcat version 1.0\nfile 'other.avi'\n",
     "m3u8": b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.avi\n#EXT-X-ENDLIST\n",
