@@ -1,6 +1,7 @@
 """What the tests and the examples in docstrings share: one thread each, no GPU, drawn faces on disk."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_thread(request: pytest.FixtureRequest) -> None:
     if request.config.option.markexpr != "bench":
         torch.set_num_threads(1)  # two test processes share the cores already
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_disks() -> Iterator[None]:
+    """What tests write need not survive a power cut, for which commands wait after each file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from facecls.data.datamodule import FacesDataModule
 from facecls.data.limits import Limits, set_limits
 from facecls.data.tasks import Tasks
 from facecls.errors import UserError, command, memory_for, program
-from facecls.model.network import FaceModel
+from facecls.model.checkpoint import Checkpoint
 from facecls.run import write_config, write_faces
 from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_split, describe_trained, has_faces_of_training, keep_split
@@ -25,7 +25,7 @@ from facecls.training.collector import PredictionCollector
 from facecls.training.labels import check_some_labels, describe_labels
 from facecls.training.option_parser import OptionParser
 from facecls.training.outcome import git_commit, save_outcome
-from facecls.training.precision import AUTO, choose_precision, is_automatic, uses_cuda
+from facecls.training.precision import AUTO, choose_precision, is_automatic, possible_precisions, uses_cuda
 from facecls.training.processes import together
 from facecls.training.progress import create_progress
 from facecls.training.trial import time_precisions
@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     config, checkpoint = parse_with_checkpoint(parser, args)
     set_limits(**config.limits.as_dict())
     collector = PredictionCollector()
-    trainer = parse(partial(create_trainer, model=checkpoint.module.model, collector=collector), config)
+    trainer = parse(partial(create_trainer, checkpoint=checkpoint, collector=collector), config)
     data: FacesDataModule = parser.instantiate(config).data
     _check_tasks(data.tasks, checkpoint.module.model.tasks)
     check_split(data, checkpoint.data)
@@ -83,29 +83,32 @@ def create_parser() -> OptionParser:
     parser.add_argument("--name", default="evaluate", help="The results are saved in runs/NAME/version_N.")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto for a GPU where there is one.")
     parser.add_argument(
-        "--precision", type=str | None, default=AUTO, help="Such as 32-true; auto for the fastest, by a few batches."
+        "--precision", type=str | None, default=AUTO, help="Such as 32-true; auto for that of the training."
     )
     parser.add_lightning_class_args(FacesDataModule, "data")
     parser.add_class_arguments(Limits, "limits")
     return parser
 
 
-def create_trainer(config: Namespace, model: FaceModel, collector: PredictionCollector) -> pl.Trainer:
+def create_trainer(config: Namespace, checkpoint: Checkpoint, collector: PredictionCollector) -> pl.Trainer:
     """Creates the trainer that tests.
 
     Args:
         config: The command's options, in which the precision is set.
-        model: The tested model.
+        checkpoint: The tested model; where the device computes in its precision, the results are those of its run.
         collector: Collects the predictions.
 
     Returns:
         The trainer, on one device.
     """
     reason = "as asked"
-    if is_automatic(config.precision):
+    if is_automatic(config.precision) and checkpoint.precision in possible_precisions(config.accelerator)[0]:
+        config.precision, reason = checkpoint.precision, "as in training"
+    elif is_automatic(config.precision):
         device = torch.device("cuda" if uses_cuda(config.accelerator) else "cpu")
         shape = config.data.batch_size, config.data.image_size
-        measure = partial(time_precisions, model=model, shape=shape, device=device, schedule=None)
+        network = checkpoint.module.model
+        measure = partial(time_precisions, model=network, shape=shape, device=device, schedule=None)
         config.precision, reason = choose_precision(config.accelerator, measure)
     console().print(f"precision {config.precision}: {reason}")
     return pl.Trainer(

@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("glasses"))
         without_rendering(patch)
-        words = ["--data.root=synthetic:900", "--trainer.max_epochs=8"]
+        words = ["--data.root=synthetic:900", "--trainer.max_epochs=6"]
         fit.main([DEMO, *QUIET, GLASSES, *words])
         return Path("runs/demo/version_0").resolve()
 

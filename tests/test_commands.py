@@ -97,21 +97,3 @@ def test_words_and_statuses_are_passed_on(script: Path, tmp_path: Path, capsys: 
     assert broken.name in ended.stdout
     assert ended.stdout == capsys.readouterr().out
     assert _run(script, "predict", tmp_path / "no.ckpt", broken).returncode == 2
-
-
-@pytest.mark.slow
-def test_several_devices_work_together(script: Path, tmp_path: Path) -> None:
-    ended = _run(
-        script,
-        "fit",
-        "--data.root=synthetic:40",
-        "--data.image_size=64",
-        "--data.num_workers=0",
-        "--model.trunk=test_resnet",
-        "--trainer.accelerator=cpu",
-        "--trainer.devices=2",
-        "--trainer.fast_dev_run=true",
-        cwd=tmp_path,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "fast_dev_run" in ended.stdout

@@ -358,7 +358,9 @@ CORAL = b",file,age\n1,36_0_1_20170117163203851.jpg.chip.jpg,15\n"
 def test_splits_fetches_all_that_the_protocols_name(server, monkeypatch, tmp_path):
     """Each of its kind: what stands for one is no other, and a page is none."""
     monkeypatch.setattr(download, "_RETRIES", 0)
-    monkeypatch.setattr(download, "SPLITS", [replace(source, url=server.url) for source in SPLITS[1:]])
+    monkeypatch.setattr(
+        download, "SPLITS", [replace(source, url=server.url, smallest=len(CORAL)) for source in SPLITS[1:]]
+    )
     server.body = CORAL
     main(["splits", "--dest", str(tmp_path)])
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [CORAL, CORAL]

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from run_folders import without_drawing
+from run_folders import without_rendering
 
 from facecls import fit
 
@@ -19,7 +19,7 @@ def test_the_notebook_runs_on_the_demo_and_keeps_no_outputs(tmp_path: Path, monk
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)
 
     monkeypatch.chdir(tmp_path)
-    without_drawing(monkeypatch)
+    without_rendering(monkeypatch)
     short = ["--data.root=synthetic:300", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=5"]
     fit.main(
         [

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,5 +207,8 @@ def test_what_was_chosen_is_kept(
     _measures({"32-true": 1.0, "bf16-mixed": 2.0}, monkeypatch)
     words = [f"--ckpt_path={last}", "--accelerator=cpu"]
     options, checkpoint = cli.parse_with_checkpoint(evaluate.create_parser(), words)
-    tester = evaluate.create_trainer(options, checkpoint.module.model, PredictionCollector())
-    assert (tester.precision, options.precision) == ("bf16-mixed", "bf16-mixed")  # a test may be faster in another
+    tester = evaluate.create_trainer(options, checkpoint, PredictionCollector())
+    assert (tester.precision, options.precision) == ("32-true", "32-true")  # its results are those of the run
+    options.precision = "auto"
+    older = replace(checkpoint, precision=None)
+    assert evaluate.create_trainer(options, older, PredictionCollector()).precision == "bf16-mixed"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from facecls.errors import UserError
+from facecls.files import resolved
 from facecls.report.sections.comparison import flat_options
 from facecls.run import CONFIG, Trial, read_trial
 
@@ -45,7 +46,7 @@ def read_trials(folders: Iterable[Path]) -> list[Trial]:
                 f"Expected the folder of a run with {CONFIG}, or one with such folders in it, but {folder} is neither; "
                 "facecls.fit leaves them in runs/NAME/version_N."
             )
-        found |= {each.resolve(): each for each in inside}
+        found |= {resolved(each): each for each in inside}
     return [read_trial(folder) for folder in found.values()]
 
 
@@ -60,7 +61,7 @@ def group(trials: Sequence[Trial]) -> list[Contender]:
     """
     groups: dict[tuple[str, frozenset[tuple[str, str]]], list[Trial]] = {}
     for trial in trials:
-        name = str(trial.config.get("name", trial.folder.resolve().parent.name))
+        name = str(trial.config.get("name", resolved(trial.folder).parent.name))
         groups.setdefault((name, frozenset(_options(trial).items())), []).append(trial)
     contenders = []
     for (name, options), some in groups.items():

@@ -224,6 +224,7 @@ def _check_optimizer(path: str, before: Mapping[str, Any], now: Mapping[str, Any
     names = ("class_path", *(f"init_args.{name}" for name in _KEPT_BY_OPTIMIZERS))
     told = [{"class_path": each.get("class_path"), **_kept(each)} for each in (before, now)]
     if before and told[0] != told[1]:
+        names = names[:1] if told[0]["class_path"] != told[1]["class_path"] else names
         old, new = (
             ", ".join(
                 f"model.optimizer.{name} {each.get(name)}" for name in names if told[0].get(name) != told[1].get(name)
