@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,5 +209,5 @@ def test_what_was_chosen_is_kept(
     tester = evaluate.create_trainer(options, checkpoint, PredictionCollector())
     assert (tester.precision, options.precision) == ("32-true", "32-true")  # its results are those of the run
     options.precision = "auto"
-    older = replace(checkpoint, precision=None)
+    older = checkpoint._replace(precision=None)
     assert evaluate.create_trainer(options, older, PredictionCollector()).precision == "bf16-mixed"
