@@ -178,7 +178,10 @@ def test_processes_end_together_and_the_run_goes_on(
     ended = r"facecls(\.fit)?: error: Expected all processes of the run to answer, but another one has ended [^\n]*\n"
     assert re.fullmatch("" if who == "all" else ended, err), err
     assert not (run / "run.lock").exists() or who == "main"
+    if who == "other":
+        return  # what the first process saved is no other than after SIGTERM
     monkeypatch.chdir(folder)
+    without_drawing(monkeypatch)
     epochs = torch.load(last, weights_only=True)["epoch"] + 1
     fit.main([*words, "--data.batch_size=16", f"--trainer.max_epochs={epochs}", f"--ckpt_path={last}"])
     assert torch.load(last, weights_only=True)["epoch"] == epochs - 1

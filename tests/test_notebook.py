@@ -20,7 +20,7 @@ def test_the_notebook_runs_on_the_demo_and_keeps_no_outputs(tmp_path: Path, monk
 
     monkeypatch.chdir(tmp_path)
     without_rendering(monkeypatch)
-    short = ["--data.root=synthetic:300", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=5"]
+    short = ["--data.root=synthetic:200", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=5"]
     fit.main(
         [
             f"--config={ROOT / 'configs/demo.yaml'}",
