@@ -55,6 +55,11 @@ def finish(network: Network, also: Sequence[str] = ()) -> Shapes:
     shapes = value_shapes(network.model)
     ends = [output.name for output in graph.output]
     layers = {ends[0]: network.features} | {_existing(name, network, shapes): name for name in also}
+    if len(layers) != 1 + len(also):
+        raise UserError(
+            f"Expected --also with other layers than the features, each once, but got {', '.join(also)} beside "
+            f"{network.features}; leave out what is there already."
+        )
     vectors = [
         _vector(network, shapes, value, layer, f"features/{place}")
         for place, (value, layer) in enumerate(layers.items())

@@ -50,7 +50,7 @@ _NO_MEMORY = re.compile(
     "out of memory|DefaultCPUAllocator: (can't allocate|not enough)|_ALLOC_FAILED|Failed to allocate memory"
 )
 """What torch, CUDA's libraries and ONNX Runtime say where memory runs out."""
-_WORKER_LOST = re.compile(r"DataLoader worker \(pid[^)]*\) (is killed|exited unexpectedly)")
+_WORKER_LOST = re.compile(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)")
 
 
 class UserError(Exception):

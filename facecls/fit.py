@@ -25,7 +25,7 @@ from facecls.files import make_folder
 from facecls.locks import locked
 from facecls.model.checkpoint import read_checkpoint, write_checkpoint
 from facecls.model.module import FaceModule
-from facecls.run import LOCK, set_results_aside, write_faces
+from facecls.run import LOCK, write_faces
 from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_resumed, keep_split, restoring
 from facecls.training.cli import FaceCLI, parse, without_noise
@@ -84,8 +84,6 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
         folder = run_folder(trainer)
         make_folder(folder)
         held.enter_context(locked(folder / LOCK, str(folder)))
-        if aside := set_results_aside(folder):
-            out.print(f"results of the run before it was resumed are now called {', '.join(aside)}")
         write_faces(folder, pd.concat([data.faces, data.gone]), data.rejects, data.unread, data.tasks)
     frame = measure_frame(data)
     out.print(describe_frame(frame))

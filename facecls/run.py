@@ -43,12 +43,18 @@ _FACE_COLUMNS = ("path", "sha1", "split")
 _UNREAD_COLUMNS = ("path", "label", "text", "reason")
 _METRIC_KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("checkpoint", "device", "precision", "version", "git_commit"), (str,)),
-    **dict.fromkeys(("epochs", "steps"), (int,)),
+    **dict.fromkeys(("epochs", "faces_seen", "steps"), (int,)),
+    "resumed": (bool,),
     "seconds": (int, float),
     "versions": (dict,),
 }
 _CONFIG_KINDS: Mapping[str, tuple[type, ...]] = {"seed_everything": (int,), "data": (dict,)}
-_DATA_KINDS: Mapping[str, tuple[type, ...]] = {"root": (str, list), "seed": (int,), "image_size": (int,)}
+_DATA_KINDS: Mapping[str, tuple[type, ...]] = {
+    "root": (str, list),
+    "seed": (int,),
+    "image_size": (int,),
+    "split_file": (str, dict),
+}
 """What is read of the metrics and the options, and what it must be, if it is there."""
 
 
@@ -249,9 +255,7 @@ def read_run(folder: Path) -> Run:
             "facecls.evaluate leave one in runs/NAME/version_N."
         )
     config, metrics = _read_mapping(folder / CONFIG, plain_yaml.load), _read_mapping(folder / METRICS, json.loads)
-    _check_kinds(metrics, _METRIC_KINDS, folder / METRICS)
-    _check_kinds(config, _CONFIG_KINDS, folder / CONFIG)
-    _check_kinds(_data_options(config), _DATA_KINDS, folder / CONFIG)
+    _check_facts(folder, metrics, config)
     tasks = _recorded_tasks(metrics, config)
     predictions = _read_table(folder / PREDICTIONS, tuple(UTKFACE if tasks is None else tasks))
     if not any(str(name).endswith("_predicted") for name in predictions):
@@ -289,7 +293,7 @@ def set_results_aside(folder: Path) -> list[str]:
         UserError: If a file can't be renamed.
     """
     aside = []
-    for name in (METRICS, PREDICTIONS, REPORT, SUSPECTS):
+    for name in (METRICS, PREDICTIONS, REPORT, SUSPECTS, CARD):
         try:
             (folder / name).replace(folder / f"{EARLIER}{name}")
         except FileNotFoundError:
@@ -316,8 +320,19 @@ def read_trial(folder: Path) -> Trial:
         run = read_run(folder)
         return Trial(folder, run.config, run.metrics, run.scalars, run.predictions, run.tasks)
     config, metrics = _read_mapping(folder / CONFIG, plain_yaml.load), _read_mapping(folder / METRICS, json.loads)
+    _check_facts(folder, metrics, config)
     tasks = _recorded_tasks(metrics, config)
     return Trial(folder, config, metrics, read_scalars(folder), None, UTKFACE if tasks is None else tasks)
+
+
+def _check_facts(folder: Path, metrics: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Rejects metrics and options of other kinds."""
+    numbers: dict[str, tuple[type, ...]] = {
+        name: (int, float) for name in metrics if name.startswith(("test/", "faces/"))
+    }
+    _check_kinds(metrics, {**_METRIC_KINDS, **numbers}, folder / METRICS)
+    _check_kinds(config, _CONFIG_KINDS, folder / CONFIG)
+    _check_kinds(_data_options(config), _DATA_KINDS, folder / CONFIG)
 
 
 def _data_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from facecls.data.sampler import FaceBatchSampler
 from facecls.data.split import SPLITS
 from facecls.data.transforms import EvalTransform, TrainTransform
 from facecls.errors import UserError
+from facecls.training.checkpoint_options import check_split
 
 
 def _module(faces: Path, workers: int = 0, **options: object) -> FacesDataModule:
@@ -162,6 +163,8 @@ def test_the_seed_takes_validation_faces_out_of_a_given_training_part(faces: Pat
         assert parts["train"] | parts["val"] == listed["train"]
         assert len(parts["val"]) == 10
     assert names[0]["val"] != names[1]["val"]
+    with pytest.raises(UserError, match=r"Expected data\.seed 0 as in training"):
+        check_split(table[1], dict(table[0].hparams))
     assert (table[0].rejects["reason"] == "not in the split file").sum() == 10
     given = _module(faces, split_file={**files, "val": files["test"]} | {"test": _one(tmp_path, files["train"])})
     assert given.faces["split"].value_counts().to_dict() == {"train": 49, "val": 20, "test": 1}

@@ -41,6 +41,7 @@ ON_CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you ..."
 )
 KILLED_WORKER = RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+LOST_WORKER = RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")
 
 
 @pytest.fixture(autouse=True)
@@ -212,8 +213,9 @@ def test_tasks_of_slurm_that_lightning_does_not_take_are_a_line(
         (ON_CPU, r"a batch of 8 faces, but the machine has run out of it; try --data\.batch_size 4\."),
         (MemoryError(), r"the machine has run out of it; try --data\.batch_size 4\."),
         (KILLED_WORKER, r"one was killed, .* lower --data\.num_workers or --data\.batch_size \(now 8\)"),
+        (LOST_WORKER, r"one was killed, .* lower --data\.num_workers or --data\.batch_size \(now 8\)"),
     ],
-    ids=["cuda", "cudnn", "cpu", "python", "worker"],
+    ids=["cuda", "cudnn", "cpu", "python", "worker killed", "worker lost"],
 )
 @pytest.mark.parametrize("place", ["fit", "evaluate", "predict"])
 def test_memory_that_runs_out_says_which_batch_to_try(

@@ -166,6 +166,12 @@ def test_layer_that_is_not_before_the_features_is_not_joined(folder: Path) -> No
             finish(network, (also,))
 
 
+@pytest.mark.parametrize("also", [("base_relu", "base_relu"), ("middle_conv", "base_relu", "middle_conv")])
+def test_a_layer_is_joined_once(also: tuple[str, ...], folder: Path) -> None:
+    with pytest.raises(UserError, match="other layers than the features, each once"):
+        finish(read_keras(folder / "k2_nested.h5", ask("nested")), also)
+
+
 def test_same_names_are_told_apart(folder: Path, oracle: dict[str, NDArray[Any]]) -> None:
     both = oracle["k2_same_names/features"]
     for part, output in enumerate(("one/base_relu", "two/base_relu")):

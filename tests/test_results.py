@@ -141,7 +141,7 @@ def test_what_is_not_known_is_left_open(tmp_path: Path) -> None:
     _trial(tmp_path / "b", 1, [1.0], [0.5], **GLASSES)
     page = main([str(tmp_path), "--out", str(tmp_path / "R.md")])
     tables = _tables(page)
-    assert tables["Scores of the test"] == [{"recipe": name, "runs": "1"} for name in ("bare", "trial")]
+    assert tables["Scores of the test"] == [{"recipe": name, "runs": "0 of 1"} for name in ("bare", "trial")]
     assert {row["faces seen"] for row in tables["How they were made"]} == {"\N{EN DASH}"}
     assert "No run has the predictions" in page.read_text()
 
@@ -209,4 +209,4 @@ def test_mistakes_are_said(runs: Path, tmp_path: Path, words: list[str], message
 def test_texts_of_a_run_do_not_break_the_table(tmp_path: Path) -> None:
     _configure(tmp_path / "a", "a|b\n# c <img src=x>", 1)
     page = main([str(tmp_path), "--out", str(tmp_path / "R.md")]).read_text()
-    assert "| a\\|b # c &lt;img src=x> | 1 |" in page
+    assert "| a\\|b # c &lt;img src=x> | 0 of 1 |" in page

@@ -347,6 +347,11 @@ def test_without_a_test_nothing_is_reported_as_one(
     assert "test/loss" in evaluate.main([best, "--accelerator=cpu", "--data.split=val"])
     (run / "metrics.json").write_text("{}")  # of a test before the run is resumed
     last = f"--ckpt_path={run / 'checkpoints/last.ckpt'}"
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    torch.save({**state, "lr_schedulers": {}}, run / "checkpoints/other.ckpt")
+    with pytest.raises(UserError, match="lr_schedulers"):
+        fit.main([*TINY, *own, *words, f"--ckpt_path={run / 'checkpoints/other.ckpt'}", "--trainer.max_epochs=2"])
+    assert (run / "metrics.json").exists()  # nothing has changed
     assert fit.main([*TINY, *own, *words, last, "--trainer.max_epochs=2"]) == {}
     assert "results of the run before it was resumed are now called earlier_metrics.json\n" in capsys.readouterr().out
     assert not (run / "metrics.json").exists()

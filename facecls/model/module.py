@@ -27,8 +27,8 @@ from facecls.model.upgrade import upgrade
 from facecls.model.views import Tta
 
 Batch = dict[str, Tensor]
-"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, V, D) float32 that the trunk made of it and, for V = 2, of its
-mirror image; ``index`` (N,) int64, row of the table; and (N,) int64 for each label column, such as ``gender``, ``race``
+"""``image`` (N, 3, H, W) uint8 RGB, or ``features`` (N, V, D) float32 that the trunk made of V
+views of it; ``index`` (N,) int64, row of the table; and (N,) int64 for each label column, such as ``gender``, ``race``
 and ``age``, or ``MISSING``."""
 Stage = Literal["train", "val", "test"]
 _NAMED = 3

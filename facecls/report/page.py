@@ -68,7 +68,8 @@ def write_report(run_dir: Path, image: ImageLoader | None, model: FaceModel | No
         limited,
     ]
     write_suspects(run_dir, suspects)
-    write_card(run, scores, said, limited)
+    if len(run.train):  # else these are other faces than the model's, of whose training nothing is known here
+        write_card(run, scores, said, limited)
     return write_page(run_dir / REPORT, f"Report on {run.name}{_about_faces([run])}", sections)
 
 

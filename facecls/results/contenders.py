@@ -10,7 +10,7 @@ from facecls.report.sections.comparison import flat_options
 from facecls.run import CONFIG, Trial, read_trial
 
 SEEDS = ("seed_everything", "data.seed")
-_NOT_COMPARED = (*SEEDS, "name", "ckpt_path", "data.num_workers", "trainer.default_root_dir")
+_NOT_COMPARED = (*SEEDS, "name", "ckpt_path", "data.num_workers", "trainer.default_root_dir", "trainer.precision")
 """Options that do not change what is learned, or only by chance. A path of a checkpoint is what a run went on from."""
 
 
@@ -95,7 +95,11 @@ def changes(trials: Sequence[Trial], baseline: Trial) -> list[Contender]:
 
 
 def _options(trial: Trial) -> dict[str, str]:
-    return {option: value for option, value in flat_options(trial.config) if option not in _NOT_COMPARED}
+    return {
+        option: value
+        for option, value in flat_options(trial.config)
+        if option not in _NOT_COMPARED and not option.startswith("limits.")
+    }
 
 
 def _said(options: Mapping[str, str], chosen: Sequence[str]) -> str:

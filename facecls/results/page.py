@@ -105,13 +105,19 @@ def _scores(contenders: Sequence[Contender]) -> str:
     rows = [
         [
             contender.name,
-            str(len(contender.trials)),
+            _count(contender, columns),
             *(spread(map(of, contender.trials), unit) for _, unit, of in columns),
         ]
         for contender in contenders
     ]
     note = "With one label a face, accuracy is micro F1."
     return f"{_table(['recipe', 'runs', *(heading for heading, _, _ in columns)], rows)}\n\n{note}"
+
+
+def _count(contender: Contender, columns: Sequence[_Column]) -> str:
+    """How many runs there are, and how many of them have results."""
+    tested = sum(any(not math.isnan(of(trial)) for _, _, of in columns) for trial in contender.trials)
+    return f"{tested} of {len(contender.trials)}" if tested < len(contender.trials) else str(tested)
 
 
 def _worst_groups(contenders: Sequence[Contender]) -> str:
@@ -159,7 +165,7 @@ def _seen(trial: Trial) -> str:
 
 
 def _minutes(trials: Sequence[Trial]) -> str:
-    seconds = [trial.metrics["seconds"] for trial in trials if "seconds" in trial.metrics]
+    seconds = [trial.metrics["seconds"] for trial in trials if trial.metrics.get("seconds") is not None]
     if not seconds:
         return NONE
     more = "more than " if any(trial.metrics.get("resumed") for trial in trials) else ""  # known since then only

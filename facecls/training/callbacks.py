@@ -16,7 +16,7 @@ from facecls.compat import create_checkpoint, set_place
 from facecls.console import console
 from facecls.errors import UserError
 from facecls.model.module import FaceModule
-from facecls.run import LAST_CHECKPOINT
+from facecls.run import LAST_CHECKPOINT, set_results_aside
 from facecls.training.checkpoint_options import check_state
 from facecls.training.processes import is_lost
 
@@ -136,6 +136,10 @@ class ResumeSettings(pl.Callback):
         """
         if trainer.ckpt_path is None:
             return
+        folder = run_folder(trainer)
+        # only now, since what was refused before leaves the run as it was
+        if trainer.is_global_zero and not trainer.fast_dev_run and (aside := set_results_aside(folder)):  # type: ignore[attr-defined]
+            console().print(f"results of the run before it was resumed are now called {', '.join(aside)}")
         assert isinstance(pl_module, FaceModule)
         scheduler, settings = pl_module.lr_schedulers(), pl_module.configure_optimizers()
         assert isinstance(scheduler, LambdaLR), "FaceModule has one"

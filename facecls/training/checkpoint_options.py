@@ -70,6 +70,8 @@ def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
     options, trained = data.hparams, {"tasks": {}, **trained}  # version 0.1 had no such option
     if options["split_file"] != trained.get("split_file"):
         differing = ["split_file"]
+    elif isinstance(data.split_file, dict) and "val" not in data.split_file:
+        differing = [name for name in ("seed", "val_fraction") if options[name] != trained.get(name)]
     elif data.split_file is not None or _has_split_column(data.root):
         return
     else:

@@ -165,12 +165,13 @@ class FaceCLI(LightningCLI):
         kwargs["use_distributed_sampler"] = False  # the datamodule's sampler divides the batches
         with _options_taken():
             trainer = super().instantiate_trainer(**kwargs)
+        self.model.hparams["precision"] = str(trainer.precision)  # by Lightning's own name, whatever was asked
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
         check_launch(trainer)
         return trainer
 
     def _choose_precision(self) -> None:
-        """Chooses the precision, unless it was asked for, and keeps it in ``config.yaml`` and checkpoints."""
+        """Chooses the precision, unless it was asked for, and keeps it in ``config.yaml``."""
         trainer, reason = self.config.trainer, "as asked"
         if precision.is_automatic(trainer.precision) and self.ckpt_path is not None:
             trainer.precision, reason = read_checkpoint(self.ckpt_path).precision, "as in the run that is resumed"
@@ -188,7 +189,6 @@ class FaceCLI(LightningCLI):
             is_alone = planned.world_size == 1
             trainer.precision, reason = precision.choose_precision(trainer.accelerator, measure if is_alone else None)
         self.precision_note = f"precision {trainer.precision}: {reason}"
-        self.model.hparams["precision"] = trainer.precision
 
     def _create_callbacks(self) -> list[pl.Callback]:
         # a second to import, for which --help must not wait

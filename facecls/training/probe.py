@@ -4,7 +4,7 @@ Features are kept beside the folders of the runs and used again as long as nothi
 module takes batches with ``features`` in place of ``image``; the checkpoint of a probe is that of an ordinary model.
 The trunk runs over all views of each face that the test averages over, and the heads see one at a time. On a
 CPU ONNX Runtime computes them where it is faster than torch. All features of a file are by one of the two, and the
-file says which; the key does not, since the two agree, and what one has computed the other need not compute again.
+file says which; the key does not, since the two agree (but for the rounding of bf16-mixed, which ONNX Runtime has not).
 """
 
 import hashlib

@@ -29,10 +29,11 @@ _FAILED = re.compile("gloo/transport|NCCL|ProcessGroup|Rendezvous|TCPStore|Broke
 class LostError(UserError):
     """Another process of the run has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
+        reason = "" if error is None else f" ({str(error).strip().partition(chr(10))[0]})"
         super().__init__(
-            "Expected all processes of the run to answer, but another one has ended or can't be reached; it says why "
-            "itself unless it was killed, as where memory runs out."
+            f"Expected all processes of the run to answer, but another one has ended or can't be reached{reason}; it "
+            "says why itself unless it was killed, as where memory runs out."
         )
 
 
@@ -115,7 +116,7 @@ def together(trainer: pl.Trainer) -> Iterator[None]:
     except BaseException as error:
         kill_launched_processes(trainer)
         if lost.is_set() or is_lost(error):
-            raise LostError from error
+            raise LostError(error if is_lost(error) else None) from error
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None
         raise

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 
+from facecls.errors import is_out_of_memory
 from facecls.model.engine import least_seconds
 from facecls.model.network import FaceModel
 from facecls.model.schedule import Schedule, freeze
@@ -71,7 +72,9 @@ def _works(run: "partial[float]", images: Tensor) -> bool:
     """Whether a step fits into memory, and overflows nowhere."""
     try:
         return math.isfinite(run(images))
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return False
 
 
