@@ -15,6 +15,7 @@ import pytest
 from facecls.data import archives
 from facecls.data.archives import CUT_OFF, NO_END, UnreadableError, archive_members
 from facecls.data.limits import LIMITS
+from facecls.data.synthetic import draw_faces
 from facecls.data.table import read_table
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
@@ -258,6 +259,31 @@ def test_a_member_beyond_the_limit_is_a_reject(ending: str, tmp_path: Path, monk
                 tar.addfile(member, io.BytesIO(bytes(size)))
     reason = "too large (1,001 bytes; the limit is 1,000, --limits.file_bytes=1001 raises it)"
     assert read(archive) == {"a.jpg": reason, "b.jpg": bytes(1_000)}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_face_whose_name_ends_as_a_folder_s_is_a_reject(kind: str, tmp_path: Path) -> None:
+    faces = {f"faces/{name}": bytes(data) for name, data in draw_faces(3, 1)}
+    path, lost = tmp_path / f"a.{kind}", sorted(faces)[1]
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in faces.items():
+                archive.writestr(name, data)
+        path.write_bytes(path.read_bytes().replace(lost.encode(), b"faces/\0" + lost[7:].encode()))
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, data in faces.items():
+                member = tarfile.TarInfo("faces/x" if name == lost else name)
+                member.type, member.size = tarfile.AREGTYPE, len(data)
+                archive.addfile(member, io.BytesIO(data))
+        content = bytearray(path.read_bytes())
+        at = content.index(b"faces/x\0")
+        content[at : at + 8] = b"faces/\0\0"
+        content[at + 148 : at + 156] = b" " * 8
+        content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+        path.write_bytes(content)
+    table = read_table(str(path), 0, UTKFACE)
+    assert (len(table.faces), len(table.rejects)) == (2, 1)
 
 
 def test_a_directory_that_understates_a_member_unpacks_no_more(tmp_path: Path) -> None:

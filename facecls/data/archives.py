@@ -140,6 +140,8 @@ def _zip_members(archive: Path, stream: BinaryIO) -> Iterator[tuple[str, Read]]:
             name = _divided(member.name)
             if len(name.encode(errors="replace")) > NAME_BYTES:
                 yield f"{name[:80]}...", partial(_refuse, f"a name longer than {NAME_BYTES:,} bytes")
+            elif member.info.is_dir():
+                yield f"{name}?", partial(_refuse, "damaged: a folder that has content")
             elif member.is_overlapping:
                 yield name, partial(_refuse, "damaged: it overlaps another member of the archive")
             elif member.info.file_size > LIMITS.file_bytes:

@@ -91,7 +91,7 @@ class TarReader:
             if len(name.encode(errors="surrogateescape")) > NAME_BYTES:
                 raise ValueError(f"a name is longer than {NAME_BYTES:,} bytes")
             # old archives mark a folder by its slash alone; links and folders may tell a size, but have no content
-            is_folder = kind == _FOLDER or (kind == b"\0" and name.endswith("/"))
+            is_folder = kind == _FOLDER or (kind == b"\0" and name.endswith("/") and not size)
             has_content = kind in _REGULAR or kind == _SPARSE or kind not in b"123456"
             self._left, self._padding = (size, -size % _BLOCK) if has_content else (0, 0)
             if not is_folder:

@@ -59,7 +59,7 @@ def open_zip(stream: BinaryIO) -> zipfile.ZipFile:
 
 
 def members(archive: zipfile.ZipFile) -> Iterator[Member]:
-    """The members of an archive, without folders, in its order."""
+    """The members of an archive, without empty folders, in its order."""
     infos = archive.infolist()
     overlapping = set()
     furthest = -1
@@ -68,7 +68,7 @@ def members(archive: zipfile.ZipFile) -> Iterator[Member]:
             overlapping.add(id(info))
         furthest = max(furthest, info.header_offset + _LOCAL + len(info.orig_filename) + info.compress_size)
     for info in infos:
-        if not info.is_dir():
+        if not info.is_dir() or info.file_size:  # a name that a zero byte cuts may end as a folder's
             yield Member(info.filename, info, id(info) in overlapping)
 
 
