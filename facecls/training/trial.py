@@ -73,7 +73,7 @@ def _works(run: "partial[float]", images: Tensor) -> bool:
     try:
         return math.isfinite(run(images))
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)):
             raise
         return False
 
