@@ -54,7 +54,7 @@ def finish(network: Network, also: Sequence[str] = ()) -> Shapes:
     graph = network.model.graph
     shapes = value_shapes(network.model)
     ends = [output.name for output in graph.output]
-    layers = {ends[0]: network.features} | {_existing(name, network, shapes): name for name in also}
+    layers = {ends[0]: network.features} | {_existing(name, network): name for name in also}
     if len(layers) != 1 + len(also):
         raise UserError(
             f"Expected --also with other layers than the features, each once, but got {', '.join(also)} beside "
@@ -104,7 +104,8 @@ def last_map(model: onnx.ModelProto, shapes: Shapes) -> Map | None:
     return None
 
 
-def _existing(name: str, network: Network, shapes: Shapes) -> str:
+def _existing(name: str, network: Network) -> str:
+    """The name, if something in the model computes it."""
     computed = [output for node in network.model.graph.node for output in node.output]
     if name not in computed:
         near = difflib.get_close_matches(name, computed, n=3) or computed[-3:]

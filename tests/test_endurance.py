@@ -21,7 +21,6 @@ COUNTED, EACH = (2, 4, 6), 12
 @pytest.mark.slow
 def test_nothing_grows_with_steps_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.fsync", lambda _: None)
     end = LastCheckpoint.on_train_epoch_end
     counts: list[tuple[int, int]] = []
 

@@ -11,7 +11,7 @@ from facecls.errors import CommandParser, UserError, command, program
 
 _DESCRIPTION = (
     "Writes the scores of runs, their worst groups and how they were made into one page of Markdown. Runs that differ "
-    "in the seed alone are one recipe, with mean and spread. What is written by hand between the marks of the page "
+    "in the seed alone are one recipe, with mean and spread. What is written by hand below the mark of the page "
     "stays when it is written again."
 )
 
