@@ -13,6 +13,8 @@ from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces, write_faces
 
 collect_ignore_glob = ["tests/keras_*.py"]  # no tests; to look for examples would import TensorFlow, beside torch
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
+"""Variables by which libraries learn how many threads they may use."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,9 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides the GPU, since the tests must say the same on every machine; the benchmarks use it."""
+    """Hides the GPU, since the tests must say the same on every machine, and leaves processes one thread each.
+
+    Two processes of pytest share the cores already. The benchmarks use all there is.
+    """
     if config.option.markexpr != "bench":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", **dict.fromkeys(_THREADS, "1")}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,12 +1,13 @@
 """Reading regular files alone, writing files so that nothing half written is ever seen, never over an input."""
 
 import errno
+import glob
 import hashlib
 import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,6 +81,23 @@ def replacing(dest: Path) -> Iterator[Path]:
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_parts(place: Path) -> None:
+    """Removes what processes that were killed had half written; for the one process that holds the place's lock.
+
+    Args:
+        place: A file that is written by way of ``replacing``, or a folder of such files, at any depth.
+    """
+    if place.is_dir():
+        parts = place.rglob(".*.part")
+    elif len(place.name) <= _LONGEST:  # else it could be another file's, whose name begins as this one's
+        parts = place.parent.glob(f".{glob.escape(place.name)}.*.part")
+    else:
+        return
+    for part in parts:
+        with suppress(OSError):  # what can't be removed harms nobody
+            part.unlink()
 
 
 def make_folder(folder: Path) -> None:

@@ -21,9 +21,9 @@ from facecls.compat import guard_restoring
 from facecls.console import console
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError, command, memory_for, status_of
-from facecls.files import make_folder
+from facecls.files import make_folder, remove_parts
 from facecls.locks import locked
-from facecls.model.checkpoint import read_checkpoint, write_checkpoint
+from facecls.model.checkpoint import load_heads, read_checkpoint, write_checkpoint
 from facecls.model.module import FaceModule
 from facecls.run import LOCK, write_faces
 from facecls.training.callbacks import run_folder
@@ -67,6 +67,9 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     out = console(quiet=not trainer.is_global_zero)
     out.print(cli.precision_note)
     out.print(describe(cli.model))
+    if cli.config.heads is not None and cli.ckpt_path is None:
+        taken = load_heads(cli.model.model, cli.config.heads)
+        out.print(f"heads of {', '.join(taken)} from {cli.config.heads}")
     if cli.ckpt_path is not None:
         check_resumed(cli.ckpt_path, read_checkpoint(cli.ckpt_path), cli.model, data)
         out.print(f"resuming from {cli.ckpt_path}")
@@ -84,6 +87,7 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
         folder = run_folder(trainer)
         make_folder(folder)
         held.enter_context(locked(folder / LOCK, str(folder)))
+        remove_parts(folder)
         write_faces(folder, pd.concat([data.faces, data.gone]), data.rejects, data.unread, data.tasks)
     frame = measure_frame(data)
     out.print(describe_frame(frame))

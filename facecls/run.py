@@ -52,6 +52,7 @@ _CONFIG_KINDS: Mapping[str, tuple[type, ...]] = {"seed_everything": (int,), "dat
 _DATA_KINDS: Mapping[str, tuple[type, ...]] = {
     "root": (str, list),
     "seed": (int,),
+    "split_seed": (int,),
     "image_size": (int,),
     "split_file": (str, dict),
 }

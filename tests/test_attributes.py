@@ -21,7 +21,13 @@ from facecls.report import __main__ as report
 pytestmark = pytest.mark.slow
 
 DEMO = f"--config={Path(__file__).parent.parent / 'configs/demo.yaml'}"
-QUIET = ["--data.num_workers=0", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+QUIET = [
+    "--model.trunk=test_resnet",
+    "--trainer.precision=32-true",
+    "--data.num_workers=0",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
+]
 GLASSES = "--data.tasks={glasses: {classes: [without, with]}}"
 
 

@@ -163,7 +163,7 @@ def test_the_seed_takes_validation_faces_out_of_a_given_training_part(faces: Pat
         assert parts["train"] | parts["val"] == listed["train"]
         assert len(parts["val"]) == 10
     assert names[0]["val"] != names[1]["val"]
-    with pytest.raises(UserError, match=r"Expected data\.seed 0 as in training"):
+    with pytest.raises(UserError, match=r"Expected data\.split_seed 0 as in training"):
         check_split(table[1], dict(table[0].hparams))
     assert (table[0].rejects["reason"] == "not in the split file").sum() == 10
     given = _module(faces, split_file={**files, "val": files["test"]} | {"test": _one(tmp_path, files["train"])})
@@ -218,6 +218,20 @@ def test_pipelines_give_the_size_and_keep_uint8() -> None:
         found = transform(image=image)["image"]
         assert found.shape == (96, 96, 3)
         assert found.dtype == np.uint8
+
+
+def test_runs_of_other_seeds_can_share_a_split(faces: Path) -> None:
+    one, other = _module(faces, seed=1, split_seed=5), _module(faces, seed=2, split_seed=5)
+    assert one.faces["split"].tolist() == other.faces["split"].tolist()
+    assert one.faces["split"].tolist() == _module(faces, seed=5).faces["split"].tolist()
+    assert one.faces["split"].tolist() != _module(faces, seed=1).faces["split"].tolist()
+    check_split(one, dict(other.hparams))
+    check_split(_module(faces, seed=5), dict(one.hparams))
+    orders = [
+        [index for batch in data.train_dataloader() for index in batch["index"].tolist()] for data in (one, other)
+    ]
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
 
 
 def test_evaluation_does_not_seed_what_it_is_given(faces: Path) -> None:

@@ -336,8 +336,9 @@ def test_a_task_without_labels_is_not_learned_unnoticed(faces: Path) -> None:
 
 def test_the_faces_of_the_training_are_split_as_they_were_or_not_at_all(begun: Path, faces: Path) -> None:
     test = [f"--ckpt_path={begun.with_name('best.ckpt')}", "--accelerator=cpu"]
-    for option in (GLASSES, "--data.seed=2", "--data.val_fraction=0.2", "--data.test_fraction=0.4"):
-        name = option[2:].partition("=")[0]
+    seeds = ("--data.seed=2", "--data.split_seed=2")
+    for option in (GLASSES, *seeds, "--data.val_fraction=0.2", "--data.test_fraction=0.4"):
+        name = "data.split_seed" if option in seeds else option[2:].partition("=")[0]
         for more in ([], ["--data.split=all"], [f"--data.root={faces}"]):
             with pytest.raises(UserError, match=rf"Expected {name} .* as in training, .* but got {name} "):
                 evaluate.main([*test, option, *more])
@@ -435,7 +436,8 @@ def begun(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["--data.tasks={race: {classes: [light, dark]}}"],
             r"race: 0 \(white\), .*but got gender; race: 0 \(light\), 1",
         ),
-        (["--seed_everything=2"], r"Expected data\.seed 1 as in training, .* but got data\.seed 2"),
+        (["--seed_everything=2"], r"Expected seed_everything 1 as in the run, .* but got 2"),
+        (["--data.split_seed=2"], r"Expected data\.split_seed 1 as in training, .* but got data\.split_seed 2"),
         (["--data.test_fraction=0.2"], r"data\.test_fraction 0\.1 as in training"),
         (["--model.hidden=[8]"], r"model of \S+ to resume it \(model\.hidden \[\]\), but got model\.hidden \[8\]"),
         (["--model.age_head=regression"], r"model\.age_head distribution\), but got model\.age_head regression"),
@@ -618,6 +620,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(faces: Path) -> None:
     process.kill()
     process.communicate(timeout=60)
     last = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    (last.parent / ".best.ckpt.abcdefgh.part").touch()  # as if it had been killed while it wrote that
     done = torch.load(last, weights_only=True)["epoch"] + 2
     results = fit.main([*TINY, f"--data.root={faces}", f"--trainer.max_epochs={done}", f"--ckpt_path={last}"])
     assert results["epochs"] == done

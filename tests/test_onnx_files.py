@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,12 @@ WAYS = [
     (True, 21, True),
 ]
 """By which exporter, to which opset, and whether with a free batch."""
+CASES = [
+    (name, *way)
+    for name, way in product(NETWORKS, WAYS)
+    # torch can't export attention to old opsets; large networks take the new exporter seconds, once is enough
+    if not (name == "vit" and way[1] < 14) and (name in ("squeeze", "vit") or way[:2] != (True, 18))
+]
 
 
 def _export(net: nn.Module, path: Path, dynamo: bool, opset: int, free: bool) -> None:
@@ -125,13 +132,10 @@ def _check(network: Network, expected: NDArray[Any], images: NDArray[np.uint8]) 
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max(), name
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("dynamo", "opset", "free"), WAYS)
+@pytest.mark.parametrize(("name", "dynamo", "opset", "free"), CASES)
 def test_what_torch_exports(
     name: str, dynamo: bool, opset: int, free: bool, nets: dict[str, nn.Module], tmp_path: Path
 ) -> None:
-    if name == "vit" and opset < 14:
-        return  # torch can't export its attention to them
     path = tmp_path / "net.onnx"
     _export(nets[name], path, dynamo, opset, free)
     images = _images()

@@ -172,6 +172,7 @@ def test_after_a_kill_it_resumes_without_loss_and_without_doubling(
     assert not out.exists()
     with journal.open("ab") as stream:
         stream.write(b'{"path": "cut')  # as a full disk may leave it
+    Path(f".out.{ending}.abcdefgh.part").touch()  # as if it had been killed while it wrote the table
     backwards = files[::-1]
     with pytest.raises(UserError, match=rf"out.{ending}.journal.jsonl exists; continue with --resume"):
         main([model, *backwards, "--out", str(out)])

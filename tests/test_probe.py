@@ -97,6 +97,36 @@ def test_the_result_is_an_ordinary_model_on_an_unchanged_trunk(results: dict[str
     pd.testing.assert_frame_equal(one, other, atol=1e-4)
 
 
+def test_a_training_starts_from_the_heads_of_a_probe(
+    results: dict[str, object], faces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = [word for word in SMALL if not word.startswith(("--config", "--model.optimizer"))]
+    tuned += [f"--data.root={faces}", "--model.weights=trunk.safetensors", "--name=tuned", f"--heads={BEST}"]
+    tuned += ["--seed_everything=1", "--model.dropout=0.2"]
+    still = ["--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0}}", "--ema=null"]
+    fit.main([*tuned, *still, "--model.schedule.batchnorm=frozen"])
+    assert f"heads of gender, race, age from {BEST}" in capsys.readouterr().out
+    began, probed = (
+        read_checkpoint(path).module.model for path in ("runs/tuned/version_0/checkpoints/best.ckpt", BEST)
+    )
+    for name, tensor in probed.state_dict().items():
+        assert torch.equal(tensor, began.state_dict()[name]), name  # temperatures too, since they are fitted as there
+    few = ["--model.tasks=[age]", "--model.task_weights={}"]
+    fit.main([*tuned, *few, "--trainer.limit_train_batches=1"])
+    assert f"heads of age from {BEST}" in capsys.readouterr().out
+
+    trained = "runs/tuned/version_1/checkpoints/best.ckpt"
+    for words, said in (
+        (["--model.hidden=[8]"], "that of gender has other layers; set model.hidden"),
+        ([f"--heads={trained}"], "but the trunk of .* is another or was trained"),
+        (["--model.trunk=test_vit", "--model.weights=null"], "but the trunk of .* is another"),
+        (["--heads=none.ckpt"], "Expected a checkpoint at none.ckpt"),
+        (["--data.tasks={gender: {classes: [man, woman]}}", "--model.tasks=[gender]"], "Expected heads of gender, but"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fit.main([*tuned, *words])
+
+
 def test_features_are_computed_once(results: dict[str, object], faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "compute_features", _refuse)
     assert _tested(_fit(faces)) == _tested(results)

@@ -29,7 +29,7 @@ from facecls import fit, run
 from facecls.crop import __main__ as crop
 from facecls.data.tasks import UTKFACE
 from facecls.errors import UserError
-from facecls.files import check_no_input, replacing
+from facecls.files import check_no_input, remove_parts, replacing
 from facecls.locks import locked
 from facecls.model.checkpoint import write_checkpoint
 from facecls.model.trunk import save_trunk
@@ -150,6 +150,34 @@ def test_long_names(length: int, tmp_path: Path) -> None:
     else:
         with pytest.raises(UserError, match="File name too long"), replacing(dest):
             pass
+
+
+def _be_killed_writing(dest: str) -> None:
+    with replacing(Path(dest)):
+        os._exit(1)  # as SIGKILL ends it
+
+
+@pytest.mark.parametrize("name", ["out.csv", "a[1].csv", "x" * 40, "run/checkpoints/best.ckpt", f"run/{'x' * 50}.jpg"])
+def test_what_a_killed_process_half_wrote_is_removed(name: str, tmp_path: Path) -> None:
+    dest = tmp_path / name
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    theirs = tmp_path / ".other.csv.abcdefgh.part"
+    theirs.touch()
+    dest.touch()
+    process = get_context("fork").Process(target=_be_killed_writing, args=(str(dest),))
+    process.start()
+    process.join()
+    assert len(list(tmp_path.rglob(".*.part"))) == 2
+    remove_parts(dest if dest.parent == tmp_path else tmp_path / "run")
+    assert list(tmp_path.rglob(".*.part")) == [theirs]
+    assert dest.exists()
+
+
+def test_half_written_files_of_names_that_are_cut_are_left(tmp_path: Path) -> None:
+    theirs = tmp_path / f".{'x' * 40}.abcdefgh.part"  # perhaps of another file whose name begins so
+    theirs.touch()
+    remove_parts(tmp_path / ("x" * 50))
+    assert theirs.exists()
 
 
 def test_runs_that_start_at_once_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from facecls.data.limits import add_limits, set_limits_of
 from facecls.errors import CommandParser, UserError, command, program, status_of
-from facecls.files import replacing, resolved
+from facecls.files import remove_parts, replacing, resolved
 from facecls.locks import locked
 from facecls.terminal import say
 
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counts: Counter[str] = Counter()
     try:
         with locked(options.out / LOCK, str(options.out)):
+            remove_parts(options.out)
             _cut_all(options, cutter, labels, counts)
     except KeyboardInterrupt as stop:
         say(f"facecls.crop: interrupted after {_faces(counts)}; run it again to go on")

@@ -88,6 +88,7 @@ class FacesDataModule(pl.LightningDataModule):
         num_workers: Processes that prepare batches for a device; null for one per core, at most 16.
         val_fraction: Share of the faces kept for validation, which chooses the best epoch.
         test_fraction: Share of the faces kept for the test.
+        split_seed: For the split; null for the seed of everything. Runs that differ in that then test the same faces.
         split_file: A split that is given, in place of the fractions: the original notebook's (CSV with ``img_name`` and
             ``is_train``: 1 trains, the others serve as validation and as test), or ``{train: FILE, test: FILE}``,
             tables that list the images of each part; without one for ``val``, ``val_fraction`` of the training part
@@ -95,7 +96,7 @@ class FacesDataModule(pl.LightningDataModule):
         split: The part that is tested: ``test``, ``val``, ``train``, or ``all`` faces.
         train_transform: Class path of another pipeline for training; null for facecls.data.transforms.TrainTransform.
         eval_transform: The same for validation and test; null for facecls.data.transforms.EvalTransform.
-        seed: For split, order and augmentation; follows ``seed_everything``.
+        seed: For order, augmentation and drawn faces; follows ``seed_everything``.
         tasks: What faces are labelled with beside gender, race and age, such as ``{glasses: {classes: [without,
             with]}}``; a task of the same name takes the place of one of these. Labels are columns of the manifest.
 
@@ -121,6 +122,7 @@ class FacesDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        split_seed: int | None = None,
         split_file: dict[str, str] | str | None = None,
         split: Literal["train", "val", "test", "all"] = "test",
         train_transform: Transform | None = None,
@@ -140,6 +142,7 @@ class FacesDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = min(16, available_cores()) if num_workers is None else num_workers
         self.fractions = (val_fraction, test_fraction)
+        self.split_seed = seed if split_seed is None else split_seed
         self.split_file = split_file
         self.split = split
         self.train_transform = TrainTransform(image_size) if train_transform is None else train_transform
@@ -172,7 +175,7 @@ class FacesDataModule(pl.LightningDataModule):
             extra = pd.DataFrame({"path": faces.loc[unlisted, "path"], "reason": "not in the split file"})
             rejects = pd.concat([rejects, extra], ignore_index=True)
         elif "split" not in faces:
-            faces["split"] = assign_split(faces, *self.fractions, self.seed, self.tasks)
+            faces["split"] = assign_split(faces, *self.fractions, self.split_seed, self.tasks)
         self.faces, self.rejects, self.unread, self._store = faces, rejects, table.unread, table.store
         self.gone = faces.iloc[:0]
         self._labels = {
@@ -189,7 +192,7 @@ class FacesDataModule(pl.LightningDataModule):
         split = read_split_lists(file, faces)
         if "val" not in file:
             learned = faces[split.eq("train")]
-            split[learned.index] = assign_split(learned, self.fractions[0], 0.0, self.seed, self.tasks)
+            split[learned.index] = assign_split(learned, self.fractions[0], 0.0, self.split_seed, self.tasks)
         return split
 
     def keep_split(self, earlier: pd.DataFrame) -> str | None:
@@ -221,7 +224,7 @@ class FacesDataModule(pl.LightningDataModule):
                 )
         else:
             if new.any():
-                was[new] = assign_split(faces[new], *self.fractions, self.seed, self.tasks)
+                was[new] = assign_split(faces[new], *self.fractions, self.split_seed, self.tasks)
             faces["split"] = was
         is_gone = ~(earlier["sha1"].isin(faces["sha1"]) | earlier["path"].isin(faces["path"]))
         gone = earlier[is_gone & earlier["split"].notna()]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -136,6 +137,17 @@ def read_split_lists(files: Mapping[str, str], faces: pd.DataFrame) -> "pd.Serie
 def split_files(given: Mapping[str, str] | str | None) -> list[str]:
     """The files that ``data.split_file`` names."""
     return [] if given is None else [given] if isinstance(given, str) else [*given.values()]
+
+
+def split_seed_of(options: Mapping[str, Any], otherwise: int | None = None) -> int | None:
+    """The seed that faces are split with.
+
+    Args:
+        options: Those of the data that a checkpoint or ``config.yaml`` keeps.
+        otherwise: For options that name no seed.
+    """
+    seed: int | None = options.get("split_seed")
+    return options.get("seed", otherwise) if seed is None else seed
 
 
 def earlier_parts(faces: pd.DataFrame, earlier: pd.DataFrame) -> "pd.Series[str]":

@@ -15,6 +15,7 @@ from facecls.files import replacing
 from facecls.finding.frame import Frame, read_frame
 from facecls.model.checksums import check_finite, check_members
 from facecls.model.module import FaceModule
+from facecls.model.network import FaceModel
 from facecls.model.upgrade import upgrade
 
 _OWN = frozenset({"self", "weights", "optimizer", "schedule"})
@@ -112,6 +113,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         optimizer if isinstance(optimizer, Mapping) else {},
         None if precision is None else str(precision),
     )
+
+
+def load_heads(model: FaceModel, path: str | Path) -> list[str]:
+    """Starts heads from those that were trained on the same trunk, such as a probe's.
+
+    Args:
+        model: Its heads are changed, their temperatures are not.
+        path: A checkpoint that ``facecls.fit`` wrote.
+
+    Returns:
+        The tasks whose heads were taken; heads of others stay as they are.
+
+    Raises:
+        UserError: If it is no checkpoint, was trained on another trunk, or its heads are built in another way.
+    """
+    trained = read_checkpoint(path).module.model
+    own, theirs = model.trunk.state_dict(), trained.trunk.state_dict()
+    if own.keys() != theirs.keys() or not all(torch.equal(tensor, theirs[name]) for name, tensor in own.items()):
+        raise UserError(
+            f"Expected heads that were trained on this trunk as it is, but the trunk of {path} is another or was "
+            "trained, too; name a probe of the same model.trunk and model.weights."
+        )
+    shared = [name for name, task in model.tasks.items() if trained.tasks.get(name) == task]
+    if not shared:
+        raise UserError(f"Expected heads of {', '.join(model.tasks)}, but {path} has {', '.join(trained.tasks)}.")
+    for name in shared:
+        head = model.heads[name]
+        state = {**trained.heads[name].state_dict(), "temperature": head.temperature}
+        try:
+            head.load_state_dict(state)
+        except RuntimeError:  # torch's words name tensors, not options
+            raise UserError(
+                f"Expected heads as in {path}, but that of {name} has other layers; set model.hidden and "
+                "model.age_head as there."
+            ) from None
+    return shared
 
 
 def _check_types(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from facecls.data.limits import add_limits, set_limits_of
 from facecls.errors import CommandParser, UserError, command, memory_for, program, status_of
-from facecls.files import resolved, sha256
+from facecls.files import remove_parts, resolved, sha256
 from facecls.locks import locked
 from facecls.ranks import Rank, launched
 from facecls.terminal import say
@@ -201,6 +201,7 @@ def _held(options: argparse.Namespace, outputs: _Outputs) -> "Iterator[None]":
         yield
         return
     with locked(lock_of(outputs.out), str(outputs.out)):
+        remove_parts(outputs.out)
         check_output(outputs.out, options.resume)  # again, since another process may just have ended
         yield
 

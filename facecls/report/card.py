@@ -11,7 +11,7 @@ from markupsafe import escape
 from facecls.analysis.scores import Interval, scores_of
 from facecls.analysis.tables import parts
 from facecls.data.sources import roots_of
-from facecls.data.split import split_files
+from facecls.data.split import split_files, split_seed_of
 from facecls.files import replacing
 from facecls.report.blocks import Block, Bullets, Content, Section, score_interval
 from facecls.report.template import environment
@@ -114,7 +114,7 @@ def _model(run: Run) -> dict[str, str]:
 
 def _data(run: Run) -> dict[str, str]:
     files = split_files(run.data.get("split_file"))
-    seed = run.data.get("seed", run.config.get("seed_everything"))
+    seed = split_seed_of(run.data, run.config.get("seed_everything"))
     sizes = ", ".join(
         f"{size:,} {name}" for name, size in parts(run.predictions if run.faces is None else run.faces).items()
     )

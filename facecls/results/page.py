@@ -7,7 +7,7 @@ from statistics import mean
 
 from facecls.analysis.scores import scores_of
 from facecls.data.sources import roots_of
-from facecls.data.split import split_files
+from facecls.data.split import split_files, split_seed_of
 from facecls.data.tasks import ages
 from facecls.errors import UserError
 from facecls.files import replacing
@@ -191,7 +191,7 @@ def _split(trial: Trial) -> str:
     files = split_files(trial.data.get("split_file"))
     if files:
         return " and ".join(Path(file).name for file in files)
-    return f"seed {trial.data.get('seed', trial.config.get('seed_everything', NONE))}"
+    return f"seed {split_seed_of(trial.data, trial.config.get('seed_everything', NONE))}"
 
 
 def _changes(baseline: Contender, changed: Sequence[Contender]) -> str:

@@ -11,6 +11,7 @@ from facecls.data.datamodule import FacesDataModule
 from facecls.data.folders import expanded
 from facecls.data.manifests import stream_rows
 from facecls.data.sources import Root, is_drawn, is_manifest, roots_of
+from facecls.data.split import split_seed_of
 from facecls.data.tasks import Task, Tasks, create_tasks
 from facecls.errors import UserError, is_out_of_memory
 from facecls.model.checkpoint import Checkpoint
@@ -67,15 +68,17 @@ def check_split(data: FacesDataModule, trained: Mapping[str, Any]) -> None:
     """
     if not has_faces_of_training(data, trained):
         return
-    options, trained = data.hparams, {"tasks": {}, **trained}  # version 0.1 had no such option
+    options = {**data.hparams, "split_seed": data.split_seed}
+    trained = {"tasks": {}, **trained, "split_seed": split_seed_of(trained)}  # version 0.1 had no such options
     if options["split_file"] != trained.get("split_file"):
         differing = ["split_file"]
     elif isinstance(data.split_file, dict) and "val" not in data.split_file:
-        differing = [name for name in ("seed", "val_fraction") if options[name] != trained.get(name)]
+        differing = [name for name in ("split_seed", "val_fraction") if options[name] != trained.get(name)]
     elif data.split_file is not None or _has_split_column(data.root):
         return
     else:
-        differing = [name for name in ("seed", "val_fraction", "test_fraction") if options[name] != trained.get(name)]
+        decisive = ("split_seed", "val_fraction", "test_fraction")
+        differing = [name for name in decisive if options[name] != trained.get(name)]
         # strata are numbered in the order of the tasks
         if list(data.tasks.values()) != list(create_tasks(trained["tasks"]).values()):
             differing.append("tasks")
@@ -137,7 +140,7 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
         data: The faces that it is to be trained on.
 
     Raises:
-        UserError: If the weights don't fit the model, or its training faces would be tested.
+        UserError: If the weights don't fit the model, or its training faces would be tested or come in another order.
     """
     before, now = trained.module.model.tasks, module.model.tasks
     if list(before.values()) != list(now.values()):
@@ -155,6 +158,11 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
             f"Expected the model of {path} to resume it ({before_text}), but got {now_text}; set it as it was."
         )
     _check_optimizer(path, trained.optimizer, module.hparams["optimizer"])
+    if (seed := trained.data.get("seed", data.seed)) != data.seed:
+        raise UserError(
+            f"Expected seed_everything {seed} as in the run, whose epochs have their order from it, but got {data.seed}; "
+            "use the same."
+        )
     check_split(data, trained.data)
 
 

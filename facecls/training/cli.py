@@ -97,6 +97,9 @@ class FaceCLI(LightningCLI):
         parser.add_argument("--name", default="faces", help="The run is saved in runs/NAME/version_N.")
         parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to resume, such as checkpoints/last.ckpt.")
         parser.add_argument(
+            "--heads", type=str | None, help="Checkpoint whose heads to start from, such as a probe's on this trunk."
+        )
+        parser.add_argument(
             "--ema", type=float | None, default=0.999, help="Decay of the average of the weights; null for none."
         )
         parser.add_argument(
