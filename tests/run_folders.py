@@ -21,6 +21,11 @@ TEMPERATURES = {"gender": 1.4, "race": 0.8, "age": 1.2}
 def without_drawing(patch: pytest.MonkeyPatch) -> None:
     """Keeps runs from drawing their page and TensorBoard's figures, which takes longer than all else on few faces."""
     patch.setattr("facecls.report.page.write_report", lambda *_: None)
+    without_figures_of_epochs(patch)
+
+
+def without_figures_of_epochs(patch: pytest.MonkeyPatch) -> None:
+    """Keeps runs from drawing TensorBoard's figures alone."""
     patch.setattr("facecls.training.tensorboard.FigureLogger._draw", lambda *_: None)
 
 

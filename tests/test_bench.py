@@ -46,12 +46,13 @@ def test_everything_is_measured_and_nothing_left(faces: Path) -> None:
 
 
 def test_without_workers_batches_are_made_in_the_process(faces: Path) -> None:
-    frozen = "--model.schedule.frozen={0: -1, 3: 0}"
+    frozen, threads = "--model.schedule.frozen={0: -1, 3: 0}", torch.get_num_threads()
     results = main([*SMALL, f"--data.root={faces}", "--data.num_workers=0", "--seconds=0.05", frozen])
     assert "all workers" not in results["training"]["input"]
     assert results["memory"]["worker_private_mib"] == []
     # frozen as in the last epoch, so everything trains
     assert results["training"]["flops_per_face"] == 3 * results["evaluation"]["flops_per_face"]
+    assert torch.get_num_threads() == threads
 
 
 def test_a_clock_tells_medians_and_compares_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +137,3 @@ def test_ctrl_c_ends_it_as_any_command(faces: Path, monkeypatch: pytest.MonkeyPa
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on
     assert list(Path().iterdir()) == []
-
-
-def test_threads_are_as_they_were(faces: Path) -> None:
-    before = torch.get_num_threads()
-    main([*SMALL, f"--data.root={faces}", "--data.num_workers=0", "--seconds=0.05"])
-    assert torch.get_num_threads() == before

@@ -36,18 +36,20 @@ def checkpoint(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def converted(checkpoint: Path) -> Path:
+    dest = checkpoint.with_name("farl.safetensors")
+    main([str(checkpoint), str(dest)])
+    return dest
+
+
 def _images() -> Tensor:
     coarse = torch.randint(0, 256, (2, 3, 14, 14), generator=torch.Generator().manual_seed(1))
     return coarse.repeat_interleave(16, 2).repeat_interleave(16, 3).to(torch.uint8)
 
 
-def test_the_trunk_gives_what_open_clip_gives(
-    model: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dest = tmp_path / "farl.safetensors"
-    main([str(checkpoint), str(dest)])
-    assert "CLIP's image tower, PyTorch" in capsys.readouterr().out
-    trunk = create_trunk(ARCHITECTURE, dest).eval()
+def test_the_trunk_gives_what_open_clip_gives(model: Any, converted: Path) -> None:
+    trunk = create_trunk(ARCHITECTURE, converted).eval()
     images = _images()
     model.visual.proj = None  # the features before the projection
     with torch.inference_mode():
@@ -55,17 +57,15 @@ def test_the_trunk_gives_what_open_clip_gives(
         found = trunk(images)
     assert found.shape == (2, 768)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert read_trunk(dest)[1]["input"]["size"] == 224
+    assert read_trunk(converted)[1]["input"]["size"] == 224
 
 
-def test_the_usual_activation_is_another_network(model: Any, checkpoint: Path, tmp_path: Path) -> None:
-    dest = tmp_path / "farl.safetensors"
-    main([str(checkpoint), str(dest)])
-    state, _ = read_trunk(dest)
+def test_the_usual_activation_is_another_network(converted: Path) -> None:
+    state, _ = read_trunk(converted)
     other = create_trunk("vit_base_patch16_clip_224").eval()
     other.net.load_state_dict(state)
     with torch.inference_mode():
-        found, wrong = create_trunk(ARCHITECTURE, dest).eval()(_images()), other(_images())
+        found, wrong = create_trunk(ARCHITECTURE, converted).eval()(_images()), other(_images())
     assert (found - wrong).abs().max() > 1e-2 * found.abs().max()
 
 
@@ -73,10 +73,13 @@ def _half(kept: dict[str, Any]) -> Any:
     return {name: tensor.half() for name, tensor in kept["state_dict"].items()}
 
 
-def test_half_precision_without_a_wrapper_is_read(checkpoint: Path, tmp_path: Path) -> None:
+def test_half_precision_without_a_wrapper_is_read(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "clip.pt"
     torch.save(_half(torch.load(checkpoint, weights_only=True)), path)
     main([str(path), str(tmp_path / "t.safetensors")])
+    assert "CLIP's image tower, PyTorch" in capsys.readouterr().out
     assert read_trunk(tmp_path / "t.safetensors")[0]["patch_embed.proj.weight"].dtype == torch.float32
 
 

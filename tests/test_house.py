@@ -32,6 +32,7 @@ INSTALL = "pip install -e . && python -m facecls.fit --config configs/demo.yaml"
 TEST = 'pip install -e ".[dev]" && pytest'
 
 
+@pytest.mark.style
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy", "--strict"]], ids=" ".join

@@ -76,8 +76,10 @@ WAYS = [
 CASES = [
     (name, *way)
     for name, way in product(NETWORKS, WAYS)
-    # torch can't export attention to old opsets; large networks take the new exporter seconds, once is enough
-    if not (name == "vit" and way[1] < 14) and (name in ("squeeze", "vit") or way[:2] != (True, 18))
+    if not (name == "vit" and way[1] < 14)  # torch can't export its attention to them
+    # the new exporter takes long for large networks
+    and not (name == "ghostnet" and way[0])
+    and (name in ("squeeze", "vit") or way[:2] != (True, 18))
 ]
 
 

@@ -160,7 +160,7 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
     _check_optimizer(path, trained.optimizer, module.hparams["optimizer"])
     if (seed := trained.data.get("seed", data.seed)) != data.seed:
         raise UserError(
-            f"Expected seed_everything {seed} as in the run, whose epochs have their order from it, but got {data.seed}; "
+            f"Expected seed_everything {seed} as in the run, whose order follows from it, but got {data.seed}; "
             "use the same."
         )
     check_split(data, trained.data)
