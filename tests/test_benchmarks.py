@@ -355,6 +355,7 @@ def test_prediction_of_photos(trained: tuple[str, Path], record: Record, tmp_pat
 def test_probe(record: Record, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = [f"--config={ROOT / 'configs/probe.yaml'}", "--model.weights=null", "--data.root=synthetic:640"]
+    words += ["--model.trunk=vggface2_resnet50"]
     cli = FaceCLI([*words, "--data.batch_size=64", "--trainer.enable_progress_bar=false"])
     cli.datamodule.setup()
     model, device = cli.model.model, cli.trainer.strategy.root_device

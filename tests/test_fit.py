@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 import yaml
 from labelled_faces import manifest_of
+from narrow import narrow
 from plain_networks import write_small_trunk
 from run_folders import Page, without_drawing
 from scipy.optimize import minimize_scalar
@@ -64,6 +66,13 @@ def _own_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)  # runs/ is made here
     if "drawing" not in request.fixturenames:
         without_drawing(monkeypatch)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _narrow() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch, "vggface2_resnet50", channels=(16, 32, 64, 128))
+        yield
 
 
 @pytest.fixture(scope="module")
