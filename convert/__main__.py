@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: With status 2 and one line on stderr if the file can't be converted.
     """
-    parser = CommandParser(prog=program("convert"), description=_DESCRIPTION, allow_abbrev=False)
+    parser = CommandParser(prog=program("convert"), description=_DESCRIPTION)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the network: .h5 or .keras, .onnx, or .pth (CLIP)")
     parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
     parser.add_argument(

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from facecls._version import __version__
 from facecls.terminal import lasting_streams, say
@@ -238,7 +238,10 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with near names for an option that it does not know."""
+    """A parser whose errors are one line, with near names for unknown options; none may be cut short."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raises a ``UserError``."""

@@ -1,6 +1,7 @@
 """Options that are misspelt, wherever they are written, are told with what may be meant."""
 
 import runpy
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from facecls import evaluate, fit
 from facecls.crop import __main__ as crop
 from facecls.data.limits import LIMITS, Limits, set_limits
 from facecls.errors import UserError
+from facecls.export import __main__ as export
 from facecls.predict import __main__ as predict
+from facecls.report import __main__ as report
 
+COMMANDS = ["predict", "crop", "export", "report"]
 NAMES = [field.name for field in fields(Limits)]
 ROOT = Path(__file__).parent.parent
 WORDS = [f"--config={ROOT / 'configs/base.yaml'}", "--data.root=synthetic:20"]
@@ -113,23 +117,24 @@ def test_what_is_missing_is_told() -> None:
         predict.main(["a.ckpt"])
 
 
-@pytest.mark.parametrize("command", ["predict", "crop"])
+@pytest.mark.parametrize("main", [predict.main, crop.main, export.main, report.main], ids=COMMANDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_limits_are_options(name: str, command: str, tmp_path: Path) -> None:
+def test_limits_are_options(name: str, main: Callable[[list[str]], object], tmp_path: Path) -> None:
     """They hold for the process before anything is read."""
-    main = {"predict": predict.main, "crop": crop.main}[command]
     words = [str(tmp_path / "none"), str(tmp_path / "none")]
     try:
-        with pytest.raises(UserError, match="there is no"):
+        with pytest.raises(UserError, match="none"):
             main([*words, f"--limits.{name}=12345"])
         assert getattr(LIMITS, name) == 12345
-        with pytest.raises(UserError, match="there is no"):  # and no longer
+        with pytest.raises(UserError, match="none"):  # and no longer
             main(words)
         assert Limits() == LIMITS
         with pytest.raises(UserError, match=rf"Expected --limits.{name} to be at least 1, but got 0; "):
             main([*words, f"--limits.{name}=0"])
         with pytest.raises(UserError, match=r"--limits.\w+: invalid int"):
             main([*words, f"--limits.{name}=many"])
+        with pytest.raises(UserError, match=rf"got --limits.{name[:-1]}; did you mean --limits.{name}\?"):
+            main([*words, f"--limits.{name[:-1]}=12345"])  # options are not cut short
     finally:
         set_limits()
 

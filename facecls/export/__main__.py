@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def _create_parser() -> CommandParser:
-    parser = CommandParser(prog=program("facecls.export"), description=_DESCRIPTION, allow_abbrev=False)
+    parser = CommandParser(prog=program("facecls.export"), description=_DESCRIPTION)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint such as best.ckpt")
     parser.add_argument("dest", type=Path, metavar="DEST", help="the .onnx file to write or replace")
     parser.add_argument("--int8", action="store_true", help="quantise the trunk to 8 bits and report what that changes")
