@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces, write_faces
+from facecls.finding.detector import Detector
 
 collect_ignore_glob = ["tests/keras_*.py"]  # no tests; to look for examples would import TensorFlow, beside torch
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
 """Variables by which libraries learn how many threads they may use."""
+_SHARE = Detector.share_of_largest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +55,15 @@ def _no_waiting_for_disks() -> Iterator[None]:
     """What tests write need not survive a power cut, for which commands wait after each file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _frames_measured_once() -> Iterator[None]:
+    """Nearly all runs train on the same drawn faces, in which the detector finds the same each time."""
+    share = cache(lambda detector, shape, pixels: _SHARE(detector, np.frombuffer(pixels, np.uint8).reshape(shape)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Detector, "share_of_largest", lambda self, image: share(self, image.shape, image.tobytes()))
         yield
 
 

@@ -102,7 +102,7 @@ def test_a_training_starts_from_the_heads_of_a_probe(
 ) -> None:
     tuned = [word for word in SMALL if not word.startswith(("--config", "--model.optimizer"))]
     tuned += [f"--data.root={faces}", "--model.weights=trunk.safetensors", "--name=tuned", f"--heads={BEST}"]
-    tuned += ["--seed_everything=1", "--model.dropout=0.2"]
+    tuned += ["--seed_everything=1", "--model.hidden=[512]", "--model.dropout=0.2"]
     still = ["--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0}}", "--ema=null"]
     fit.main([*tuned, *still, "--model.schedule.batchnorm=frozen"])
     assert f"heads of gender, race, age from {BEST}" in capsys.readouterr().out
@@ -110,7 +110,8 @@ def test_a_training_starts_from_the_heads_of_a_probe(
         read_checkpoint(path).module.model for path in ("runs/tuned/version_0/checkpoints/best.ckpt", BEST)
     )
     for name, tensor in probed.state_dict().items():
-        assert torch.equal(tensor, began.state_dict()[name]), name  # temperatures too, since they are fitted as there
+        if not name.endswith("temperature"):  # they are fitted anew
+            assert torch.equal(tensor, began.state_dict()[name]), name
     few = ["--model.tasks=[age]", "--model.task_weights={}"]
     fit.main([*tuned, *few, "--trainer.limit_train_batches=1"])
     assert f"heads of age from {BEST}" in capsys.readouterr().out
