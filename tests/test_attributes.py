@@ -18,7 +18,7 @@ from facecls.export import __main__ as export
 from facecls.predict import __main__ as predict
 from facecls.report import __main__ as report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 DEMO = f"--config={Path(__file__).parent.parent / 'configs/demo.yaml'}"
 QUIET = [

@@ -159,7 +159,11 @@ def test_the_readme_opens_with_the_commands_that_ci_runs() -> None:
     blocks = re.findall(r"```(?:bash|console|sh)\n(.*?)```", readme, flags=re.DOTALL)
     assert [block.strip() for block in blocks[:2]] == [INSTALL, TEST]
     _, newest, lowest = ci.split("\nfresh\n")  # each begins with an environment of its own
-    assert [line for line in newest.splitlines() if "pytest" in line] == [TEST, "pytest -n 0 -m style"]
+    assert [line for line in newest.splitlines() if "pytest" in line] == [
+        TEST,
+        "pytest -m long",
+        "pytest -n 0 -m style",
+    ]
     lines = lowest.splitlines()
     assert lines.index("pip install -c constraints-lowest.txt -e . pytest pytest-xdist") < lines.index(INSTALL)
 

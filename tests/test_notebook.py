@@ -9,7 +9,7 @@ from run_folders import without_rendering
 
 from facecls import fit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ROOT = Path(__file__).parent.parent
 

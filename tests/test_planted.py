@@ -22,7 +22,7 @@ from facecls.data.synthetic import draw_faces
 from facecls.data.tasks import UTKFACE
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 DEMO = Path(__file__).parent.parent / "configs/demo.yaml"
 PARTS = {"train": 1000, "val": 300, "test": 1200}
