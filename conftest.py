@@ -1,8 +1,8 @@
 """What the tests and the examples in docstrings share: one thread each, no GPU, drawn faces on disk."""
 
+import hashlib
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +61,16 @@ def _no_waiting_for_disks() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _frames_measured_once() -> Iterator[None]:
     """Nearly all runs train on the same drawn faces, in which the detector finds the same each time."""
-    share = cache(lambda detector, shape, pixels: _SHARE(detector, np.frombuffer(pixels, np.uint8).reshape(shape)))
+    found: dict[tuple[Detector, tuple[int, ...], bytes], npt.NDArray[np.float32] | None] = {}
+
+    def share(self: Detector, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
+        key = (self, image.shape, hashlib.sha1(image.tobytes()).digest())
+        if key not in found:
+            found[key] = _SHARE(self, image)
+        return found[key]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Detector, "share_of_largest", lambda self, image: share(self, image.shape, image.tobytes()))
+        patch.setattr(Detector, "share_of_largest", share)
         yield
 
 

@@ -201,8 +201,8 @@ def _held(options: argparse.Namespace, outputs: _Outputs) -> "Iterator[None]":
         yield
         return
     with locked(lock_of(outputs.out), str(outputs.out)):
-        remove_parts(outputs.out)
         check_output(outputs.out, options.resume)  # again, since another process may just have ended
+        remove_parts(outputs.out)
         yield
 
 
