@@ -3,7 +3,9 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +14,12 @@ import torch
 
 from facecls.data.store import decode
 from facecls.data.synthetic import draw_faces, write_faces
-from facecls.finding.detector import Detector
+from facecls.finding.detector import Detector, Face
 
 collect_ignore_glob = ["tests/keras_*.py"]  # no tests; to look for examples would import TensorFlow, beside torch
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
 """Variables by which libraries learn how many threads they may use."""
-_SHARE = Detector.share_of_largest
+_DETECT = Detector._detect
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,18 +61,31 @@ def _no_waiting_for_disks() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _frames_measured_once() -> Iterator[None]:
-    """Nearly all runs train on the same drawn faces, in which the detector finds the same each time."""
-    found: dict[tuple[Detector, tuple[int, ...], bytes], npt.NDArray[np.float32] | None] = {}
+def _found_once() -> Iterator[None]:
+    """Nearly all runs and predictions are of the same drawn faces, in which the detector finds the same each time."""
+    found: dict[tuple[Path, float, tuple[int, ...], bytes], list[Face]] = {}
 
-    def share(self: Detector, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
-        key = (self, image.shape, hashlib.sha1(image.tobytes()).digest())
+    def detect(self: Detector, image: npt.NDArray[np.uint8]) -> list[Face]:
+        key = (self.file, self.threshold, image.shape, hashlib.sha1(image.tobytes()).digest())
         if key not in found:
-            found[key] = _SHARE(self, image)
+            found[key] = _DETECT(self, image)
         return found[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Detector, "share_of_largest", share)
+        patch.setattr(Detector, "_detect", detect)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _drawn_once() -> Iterator[None]:
+    """The same for the drawing itself; tests that import ``draw_faces`` call the function itself."""
+
+    @cache
+    def drawn(*args: Any, **options: Any) -> list[tuple[str, bytes]]:
+        return list(draw_faces(*args, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("facecls.data.synthetic.draw_faces", lambda *args, **options: iter(drawn(*args, **options)))
         yield
 
 

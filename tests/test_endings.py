@@ -35,6 +35,7 @@ from facecls.training.processes import LostError, check_launch, together
 
 TINY = ["--model.trunk=test_resnet", "--name=tiny", "--data.root=synthetic:60", "--data.image_size=64"]
 TINY += ["--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.limit_test_batches=0"]
+TINY += ["--trainer.precision=32-true"]
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer."
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 8 GiB")
 ON_CPU = RuntimeError(

@@ -14,6 +14,7 @@ from facecls.training.callbacks import LastCheckpoint
 WORDS = ["--model.trunk=test_resnet", "--model.schedule.frozen={0: -1}", "--probe=true", "--name=tiny"]
 WORDS += ["--data.root=synthetic:60", "--data.image_size=64", "--data.num_workers=0", "--data.batch_size=4"]
 WORDS += ["--trainer.accelerator=cpu", "--trainer.limit_test_batches=0", "--trainer.log_every_n_steps=1"]
+WORDS += ["--trainer.precision=32-true"]
 COUNTED, EACH = (2, 4, 6), 12
 """The epochs after which objects are counted, and the steps of each."""
 

@@ -141,7 +141,12 @@ def test_limits_are_options(name: str, main: Callable[[list[str]], object], tmp_
 
 def test_limits_are_options_of_commands_with_files(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("limits: {image_pixels: 7, names: 8}\n")
-    words = ["--data.root=missing", f"--config={tmp_path / 'mine.yaml'}", "--limits.names=9"]
+    words = [
+        "--data.root=missing",
+        "--trainer.precision=32-true",
+        f"--config={tmp_path / 'mine.yaml'}",
+        "--limits.names=9",
+    ]
     try:
         with pytest.raises(UserError, match="there is no"):
             fit.main([*words, "--model.trunk=test_resnet", f"--trainer.default_root_dir={tmp_path}"])

@@ -103,6 +103,7 @@ def hub(weights: dict[str, Tensor]) -> Iterator[ThreadingHTTPServer]:
 
 FIT = ["-m", "facecls.fit", "--data.root=synthetic:40", f"--model.trunk={NAME}", "--model.weights=pretrained"]
 FIT += ["--data.image_size=64", "--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+FIT += ["--trainer.precision=32-true"]
 FIT += ["--trainer.limit_test_batches=0"]  # so there is no page to draw
 FIT += ["--ema=null", "--model.schedule.frozen={0: -1}", "--trainer.enable_progress_bar=false"]
 CREATE = [

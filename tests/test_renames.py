@@ -11,6 +11,7 @@ from facecls.training.renames import rename_options
 
 OLD = "name: old\ndata: {root: somewhere}\nmodel: {schedule: {norms: none, drops: {3: 0.5}, warmup: 1e-1}}\n"
 WORDS = ["--data.root=synthetic:60", "--model.trunk=test_resnet", "--trainer.accelerator=cpu", "--data.image_size=64"]
+WORDS += ["--trainer.precision=32-true"]
 NOTES = [
     "model.schedule.norms is now called model.schedule.batchnorm",
     "model.schedule.drops is now called model.schedule.lr_milestones",

@@ -38,6 +38,7 @@ WORDS = [
     "--probe=true",
     "--name=tiny",
     "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
     "--trainer.enable_progress_bar=false",
     "--trainer.log_every_n_steps=1",
     "--trainer.limit_test_batches=0",

@@ -75,6 +75,7 @@ def _grid(dest: Path) -> None:
 
 TINY = ["--model.trunk=test_resnet", "--name=tiny", "--data.root=synthetic:60", "--data.image_size=64"]
 TINY += ["--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+TINY += ["--trainer.precision=32-true"]
 PIXELS = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "best.ckpt": lambda dest: write_checkpoint(TENSORS, dest),

@@ -101,6 +101,7 @@ def test_resuming_imports_nothing_that_a_checkpoint_names(trap: Path, monkeypatc
     words = [
         "--data.root=synthetic:60", "--model.trunk=test_resnet", "--model.weights=null", f"--data.image_size={SIZE}",
         "--data.num_workers=0", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.tasks=[age]",
+        "--trainer.precision=32-true",
         "--trainer.default_root_dir=runs", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
     fit.main(words)

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import timm
@@ -76,6 +77,7 @@ def _did_you_mean(name: str, names: list[str]) -> str:
     return "timm.list_models() lists the names."
 
 
+@cache
 def _size_options(name: str, image_size: int | None) -> dict[str, Any]:
     """The arguments of the model that make it take images of a size; tried on the meta device, which computes shapes.
 
