@@ -19,9 +19,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """CLIP's ViT-B/16 with OpenAI's activation and random weights that are not small."""
+    """CLIP's ViT-B/16 with OpenAI's activation, a small tower of texts, and random weights that are not small."""
     torch.manual_seed(0)
-    model = open_clip.create_model("ViT-B-16-quickgelu").eval()
+    images = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16}
+    texts = {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1}
+    model = open_clip.CLIP(512, images, texts, quick_gelu=True).eval()
     with torch.no_grad():
         for parameter in model.visual.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
