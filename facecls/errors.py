@@ -137,6 +137,27 @@ def _quiet_threads() -> Iterator[None]:
         threading.excepthook = before
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Makes Ctrl-C and SIGTERM wait for the end of what must not be left half done.
+
+    Libraries in C++ that write by way of Python, as torch does, turn an interruption into an error of their own.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others are not interrupted
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda which, _: came.append(which)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
+
+
 def _terminate(number: int, _: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # what is saved now is not disturbed by another one
     raise Terminated

@@ -6,6 +6,7 @@ import torch
 from scipy.special import expit, softmax
 from scipy.stats import entropy, norm
 from sklearn.metrics import log_loss, mean_squared_error
+from sklearn.preprocessing import StandardScaler
 
 from facecls.data.parsing import MISSING
 from facecls.data.tasks import UTKFACE, Classification, choose_tasks, create_tasks
@@ -160,6 +161,21 @@ def test_a_loss_is_the_mean_over_ages_and_ranges_together(kind: str, rng: np.ran
     assert alone[3].item() == 0
     assert head.label_weight(ages | ranges).item() == 3
     assert head.label_weight(ages).item() == 1
+
+
+def test_features_are_standardised_as_by_scikit_learn() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(4000, 6) * torch.tensor([0.1, 0.3, 1, 3, 10, 100]) + torch.tensor([0.1, 5, -1, 0, 2, -50])
+    head = create_head(UTKFACE["race"], 6, HeadOptions(feature_norm=True))
+    linear = head.layers[-1]
+    alike = torch.from_numpy(StandardScaler().fit_transform(features)).float()
+    with torch.inference_mode():
+        expected = linear(alike)
+        torch.testing.assert_close(head.train()(features), expected, rtol=1e-3, atol=1e-2)
+        for _ in range(100):
+            head(features)
+        torch.testing.assert_close(head.eval()(features), expected, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(head(features[:1]), expected[:1], rtol=1e-3, atol=1e-2)
 
 
 def test_the_notebooks_head_has_the_notebooks_layers() -> None:

@@ -1,6 +1,7 @@
 """What commands write is there completely or not at all, is lost by nobody, and belongs to one process."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -112,6 +113,37 @@ def test_a_full_disk_is_a_line_and_leaves_the_file_before(name: str, tmp_path: P
         rf"Can't write {re.escape(str(dest))}: .*File too large.*; free some space .*", str(caught.value)
     )
     assert dest.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_is_written_to_its_end_before_the_command_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {f"tensor {number}": torch.full((300,), float(number)) for number in range(20)}
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    write, opened, whole = io.BufferedWriter.write, Path.open, tmp_path / "whole.ckpt"
+    write_checkpoint(content, whole)
+    writes = 0
+
+    class Stream(io.BufferedWriter):
+        def write(self, data: Any) -> int:
+            nonlocal writes
+            writes += 1
+            if writes == interrupted:
+                signal.raise_signal(signal.SIGINT)
+            return write(self, data)
+
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode: Stream(io.FileIO(path, mode)) if mode == "wb" else opened(path, mode)
+    )
+    interrupted = 0
+    write_checkpoint(content, tmp_path / "counted.ckpt")
+    for interrupted in range(1, writes + 1):
+        writes, path = 0, tmp_path / f"{interrupted}.ckpt"
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(content, path)
+        assert path.read_bytes() == whole.read_bytes()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert not list(tmp_path.glob(".*"))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from facecls.data.limits import SIDE
-from facecls.errors import UserError
+from facecls.errors import UserError, uninterrupted
 from facecls.files import replacing
 from facecls.finding.frame import Frame, read_frame
 from facecls.model.checksums import check_finite, check_members
@@ -145,8 +145,8 @@ def load_heads(model: FaceModel, path: str | Path) -> list[str]:
             head.load_state_dict(state)
         except RuntimeError:  # torch's words name tensors, not options
             raise UserError(
-                f"Expected heads as in {path}, but that of {name} has other layers; set model.hidden and "
-                "model.age_head as there."
+                f"Expected heads as in {path}, but that of {name} has other layers; set model.hidden, "
+                "model.feature_norm and model.age_head as there."
             ) from None
     return shared
 
@@ -170,7 +170,7 @@ def write_checkpoint(content: Mapping[str, Any], dest: Path) -> None:
     Raises:
         UserError: If it can't be written.
     """
-    with replacing(dest) as part, part.open("wb") as stream:
+    with uninterrupted(), replacing(dest) as part, part.open("wb") as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:  # torch's own, for what the stream has raised before

@@ -42,6 +42,8 @@ class HeadOptions:
     Attributes:
         hidden: Sizes of the hidden layers; none for a linear head.
         dropout: Share of features dropped before the first layer and after each hidden one, 0..1.
+        feature_norm: Whether the features are standardised first, by BatchNorm without a scale and shift of its own (as
+            in the linear probes of He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners").
         age_head: Kind of the head of an age.
         age_sigma: Standard deviation of the label distribution of an age, in years.
         label_smoothing: Of classifications, 0..1.
@@ -53,6 +55,7 @@ class HeadOptions:
 
     hidden: Sequence[int] = ()
     dropout: float = 0.0
+    feature_norm: bool = False
     age_head: AgeHeadKind = "distribution"
     age_sigma: float = 2.0
     label_smoothing: float = 0.0
@@ -78,7 +81,7 @@ class Head(nn.Module, ABC):
         name: The task's.
         features: Length D of the trunk's feature vectors.
         logits: Length L of the output.
-        options: Supplies hidden sizes and dropout.
+        options: Supplies hidden sizes, dropout and whether features are standardised.
 
     Attributes:
         name: The task's.
@@ -95,7 +98,8 @@ class Head(nn.Module, ABC):
     def __init__(self, name: str, features: int, logits: int, options: HeadOptions) -> None:
         super().__init__()
         self.name = name
-        layers: list[nn.Module] = [nn.Dropout(options.dropout)]
+        layers: list[nn.Module] = [nn.BatchNorm1d(features, affine=False)] if options.feature_norm else []
+        layers.append(nn.Dropout(options.dropout))
         for size in options.hidden:
             layers += [nn.Linear(features, size), nn.ReLU(inplace=True), nn.Dropout(options.dropout)]
             features = size

@@ -45,6 +45,8 @@ class FaceModule(pl.LightningModule):
         tasks: What is learned, such as [gender, age]; null for all that the faces are labelled with (see data.tasks).
         hidden: Sizes of each head's hidden layers; none for linear heads. The original notebook's are [512, 256, 32].
         dropout: Share of features dropped before the first and after each hidden layer of a head.
+        feature_norm: Whether heads standardise the features first, each by its mean and standard deviation. Features of
+            a trunk that stays frozen need it, since they may differ in size by orders of magnitude.
         age_head: ``distribution`` (a probability for each year, DLDL-v2) or ``regression`` (a sigmoid times the highest
             age, as in the original notebook).
         age_sigma: Standard deviation of the label distribution in years.
@@ -71,6 +73,7 @@ class FaceModule(pl.LightningModule):
         tasks: list[str] | None = None,
         hidden: list[int] = [],  # noqa: B006 - jsonargparse shows it as the default; it is never changed
         dropout: float = 0.2,
+        feature_norm: bool = False,
         age_head: AgeHeadKind = "distribution",
         age_sigma: float = 2.0,
         label_smoothing: float = 0.0,
@@ -92,6 +95,7 @@ class FaceModule(pl.LightningModule):
         options = HeadOptions(
             hidden=hidden,
             dropout=dropout,
+            feature_norm=feature_norm,
             age_head=age_head,
             age_sigma=age_sigma,
             label_smoothing=label_smoothing,

@@ -18,7 +18,7 @@ from facecls.model.checkpoint import Checkpoint
 from facecls.model.module import FaceModule
 from facecls.run import FACES, LAST_CHECKPOINT, faces_of_training
 
-_STRUCTURE = ("trunk", "hidden", "age_head", "task_weights")
+_STRUCTURE = ("trunk", "hidden", "feature_norm", "age_head", "task_weights")
 """Options of ``FaceModule`` beside its tasks that decide which weights a model has."""
 _STATE: Mapping[str, type] = {
     "callbacks": Mapping,
