@@ -22,6 +22,10 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTEROP_THREADS",
 _DETECT = Detector._detect
 
 
+def _is_bench(config: pytest.Config) -> bool:
+    return config.option.markexpr == "bench"  # type: ignore[no-any-return]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the benchmarks."""
     parser.addoption("--bench_json", type=Path, default=Path(__file__).parent / "benchmarks.json")
@@ -33,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Two processes of pytest share the cores already. The benchmarks use all there is.
     """
-    if config.option.markexpr != "bench":
+    if not _is_bench(config):
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", **dict.fromkeys(_THREADS, "1")}
 
 
@@ -48,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread(request: pytest.FixtureRequest) -> None:
-    if request.config.option.markexpr != "bench":
+    if not _is_bench(request.config):
         torch.set_num_threads(1)  # two test processes share the cores already
 
 
@@ -61,8 +65,11 @@ def _no_waiting_for_disks() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _found_once() -> Iterator[None]:
+def _found_once(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nearly all runs and predictions are of the same drawn faces, in which the detector finds the same each time."""
+    if _is_bench(request.config):  # which measures the detector
+        yield
+        return
     found: dict[tuple[Path, float, tuple[int, ...], bytes], list[Face]] = {}
 
     def detect(self: Detector, image: npt.NDArray[np.uint8]) -> list[Face]:
@@ -77,8 +84,11 @@ def _found_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _drawn_once() -> Iterator[None]:
+def _drawn_once(request: pytest.FixtureRequest) -> Iterator[None]:
     """The same for the drawing itself; tests that import ``draw_faces`` call the function itself."""
+    if _is_bench(request.config):
+        yield
+        return
 
     @cache
     def drawn(*args: Any, **options: Any) -> list[tuple[str, bytes]]:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -147,13 +147,14 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda which, _: came.append(which)) for number in numbers}
     try:
-        yield
+        with ExitStack() as stack:  # which puts back all of them, also where one is interrupted
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if (handler := signal.getsignal(number)) is not None:  # what a library in C has set can't be put back
+                    stack.callback(signal.signal, number, handler)
+                    signal.signal(number, lambda which, _: came.append(which))
+            yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for number in dict.fromkeys(came):
             signal.raise_signal(number)
 

@@ -79,7 +79,7 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     out.print(data.describe())
     if labels := describe_labels(data):
         out.print(labels)
-    check_parts(trainer, data)
+    check_parts(trainer, data, least=2 if cli.model.hparams["feature_norm"] else 1)
     check_labels(data, cli.model.model.tasks.values(), has_validation=trainer.limit_val_batches != 0)
     if is_tested(trainer):
         check_some_labels(data, cli.model.model.tasks.values())

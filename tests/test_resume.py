@@ -284,7 +284,7 @@ def test_a_split_that_is_given_does_not_test_what_was_trained_on(
         (["--trainer.max_epochs=0"], r"something to train"),
         (["--trainer.max_epochs=-1"], r"an end of training"),
         (["--trainer.accumulate_grad_batches=0"], r"accumulate_grad_batches of 1 or more"),
-        (["--model.feature_norm=true", "--data.batch_size=1"], r"batch_size of 2 or more with model\.feature_norm"),
+        (["--model.feature_norm=true", "--data.batch_size=1"], r"batches of 2 faces or more .* but they have 1; "),
         (["--trainer.precision=16-true"], r"precision 32-true, .* but got 16-true"),
         (["--model.hidden=[-1]"], r"model\.hidden as sizes of 1 or more"),
         (["--model.optimizer=torch.optim.LBFGS"], r"parameter groups, but: LBFGS"),

@@ -116,11 +116,18 @@ def test_a_full_disk_is_a_line_and_leaves_the_file_before(name: str, tmp_path: P
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def interrupting(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that raises KeyboardInterrupt, whatever a shell has made of it where it started the tests."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_a_checkpoint_is_written_to_its_end_before_the_command_is_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interrupting: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = {f"tensor {number}": torch.full((300,), float(number)) for number in range(20)}
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     write, opened, whole = io.BufferedWriter.write, Path.open, tmp_path / "whole.ckpt"
     write_checkpoint(content, whole)
     writes = 0
@@ -130,12 +137,13 @@ def test_a_checkpoint_is_written_to_its_end_before_the_command_is_interrupted(
             nonlocal writes
             writes += 1
             if writes == interrupted:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(interrupting)
             return write(self, data)
 
-    monkeypatch.setattr(
-        Path, "open", lambda path, mode: Stream(io.FileIO(path, mode)) if mode == "wb" else opened(path, mode)
-    )
+    def open_path(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        return Stream(io.FileIO(path, mode)) if mode == "wb" else opened(path, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_path)
     interrupted = 0
     write_checkpoint(content, tmp_path / "counted.ckpt")
     for interrupted in range(1, writes + 1):
@@ -143,7 +151,7 @@ def test_a_checkpoint_is_written_to_its_end_before_the_command_is_interrupted(
         with pytest.raises(KeyboardInterrupt):
             write_checkpoint(content, path)
         assert path.read_bytes() == whole.read_bytes()
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert signal.getsignal(interrupting) is signal.default_int_handler
     assert not list(tmp_path.glob(".*"))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facecls.errors import UserError
+from facecls.model import timm_trunk
 from facecls.model.trunk import VGGFACE2, VGGFACE2_MEAN, Trunk, create_trunk, read_trunk, save_trunk
 
 
@@ -117,6 +118,7 @@ def test_models_that_compute_while_they_are_built(name: str, features: int, monk
         return real(name, **options)
 
     monkeypatch.setattr(timm, "create_model", create)
+    timm_trunk._size_options.cache_clear()
     assert create_trunk(name, image_size=96)(torch.zeros(1, 3, 96, 96, dtype=torch.uint8)).shape == (1, features)
 
 

@@ -45,8 +45,9 @@ class FaceModule(pl.LightningModule):
         tasks: What is learned, such as [gender, age]; null for all that the faces are labelled with (see data.tasks).
         hidden: Sizes of each head's hidden layers; none for linear heads. The original notebook's are [512, 256, 32].
         dropout: Share of features dropped before the first and after each hidden layer of a head.
-        feature_norm: Whether heads standardise the features first, each by its mean and standard deviation. Features of
-            a trunk that stays frozen need it, since they may differ in size by orders of magnitude.
+        feature_norm: Whether heads standardise each feature first, by its mean and standard deviation over the batch in
+            training, and by their running averages otherwise. A trunk that stays frozen needs it, since its features
+            may differ in size by orders of magnitude.
         age_head: ``distribution`` (a probability for each year, DLDL-v2) or ``regression`` (a sigmoid times the highest
             age, as in the original notebook).
         age_sigma: Standard deviation of the label distribution in years.

@@ -145,8 +145,6 @@ class FaceCLI(LightningCLI):
             raise UserError(f"Expected ema from 0 to below 1, or null for no average, but got {config.ema}.")
         if (accumulated := config.trainer.accumulate_grad_batches) < 1:
             raise UserError(f"Expected trainer.accumulate_grad_batches of 1 or more, but got {accumulated}.")
-        if config.model.feature_norm and config.data.batch_size == 1:
-            raise UserError("Expected data.batch_size of 2 or more with model.feature_norm, but got 1.")
         precision.check_precision(config.trainer.precision)
         if config.probe:
             probe.check_options(config)

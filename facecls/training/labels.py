@@ -68,15 +68,16 @@ def is_tested(trainer: pl.Trainer) -> bool:
     return trainer.limit_test_batches != 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
-def check_parts(trainer: pl.Trainer, data: FacesDataModule) -> None:
+def check_parts(trainer: pl.Trainer, data: FacesDataModule, least: int) -> None:
     """Refuses to begin a training that will lack faces or steps, in its last minute if not in its first.
 
     Args:
         trainer: Before training.
         data: The faces, after ``setup``.
+        least: How many faces a batch of the training needs on each device; 2 where their mean is taken.
 
     Raises:
-        UserError: If a part that will be needed is empty, or its limit leaves no batch.
+        UserError: If a part that will be needed is empty, its limit leaves no batch, or batches are too small.
     """
     if 0 in (trainer.max_epochs, trainer.max_steps):
         raise UserError("Expected something to train, but trainer.max_epochs or max_steps is 0; raise it.")
@@ -99,6 +100,11 @@ def check_parts(trainer: pl.Trainer, data: FacesDataModule) -> None:
             raise UserError(
                 f"Expected trainer.limit_{name}_batches to leave one of {batches} batches, but {limit} leaves none; "
                 "raise it."
+            )
+        if name == "train" and (alone := min(data.batch_size, faces // trainer.world_size)) < least:
+            raise UserError(
+                f"Expected batches of {least} faces or more on each device with model.feature_norm, but they have "
+                f"{alone}; raise data.batch_size, or add faces."
             )
         if name == "val":
             _check_validation_comes(
