@@ -42,12 +42,12 @@ class HeadOptions:
     Attributes:
         hidden: Sizes of the hidden layers; none for a linear head.
         dropout: Share of features dropped before the first layer and after each hidden one, 0..1.
-        feature_norm: Whether the features are standardised first, by BatchNorm without a scale and shift of its own (as
-            in the linear probes of He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners").
         age_head: Kind of the head of an age.
         age_sigma: Standard deviation of the label distribution of an age, in years.
         label_smoothing: Of classifications, 0..1.
         class_weights: Weight of a face in the loss by its class, by task; 1 where not given.
+        feature_norm: Whether the features are standardised first, by BatchNorm without a scale and shift of its own (as
+            in the linear probes of He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners").
 
     Raises:
         UserError: If a value is out of range.
@@ -55,11 +55,11 @@ class HeadOptions:
 
     hidden: Sequence[int] = ()
     dropout: float = 0.0
-    feature_norm: bool = False
     age_head: AgeHeadKind = "distribution"
     age_sigma: float = 2.0
     label_smoothing: float = 0.0
     class_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    feature_norm: bool = False
 
     def __post_init__(self) -> None:
         """Checks what types can't say."""
