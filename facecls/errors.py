@@ -155,8 +155,8 @@ def uninterrupted() -> Iterator[None]:
                     signal.signal(number, lambda which, _: came.append(which))
             yield
     finally:
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
+        for missed in dict.fromkeys(came):
+            signal.raise_signal(missed)
 
 
 def _terminate(number: int, _: object) -> None:
