@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from facecls.predict.grid import Grid
 from facecls.predict.outputs import Journal, journal_of
 from facecls.predict.pictures import check_folder, check_replaceable, save
 from facecls.report.page import write_page
+from facecls.training.cli import create_logger
 from facecls.training.probe import write_features
 from facecls.training.saving import WholeCheckpointIO, claim_version
 
@@ -153,6 +155,26 @@ def test_a_checkpoint_is_written_to_its_end_before_the_command_is_interrupted(
         assert path.read_bytes() == whole.read_bytes()
     assert signal.getsignal(interrupting) is signal.default_int_handler
     assert not list(tmp_path.glob(".*"))
+
+
+def test_metrics_are_logged_to_their_end_before_the_command_is_interrupted(
+    interrupting: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, notify, woken = create_logger(str(tmp_path), "run"), threading.Condition.notify, []
+    assert logger.experiment
+
+    def interrupted(condition: threading.Condition, n: int = 1) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(interrupting)
+            woken.append(condition)
+        notify(condition, n)
+
+    monkeypatch.setattr(threading.Condition, "notify", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        logger.log_metrics({"loss": 1.0}, 1)
+    monkeypatch.undo()
+    assert woken  # TensorBoard's thread
+    logger.finalize("success")
 
 
 def test_a_journal_that_finds_no_room_goes_on_when_there_is_some(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What Lightning writes of a run: in a folder that no other run takes, and each file completely or not at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from facecls.errors import UserError
+from facecls.errors import UserError, uninterrupted
 from facecls.files import make_folder
 from facecls.model.checkpoint import write_checkpoint
 from facecls.run import write_config
@@ -38,6 +39,11 @@ class RunLogger(TensorBoardLogger):
             is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
             self._own_version = claim_version(Path(self.root_dir)) if is_first else f"{_VERSION}0"
         return self._own_version
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As Lightning's, to its end; Ctrl-C within it could leave TensorBoard's thread asleep for two minutes."""
+        with uninterrupted():
+            super().log_metrics(metrics, step)
 
 
 def claim_version(folder: Path) -> str:
