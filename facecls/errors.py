@@ -141,7 +141,8 @@ def _quiet_threads() -> Iterator[None]:
 def uninterrupted() -> Iterator[None]:
     """Makes Ctrl-C and SIGTERM wait for the end of what must not be left half done.
 
-    Libraries in C++ that write by way of Python, as torch does, turn an interruption into an error of their own.
+    Libraries in C++ that write by way of Python, as torch does, turn an interruption into an error of their own, and a
+    thread that is just being woken, as TensorBoard's, may sleep on.
     """
     if threading.current_thread() is not threading.main_thread():  # others are not interrupted
         yield

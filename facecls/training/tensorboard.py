@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.tasks import Tasks, ages, classifications
+from facecls.errors import uninterrupted
 from facecls.predict.grid import draw, title
 from facecls.report import figures
 from facecls.training.collector import PredictionCollector
@@ -71,12 +72,17 @@ class FigureLogger(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for tag, figure in create_figures(table, data.tasks):
-                    logger.experiment.add_figure(f"val/{tag}", figure, step)
+                    _add(logger, tag, figure, step)
                 titles = [_title(row, data.tasks) for row in table[:GALLERY].to_dict("records")]
                 gallery = draw([data.picture(face) for face in faces], titles)
-                logger.experiment.add_figure("val/gallery", gallery, step)
+                _add(logger, "gallery", gallery, step)
         took = time.monotonic() - started
         self._spent, self._longest = self._spent + took, max(self._longest, took)
+
+
+def _add(logger: TensorBoardLogger, tag: str, figure: Figure, step: int) -> None:
+    with uninterrupted():  # as for metrics, see RunLogger
+        logger.experiment.add_figure(f"val/{tag}", figure, step)
 
 
 def create_figures(table: pd.DataFrame, tasks: Tasks) -> Iterator[tuple[str, Figure]]:
