@@ -122,7 +122,7 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
         "checkpoint": str(best),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "faces_seen": faces_seen(trainer, data),
+        "faces_seen": len(data.rows("train")) if cli.config.probe else faces_seen(trainer, data),
         "seconds": round(time.monotonic() - started, 1),
         "resumed": cli.ckpt_path is not None,
         "git_commit": commit,
@@ -131,7 +131,10 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
 
 
 def faces_seen(trainer: pl.Trainer, data: FacesDataModule) -> int:
-    """How many faces the training steps had, of all epochs and devices, in batches as they were at the end."""
+    """How many faces the training steps had, of all epochs and devices, in batches as they were at the end.
+
+    A probe's count is another: its trunk passed over each training face once, whatever the epochs of its heads.
+    """
     batches: int = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
     return batches * min(data.batch_size * trainer.world_size, len(data.rows("train")))
 

@@ -80,6 +80,10 @@ def test_the_features_are_those_of_the_trunk(results: dict[str, object], faces: 
         np.testing.assert_allclose(features[row, 0], expected, atol=1e-5)
 
 
+def test_the_trunk_has_seen_each_training_face_once(results: dict[str, object]) -> None:
+    assert results["faces_seen"] == results["faces/train"]
+
+
 def test_the_heads_learn(results: dict[str, object]) -> None:
     losses = [event.value for event in EventAccumulator("runs/probe/version_0").Reload().Scalars("train/loss")]
     assert losses[-1] < 0.95 * losses[0]
