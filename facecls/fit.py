@@ -122,6 +122,7 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
         "checkpoint": str(best),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        # the trunk of a probe passed over each training face once, whatever the epochs of its heads
         "faces_seen": len(data.rows("train")) if cli.config.probe else faces_seen(trainer, data),
         "seconds": round(time.monotonic() - started, 1),
         "resumed": cli.ckpt_path is not None,
@@ -131,10 +132,7 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
 
 
 def faces_seen(trainer: pl.Trainer, data: FacesDataModule) -> int:
-    """How many faces the training steps had, of all epochs and devices, in batches as they were at the end.
-
-    A probe's count is another: its trunk passed over each training face once, whatever the epochs of its heads.
-    """
+    """How many faces the training steps had, of all epochs and devices, in batches as they were at the end."""
     batches: int = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
     return batches * min(data.batch_size * trainer.world_size, len(data.rows("train")))
 

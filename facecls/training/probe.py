@@ -39,11 +39,9 @@ FEATURES = "features.safetensors"
 """File name, in the folder that all runs of one name share."""
 _TENSOR, _KEY = "features", "key"
 _ENGINES = TorchPredictor.engine, OnnxTrunk.engine
-_COMPARED = 16
-"""Faces by which engines are compared."""
-_PIECE = 32
-"""Faces whose views a CPU makes at a time. Those of larger batches leave its caches, and memory is fetched anew for
-each of them: all six views of 128 faces took 3 to 5 ms a face, in pieces 1.5."""
+_PIECE = 16
+"""Faces that a CPU takes at a time, and by which engines are compared. Views of larger batches leave its caches, and
+memory is fetched anew for each: all six of 128 faces took 3 to 5 ms a face, in these pieces 1.5."""
 
 
 def check_options(config: Any) -> None:
@@ -118,7 +116,7 @@ def _compute(
     first = next(batches)
     other = None
     if device.type == "cpu" and trainer.precision != "64-true":  # ONNX Runtime computes in float32
-        some = first["image"][:_COMPARED]
+        some = first["image"][:_PIECE]
         other = faster_trunk(trunk, by_torch, some, len(data.faces) * count_views(tta))
     started = time.monotonic()
     run = by_torch if other is None else other
