@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from facecls._version import __version__
 from facecls.errors import CommandParser, UserError, command, program
-from facecls.files import check_no_input, replacing
+from facecls.files import check_no_input, make_folder, replacing
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from convert.plain.network import Asked, Network
 
 _DESCRIPTION = """Converts a face network to a trunk file, and verifies it before writing anything: a model saved by
-Keras, any ONNX file, or the image tower of a CLIP checkpoint such as FaRL's."""
+Keras, any ONNX file, the image tower of a CLIP checkpoint such as FaRL's, or a trunk file, of which other layers are
+taken. Several trunk files are joined to one, whose features are those of all."""
 CONVERTER = f"facecls {__version__}"
 """Named in the metadata of the trunk file."""
 _ONNX = (".onnx",)
 _TORCH = (".pth", ".pt", ".bin")
+_TRUNK = (".safetensors",)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: With status 2 and one line on stderr if the file can't be converted.
     """
     parser = CommandParser(prog=program("convert"), description=_DESCRIPTION)
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="the network: .h5 or .keras, .onnx, or .pth (CLIP)")
+    parser.add_argument(
+        "sources",
+        type=Path,
+        nargs="+",
+        metavar="SOURCE",
+        help="the network: .h5 or .keras, .onnx, .pth (CLIP), or .safetensors, of which several are joined",
+    )
     parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
     parser.add_argument(
         "--output", metavar="NAME", help="layer whose output is the features; default: the last before a classifier"
@@ -65,16 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--keep-classifier", action="store_true", help="keep the classifier of a Keras file, for facecls.identify"
     )
     with command("convert"):
-        options = parser.parse_args(arguments)
+        options = parser.parse_intermixed_args(arguments)  # files may come after options
         _check_options(options)
         from convert.plain.network import Asked  # imports onnx
 
         told = ("size", "channels", "mean", "std", "output", "keep_classifier")
         asked = Asked(also=tuple(options.also), **{name: getattr(options, name) for name in told})
-        convert(options.source, options.dest, options.onnx, asked)
+        convert(options.sources, options.dest, options.onnx, asked)
 
 
 def _check_options(options: argparse.Namespace) -> None:
+    others = [source for source in options.sources if source.suffix.lower() not in _TRUNK]
+    if len(options.sources) > 1 and others:
+        raise UserError(
+            f"Expected trunk files (.safetensors) to be joined, but got {others[0]}; convert it alone first."
+        )
     if options.size is not None and not 16 <= options.size <= 1024:
         raise UserError(f"Expected --size from 16 to 1024 pixels, but got {options.size}.")
     if options.also and options.keep_classifier:
@@ -96,11 +109,11 @@ def _three(text: str) -> tuple[float, ...]:
     return values * 3 if len(values) == 1 else values
 
 
-def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") -> None:
+def convert(sources: Sequence[Path], dest: Path, onnx_dest: Path | None, asked: "Asked") -> None:
     """Converts a file, verifies the result, writes it and prints a summary.
 
     Args:
-        source: A Keras file, an ONNX file, or a CLIP checkpoint of PyTorch.
+        sources: A Keras file, an ONNX file, or a CLIP checkpoint of PyTorch; or trunk files.
         dest: The trunk file to write.
         onnx_dest: Where to write the ONNX model as well; ``None`` for nowhere.
         asked: What the user says about the network.
@@ -108,14 +121,14 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") ->
     Raises:
         UserError: If the file can't be converted or the result can't be written; then nothing is written.
     """
-    check_no_input(dest, [source])
+    check_no_input(dest, sources)
     if onnx_dest is not None:
-        check_no_input(onnx_dest, [source, dest])
-    if source.suffix.lower() in _TORCH:
-        _convert_clip(source, dest, onnx_dest, asked)
+        check_no_input(onnx_dest, [*sources, dest])
+    if len(sources) == 1 and sources[0].suffix.lower() in _TORCH:
+        _convert_clip(sources[0], dest, onnx_dest, asked)
         return
     # heavy libraries are imported late, so that neither --help nor a wrong file waits for them
-    network = _read(source, asked)
+    network = _read(sources, asked)
     from convert.finish import finish, last_map
     from convert.graph_trunk import describe
     from convert.summary import print_summary
@@ -126,6 +139,8 @@ def convert(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") ->
     network = replace(network, features=", ".join((network.features, *asked.also)))
     found_map = last_map(network.model, shapes)
     graph = None if network.layout == VGGFACE2 else describe(network.model, shapes, network.contract, found_map)
+    for place in filter(None, (dest, onnx_dest)):
+        make_folder(place.parent)
     with replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part:
         with _temporary_onnx(dest, network.model, onnx_part) as model:
             network.model.Clear()  # it still holds all weights, even those that it has written
@@ -145,6 +160,7 @@ def _convert_clip(source: Path, dest: Path, onnx_dest: Path | None, asked: "Aske
     from facecls.model.trunk import save_trunk
 
     state, metadata = read_clip(source)
+    make_folder(dest.parent)
     save_trunk(dest, state, metadata)
     size = metadata["input"]["size"]
     print_sections(
@@ -157,14 +173,19 @@ def _convert_clip(source: Path, dest: Path, onnx_dest: Path | None, asked: "Aske
     )
 
 
-def _read(source: Path, asked: "Asked") -> "Network":
-    if source.suffix.lower() in _ONNX:
+def _read(sources: Sequence[Path], asked: "Asked") -> "Network":
+    suffix = sources[0].suffix.lower()
+    if len(sources) > 1 or suffix in _TRUNK:
+        from convert.trunk_files import read_trunks
+
+        return read_trunks(sources, asked)
+    if suffix in _ONNX:
         from convert.onnx.network import read_onnx
 
-        return read_onnx(source, asked)
+        return read_onnx(sources[0], asked)
     from convert.keras.network import read_keras
 
-    return read_keras(source, asked)
+    return read_keras(sources[0], asked)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Compares ONNX Runtime, onnx2torch's module and the trunk on the same seeded images."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,8 @@ def run_onnx(model: Path, inputs: NDArray[np.float32]) -> Outputs:
 
 def run_module(module: fx.GraphModule, inputs: NDArray[np.float32]) -> Outputs:
     """Runs onnx2torch's module on (N, 3, S, S) float32, as the network takes them."""
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), _one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # onnx2torch slices by lists, which torch warns of
         outputs = module(torch.from_numpy(inputs))
     return [output.numpy() for output in (outputs if isinstance(outputs, list | tuple) else [outputs])]
 

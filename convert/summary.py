@@ -79,8 +79,8 @@ def _describe_norms(net: nn.Module) -> str:
 
 
 def _describe_constants(net: nn.Module) -> dict[str, str]:
-    """What is not trained; single numbers are no weights."""
-    sizes = [size for module in net.modules() if isinstance(module, Constant) and (size := module.value.numel()) > 1]
+    """What is not trained; single numbers, and those of an image's three channels, are no weights."""
+    sizes = [size for module in net.modules() if isinstance(module, Constant) and (size := module.value.numel()) > 3]
     if not sizes:
         return {}
     return {"not trained": f"{len(sizes)} constants, {sum(sizes):,} numbers; export with opset 17 to have fewer"}

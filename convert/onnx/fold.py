@@ -17,7 +17,7 @@ from convert.plain.shapes import check_sizes
 from facecls.errors import UserError
 
 _BATCHES = (2, 3)
-_IDENTITIES = ("Identity", "Dropout", "CastLike")
+_IDENTITIES = ("Identity", "Dropout")
 
 
 def remove_identities(graph: onnx.GraphProto, with_casts: bool = False) -> None:
@@ -46,6 +46,28 @@ def remove_identities(graph: onnx.GraphProto, with_casts: bool = False) -> None:
     set_nodes(graph, kept)
     for output in graph.output:
         output.name = same.get(output.name, output.name)
+
+
+def say_types(model: onnx.ModelProto) -> None:
+    """Turns each ``CastLike`` to a ``Cast`` to the type that it means, in place.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: If a type can't be inferred.
+    """
+    if not any(node.op_type == "CastLike" for node in model.graph.node):
+        return
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types |= {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    for node in model.graph.node:
+        if node.op_type == "CastLike":
+            if not types.get(node.input[1]):
+                raise ValueError(f"the type of {node.output[0]} is not known")
+            cast = helper.make_node("Cast", node.input[:1], node.output, node.name, to=types[node.input[1]])
+            node.CopyFrom(cast)
 
 
 def _is_cast_to_float(node: onnx.NodeProto) -> bool:

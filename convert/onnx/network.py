@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, version_converter
 
 from convert.onnx.editor import rewrite, set_nodes
 from convert.onnx.file import Runner, damaged, load, widen
-from convert.onnx.fold import fold, fold_constants, free_batch, remove_identities
+from convert.onnx.fold import fold, fold_constants, free_batch, remove_identities, say_types
 from convert.onnx.opsets import DOWN, OLD
 from convert.onnx.rewrite import PLAIN, set_squeezed_axes
 from convert.plain.features import Role, Step, choose_features, downstream
@@ -49,9 +49,26 @@ def read_onnx(path: Path, asked: Asked) -> Network:
     Raises:
         UserError: If the file can't be read, how it takes images is not known, or it is not plain up to the features.
     """
-    model, sha256 = load(path)
     if asked.keep_classifier:
         raise UserError("Expected a Keras file with --keep-classifier; of an ONNX file only the features are kept.")
+    return read_model(path, *load(path), asked)
+
+
+def read_model(path: Path, model: onnx.ModelProto, sha256: str, asked: Asked) -> Network:
+    """Makes a network of a model, which it changes; as ``read_onnx``.
+
+    Args:
+        path: The file that it comes from, for messages.
+        model: The model, with all its weights.
+        sha256: SHA-256 of the file.
+        asked: As for ``read_onnx``.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: As ``read_onnx``.
+    """
     opset = _opset(path, model)
     summary = {
         "kind": f"ONNX, opset {opset}" + (f", made by {model.producer_name[:40]}" if model.producer_name else ""),
@@ -202,11 +219,14 @@ def _plain(
 ) -> onnx.ModelProto:
     """The part of a model that computes the features, in the form of a plain model."""
     try:
+        say_types(model)
         if opset < OPSET:
             if opset < _HALF_PIXEL_SINCE:
                 rewrite(model.graph, OLD, {})
             model = version_converter.convert_version(model, OPSET)
         else:
+            remove_identities(model.graph)
+            fold_constants(model)  # axes may be computed
             rewrite(model.graph, DOWN, {})
         del model.opset_import[:]
         model.opset_import.add(domain="", version=OPSET)

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from facecls._version import __version__
 from facecls.compat import DEPRECATED
@@ -44,7 +44,8 @@ def to_onnx(module: FaceModule, opset: int) -> onnx.ModelProto:
         UserError: If torch can't export this trunk.
     """
     names = [name for head in module.model.heads.values() for name in head.outputs]
-    return _export(module, module.model.trunk, module.hparams["image_size"], names, opset)
+    size = module.hparams["image_size"]
+    return export(module, module.model.trunk.name, torch.zeros(2, 3, size, size, dtype=torch.uint8), names, opset)
 
 
 def trunk_to_onnx(trunk: Trunk, size: int, opset: int) -> bytes:
@@ -61,16 +62,33 @@ def trunk_to_onnx(trunk: Trunk, size: int, opset: int) -> bytes:
     Raises:
         UserError: If torch can't export it.
     """
-    written: bytes = _export(trunk, trunk, size, ["features"], opset).SerializeToString()
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    written: bytes = export(trunk, trunk.name, images, ["features"], opset).SerializeToString()
     return written
 
 
-def _export(net: nn.Module, trunk: Trunk, size: int, names: Sequence[str], opset: int) -> onnx.ModelProto:
-    """Exports a trunk or what it is part of, with these outputs."""
+def export(
+    net: nn.Module, what: str, images: Tensor, outputs: Sequence[str], opset: int, optimise: bool = True
+) -> onnx.ModelProto:
+    """Exports a network.
+
+    Args:
+        net: The network, in evaluation mode.
+        what: What its trunk is called, for messages.
+        images: Two images as it takes them; with one, torch.export may fix N to 1.
+        outputs: Names of its outputs.
+        opset: Version of the ONNX operator set.
+        optimise: Whether the exporter may simplify the graph, such as by folding constants.
+
+    Returns:
+        The graph from ``image``, with any N, to ``outputs``.
+
+    Raises:
+        UserError: If torch can't export it.
+    """
     plain: Any = copy.deepcopy(net)
     # in channels last, the flattening after the pooling would be exported as a gather
     plain.to(memory_format=torch.contiguous_format)
-    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)  # with one image, torch.export may fix N to 1
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=f".*{DEPRECATED}")
@@ -78,17 +96,17 @@ def _export(net: nn.Module, trunk: Trunk, size: int, names: Sequence[str], opset
                 plain,
                 (images,),
                 input_names=["image"],
-                output_names=names,
+                output_names=outputs,
                 opset_version=opset,
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
+                optimize=optimise,
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"Expected a trunk that torch can export to ONNX, but it can't export {trunk.name}: {reason}; "
-            "train another trunk (model.trunk)."
+            f"Expected a trunk that torch can export to ONNX, but it can't export {what}: {reason}; take another trunk."
         ) from error
     assert program is not None  # as always with dynamo
     return program.model_proto
