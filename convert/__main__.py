@@ -4,7 +4,7 @@ import argparse
 import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -127,6 +127,8 @@ def convert(sources: Sequence[Path], dest: Path, onnx_dest: Path | None, asked: 
     if len(sources) == 1 and sources[0].suffix.lower() in _TORCH:
         _convert_clip(sources[0], dest, onnx_dest, asked)
         return
+    if sources[0].suffix.lower() in _TRUNK:
+        _check_dest(sources, dest)
     # heavy libraries are imported late, so that neither --help nor a wrong file waits for them
     network = _read(sources, asked)
     from convert.finish import finish, last_map
@@ -148,6 +150,22 @@ def convert(sources: Sequence[Path], dest: Path, onnx_dest: Path | None, asked: 
         _save(dest, network, state, graph and graph[0], measured)
         written = {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {})
         print_summary(network, trunk, found_map, measured, written)
+
+
+def _check_dest(sources: Sequence[Path], dest: Path) -> None:
+    """Refuses to write over a trunk of something else, as where the last source was meant to be joined."""
+    if not dest.is_file():
+        return
+    from facecls.model.trunk import read_trunk
+
+    names, made_of = " + ".join(source.name for source in sources), None
+    with suppress(UserError):  # no trunk file
+        made_of = read_trunk(dest)[1].get("source", "another")
+    if made_of not in (None, names):
+        raise UserError(
+            f"Expected a DEST that is new, or was made of {names}, but {dest} was made of {made_of}; if it is a "
+            "source, name a DEST after it, otherwise delete it first."
+        )
 
 
 def _convert_clip(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") -> None:

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from convert.plain.network import Network
-from convert.plain.shapes import Shapes, has_channels_last, rename, upstream, value_shapes
+from convert.plain.shapes import Shapes, free_names, has_channels_last, rename, unused, upstream, value_shapes
 from facecls.errors import UserError
 from facecls.model.graph import cut_points
 
@@ -65,10 +65,11 @@ def finish(network: Network, also: Sequence[str] = ()) -> Shapes:
         for place, (value, layer) in enumerate(layers.items())
     ]
     joined = vectors[0] if len(vectors) == 1 else _append(graph, "Concat", vectors, "features/joined", axis=1)
-    rename(graph, joined, FEATURES)
-    if len(ends) > 1:
-        rename(graph, ends[1], PROBABILITIES)
     sizes = [sum(_channels(graph, shapes, value) for value in layers), *(shapes[end][0] for end in ends[1:])]
+    for value, name in zip((joined, *ends[1:]), (FEATURES, PROBABILITIES), strict=False):
+        if value != name:
+            free_names(graph, (name,))
+            rename(graph, value, name)
     del graph.output[:]
     for name, size in zip((FEATURES, PROBABILITIES), sizes, strict=False):
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]))
@@ -141,5 +142,6 @@ def _vector(network: Network, shapes: Shapes, value: str, layer: str, name: str)
 
 
 def _append(graph: onnx.GraphProto, kind: str, values: Sequence[str], name: str, **attributes: Any) -> str:
+    name = unused(graph, name)
     graph.node.append(helper.make_node(kind, values, [name], name, **attributes))
     return name

@@ -64,10 +64,10 @@ def print_sections(sections: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _describe_input(contract: Contract, trunk: Trunk) -> str:
-    values = ", ".join(f"{value:g}" for value in contract.mean)
+    mean = f" minus {', '.join(f'{value:g}' for value in contract.mean)}" if any(contract.mean) else ""
     std = "" if set(contract.std) == {1.0} else f", divided by {', '.join(f'{value:g}' for value in contract.std)}"
     sizes = "and other sizes" if trunk.fixed_size is None else "only"
-    return f"{contract.size} x {contract.size} {sizes}, {contract.channels.upper()} 0..255 minus {values}{std}"
+    return f"{contract.size} x {contract.size} {sizes}, {contract.channels.upper()} 0..255{mean}{std}"
 
 
 def _describe_norms(net: nn.Module) -> str:

@@ -1,10 +1,14 @@
 """Trunk files as sources of ``convert``: other layers of one, several joined. The trunks themselves are the truth."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import timm
 import torch
 from narrow import narrow
 from onnx import helper, numpy_helper
@@ -14,11 +18,13 @@ from torch import Tensor, nn
 from convert.__main__ import main
 from convert.finish import finish, last_map
 from convert.graph_trunk import describe
+from convert.plain.shapes import rename
 from facecls import fit
 from facecls.export import __main__ as export
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.graph import GRAPH
 from facecls.model.graph_operators import ScaleAndShift
+from facecls.model.schedule import layer_of
 from facecls.model.trunk import VGGFACE2, Trunk, create_trunk, read_trunk, save_trunk
 
 pytestmark = pytest.mark.slow
@@ -64,6 +70,10 @@ def _write_folded(dest: Path) -> Path:
         if node.op_type == "BatchNormalization":
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("epsilon", 0.0))
+    return _write_graph(model, dest)
+
+
+def _write_graph(model: onnx.ModelProto, dest: Path) -> Path:
     network = network_of(model, SIZE)
     shapes = finish(network)
     description, state = describe(network.model, shapes, network.contract, last_map(network.model, shapes))
@@ -107,13 +117,18 @@ def test_joined_features_are_those_of_each(kinds: tuple[str, ...], size: int, tm
     trunk = _open(joined)
     assert _close(_features(trunk, faces), expected)
     assert trunk.features == expected.shape[1]
-    # they are trained as they were: BatchNorms stay, what was folded is scale and shift
+    # they are trained as they were: BatchNorms stay, what was folded is scale and shift, no bias is added
+    assert _parameters(trunk) == sum(_parameters(_open(path, size)) for path in paths)
     for kind in (nn.BatchNorm2d, ScaleAndShift):
         members = sum(_count(_open(path, size), kind) for path in paths)
         assert _count(trunk, kind) == members
     about = read_trunk(joined)[1]
     assert about["source"] == " + ".join(path.name for path in paths)
     assert about["input"]["size"] == size
+
+
+def _parameters(trunk: Trunk) -> int:
+    return sum(parameter.numel() for parameter in trunk.parameters())
 
 
 def _count(trunk: Trunk, kind: type[nn.Module]) -> int:
@@ -140,6 +155,18 @@ def _average(values: Tensor) -> Tensor:
     return values.mean((2, 3)) if values.ndim == 4 else values
 
 
+def _modules(trunk: Trunk, layers: Sequence[str], faces: Tensor) -> Tensor:
+    """What the modules of these names return, averaged over places and joined."""
+    seen = dict[str, Tensor]()
+    prefix = "nodes." if trunk.name == GRAPH else ""
+    for layer in layers:
+        trunk.net.get_submodule(prefix + layer).register_forward_hook(
+            lambda module, inputs, values, layer=layer: seen.update({layer: _average(values.clone()).flatten(1)})
+        )
+    _features(trunk, faces)
+    return torch.cat([seen[layer] for layer in layers], 1)
+
+
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
@@ -154,15 +181,71 @@ def test_other_layers_are_those_of_its_modules(name: str, layers: tuple[str, ...
     output, *also = layers
     joined = [word for layer in also for word in ("--also", layer)]
     main([str(source), str(dest), "--size", str(SIZE), "--output", output, *joined])
-    trunk, seen = _open(source, SIZE), dict[str, Tensor]()
-    prefix = "nodes." if name == GRAPH else ""
-    for layer in layers:
-        trunk.net.get_submodule(prefix + layer).register_forward_hook(
-            lambda module, inputs, values, layer=layer: seen.update({layer: _average(values.clone()).flatten(1)})
-        )
     faces = _faces(SIZE)
-    _features(trunk, faces)
-    assert _close(_features(_open(dest), faces), torch.cat([seen[layer] for layer in layers], 1))
+    assert _close(_features(_open(dest), faces), _modules(_open(source, SIZE), layers, faces))
+
+
+@pytest.mark.parametrize("name", ["features", "image", "relu", "net", "nodes", "val_3", "value/3", "features/0/pool"])
+def test_a_layer_is_taken_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    model = small_network(SIZE)
+    rename(model.graph, "n6", name)
+    source = _write_graph(model, tmp_path / "one.safetensors")
+    main([str(source), str(tmp_path / "layer.safetensors"), "--output", name, "--also", "n2"])
+    faces = _faces(SIZE)
+    expected = _modules(_open(source), [name, "n2"], faces)
+    assert _close(_features(_open(tmp_path / "layer.safetensors"), faces), expected)
+
+
+@pytest.mark.parametrize("layer", ["sigmoid", "sigmoid_1", "conv2d_9", "mean_1"])
+def test_names_that_an_exporter_gave_before_are_those_of_the_file(layer: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("test_efficientnet", num_classes=0).eval()
+    _spread(net, 0)
+    images, shapes = torch.zeros(2, 3, SIZE, SIZE), ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(net, (images,), tmp_path / "net.onnx", dynamo=True, dynamic_shapes=shapes, verbose=False)
+    source, dest = tmp_path / "net.safetensors", tmp_path / "layer.safetensors"
+    main([str(tmp_path / "net.onnx"), str(source), "--channels=rgb", "--mean=127.5", "--std=127.5"])
+    main([str(source), str(dest), "--output", layer])
+    faces = _faces(SIZE)
+    assert _close(_features(_open(dest), faces), _modules(_open(source), [layer], faces))
+
+
+def test_layers_of_joined_trunks_are_counted_side_by_side(tmp_path: Path) -> None:
+    paths = [_write(GRAPH, tmp_path / "a.safetensors"), _write("folded", tmp_path / "b.safetensors")]
+    main([*map(str, paths), str(tmp_path / "joined.safetensors")])
+    counts = [Counter(layer_of(_open(path).net).values()) for path in paths]
+    assert Counter(layer_of(_open(tmp_path / "joined.safetensors").net).values()) == counts[0] + counts[1]
+
+
+def test_images_have_the_size_of_the_file(tmp_path: Path) -> None:
+    trunk = create_trunk("test_resnet")
+    save_trunk(
+        tmp_path / "one.safetensors", trunk.net.state_dict(), {"architecture": "test_resnet", "input": {"size": 96}}
+    )
+    main([str(tmp_path / "one.safetensors"), str(tmp_path / "graph.safetensors")])
+    assert read_trunk(tmp_path / "graph.safetensors")[1]["input"]["size"] == 96
+
+
+def test_a_classifier_is_left_out_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = _write(GRAPH, tmp_path / "one.safetensors")
+    state, about = read_trunk(source)
+    save_trunk(source, state | {"classifier.weight": torch.ones(5, 16), "classifier.bias": torch.ones(5)}, about)
+    main([str(source), str(tmp_path / "graph.safetensors")])
+    assert re.search(r"left out +classifier", capsys.readouterr().out)
+
+
+def test_a_forgotten_destination_costs_no_trunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other, third = (tmp_path / f"{name}.safetensors" for name in "abc")
+    _write(GRAPH, one)
+    _write(GRAPH, other)
+    before = other.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(one), str(other)])
+    assert stopped.value.code == 2
+    assert "name a DEST after it" in capsys.readouterr().err
+    assert other.read_bytes() == before
+    for _ in range(2):  # what it made itself it replaces
+        main([str(one), str(other), str(third)])
 
 
 def test_a_joined_trunk_is_trained_tested_and_exported(
@@ -199,9 +282,15 @@ def test_a_joined_trunk_is_trained_tested_and_exported(
         (["a", "--keep-classifier"], "no --keep-classifier with a trunk file"),
         (["a", "--output=blocks.9"], "did you mean"),
         (["a", "--also=blocks.9"], "did you mean"),
-        (["a", "fixed"], "Expected trunks for images of 64 pixels (--size), but for"),
-        (["fixed", "a", "--size=64"], "Expected trunks for images of 64 pixels (--size), but for"),
-        (["a", "nothing"], "there is none"),
+        (["a", "--output=n9", "--also=n9"], "each once"),
+        (["resnet", "--size=64", "--output=layer4", "--also=layer4.0"], "layer4 ends in layer4.0"),
+        (["a", "fixed"], "Expected trunks that take images of 64 pixels, but fixed.safetensors can't"),
+        (["fixed", "a", "--size=64"], "Expected trunks that take images of 64 pixels, but fixed.safetensors can't"),
+        (["a", "--size=16"], "take images of 16 pixels, but a.safetensors can't: it takes 64 pixels or more"),
+        (["a", "b", "--size=16"], "take images of 16 pixels, but a.safetensors can't: it takes 64 pixels or more"),
+        (["a", "nothing"], "Expected a trunk file at nothing.safetensors, but there is none"),
+        (["a", "other"], "Expected a timm model as trunk, but got 'no_such_model'"),
+        (["a", "test_convnext", "--size=96"], "Expected trunks that can be a graph"),
         (["a", "network.onnx"], "convert it alone first"),
         (["network.onnx", "a"], "convert it alone first"),
         (["a", "text"], "is none; make one with"),
@@ -213,6 +302,11 @@ def test_what_cannot_be_joined_is_refused_in_a_line(
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         _write(GRAPH, Path(f"{name}.safetensors"))
+    if "resnet" in words:
+        _write("test_resnet", Path("resnet.safetensors"))
+    if "test_convnext" in words:
+        _write("test_convnext", Path("test_convnext.safetensors"))
+    save_trunk(Path("other.safetensors"), {"x": torch.ones(1)}, {"architecture": "no_such_model"})
     if "fixed" in words:
         _write("test_vit", Path("vit.safetensors"))
         main(["vit.safetensors", "fixed.safetensors", "--size=96"])  # in a graph attention has its size

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from convert.keras.graph import Layer
-from convert.plain.network import MAX_WORK, RESERVED, check_size
+from convert.plain.network import INPUT, MAX_WORK, check_size
 
 Shape = tuple[int, ...]
 Arrays = dict[str, NDArray[np.float32]]
@@ -92,7 +92,7 @@ class Nodes:
     initializers: dict[str, NDArray[Any]] = field(default_factory=dict)
     weighted: dict[str, str] = field(default_factory=dict)
     work: int = 0
-    _taken: set[str] = field(default_factory=lambda: set(RESERVED))
+    _taken: set[str] = field(default_factory=lambda: {INPUT})
     _node_names: set[str] = field(default_factory=set)
 
     def finish_layer(self, name: str, value: Value, first_node: int) -> Value:

@@ -1,6 +1,6 @@
 """Reads any ONNX file as a plain network, up to the layer whose output is the features."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from convert.onnx.fold import fold, fold_constants, free_batch, remove_identitie
 from convert.onnx.opsets import DOWN, OLD
 from convert.onnx.rewrite import PLAIN, set_squeezed_axes
 from convert.plain.features import Role, Step, choose_features, downstream
-from convert.plain.network import INPUT, IR_VERSION, OPSET, PLAIN_OPERATORS, RESERVED, Asked, Contract, Network
-from convert.plain.shapes import check_work, has_channels_last, rename, upstream, value_shapes
+from convert.plain.network import INPUT, IR_VERSION, OPSET, PLAIN_OPERATORS, Asked, Contract, Network
+from convert.plain.shapes import check_work, free_names, has_channels_last, rename, upstream, value_shapes
 from facecls.errors import UserError
 
 _CONVENTIONS = (
@@ -325,7 +325,7 @@ def _channels_first(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
     graph = model.graph
     is_last = shape[0] != 3
     name = f"{INPUT}/channels_last" if is_last else INPUT
-    _free_names(graph, (*RESERVED, name))
+    free_names(graph, (INPUT, name))
     rename(graph, graph.input[0].name, name)
     if is_last:
         nodes = [helper.make_node("Transpose", [INPUT], [name], name, perm=[0, 2, 3, 1]), *graph.node]
@@ -333,19 +333,6 @@ def _channels_first(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
     size = max(shape)
     del graph.input[:]
     graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", 3, size, size]))
-
-
-def _free_names(graph: onnx.GraphProto, names: Sequence[str]) -> None:
-    """Renames values that have names which others get, in place."""
-    taken = {tensor.name for tensor in (*graph.initializer, *graph.input)}
-    taken.update(output for node in graph.node for output in node.output)
-    for name in names:
-        if name in taken:
-            other = f"{name}_inside"
-            while other in taken:
-                other += "_"
-            rename(graph, name, other)
-            taken.add(other)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

@@ -50,7 +50,8 @@ def choose_features(path: Path, steps: Sequence[Step], outputs: Sequence[str], a
     by_name = {step.name: step for step in steps}
     if asked is not None:
         if asked not in by_name or by_name[asked].role == "input":
-            near = difflib.get_close_matches(asked, by_name, n=3) or [step.name for step in steps[-3:]]
+            known = [step.name for step in steps if step.role != "input"]
+            near = difflib.get_close_matches(asked, known, n=3) or [step.name for step in steps[-3:]]
             raise UserError(f"Expected the name of a layer in {path}, but got {asked}; did you mean {', '.join(near)}?")
         return asked
     if len(outputs) == 1:

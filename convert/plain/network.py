@@ -86,8 +86,6 @@ PLAIN_OPERATORS = frozenset(
         "DepthToSpace",
     }
 )
-RESERVED = (INPUT, "features", "probabilities", "features/map", "features/pool", "features/flatten")
-"""Names of values that a model gets beside those of its layers (convert/finish.py)."""
 MAX_WORK = 2**39
 """Multiplications for one image; VGG16 at 1,024 pixels takes 320 thousand million."""
 MAX_ELEMENTS = 2**28

@@ -1,6 +1,7 @@
 """Shapes and order of the values of a plain ONNX model."""
 
 import math
+from collections.abc import Iterable
 
 import onnx
 from onnx import TensorProto, helper
@@ -82,6 +83,27 @@ def rename(graph: onnx.GraphProto, value: str, name: str) -> None:
     for tensor in (*graph.initializer, *graph.input, *graph.output):
         if tensor.name == value:
             tensor.name = name
+
+
+def free_names(graph: onnx.GraphProto, names: Iterable[str]) -> None:
+    """Renames values that have names which others get, in place."""
+    for name in names:
+        if name in value_names(graph):
+            rename(graph, name, unused(graph, f"{name}_inside"))
+
+
+def unused(graph: onnx.GraphProto, name: str) -> str:
+    """The name, with as many underscores after it as no value of the graph has."""
+    taken = value_names(graph)
+    while name in taken:
+        name += "_"
+    return name
+
+
+def value_names(graph: onnx.GraphProto) -> set[str]:
+    """The names of all values: inputs, constants and what nodes compute."""
+    given = {value.name for value in (*graph.initializer, *graph.input)}
+    return given.union(*(node.output for node in graph.node))
 
 
 def has_channels_last(graph: onnx.GraphProto, value: str) -> bool:

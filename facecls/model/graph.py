@@ -210,12 +210,33 @@ def _last_uses(steps: Sequence[tuple[str, Sequence[str]]]) -> list[list[str]]:
 
 
 def _layers(nodes: Sequence[Mapping[str, Any]], steps: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int]:
-    """The layer of each node, from 0 at the input.
+    """The layer of each node, from 0 at the input; joined networks are counted side by side.
 
     A layer ends where everything after it depends on a single value, and has at least one convolution that mixes
     channels, or one linear layer: a residual block is one, and so is a depthwise convolution with the pointwise one
     after it.
     """
+    branches = _branches(steps)
+    if len(branches) < 2:
+        return _branch_layers(nodes, steps)
+    layers: dict[str, int] = {}
+    for branch in branches:
+        own_nodes = [node for node in nodes if node["name"] in branch]
+        layers |= _branch_layers(own_nodes, [step for step in steps if step[0] in branch])
+    return {node["name"]: layers.get(node["name"], 0) for node in nodes}  # constants and the joint have no parameters
+
+
+def _branches(steps: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
+    """The nodes in groups that meet in the last one only."""
+    groups: dict[str, set[str]] = {}
+    for name, inputs in steps[:-1]:
+        group = {name}.union(*(groups[each] for each in inputs if each in groups))
+        groups.update(dict.fromkeys(group, group))
+    return list({id(group): group for group in groups.values()}.values())
+
+
+def _branch_layers(nodes: Sequence[Mapping[str, Any]], steps: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int]:
+    """The layers of nodes that are no several networks."""
     cuts = {steps[step][0] for step in cut_points(steps)}
     layers: dict[str, int] = {}
     layer, mixes, ends, since_cut = 0, False, False, list[str]()

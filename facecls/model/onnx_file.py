@@ -104,12 +104,17 @@ def export(
                 optimize=optimise,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(_innermost(error)).strip().partition("\n")[0]
         raise UserError(
             f"Expected a trunk that torch can export to ONNX, but it can't export {what}: {reason}; take another trunk."
         ) from error
     assert program is not None  # as always with dynamo
     return program.model_proto
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What an exception came from; the exporter's own say only in which of its steps."""
+    return _innermost(error.__cause__) if error.__cause__ else error
 
 
 def metadata(module: FaceModule, checkpoint: Path | None) -> dict[str, Any]:
