@@ -165,6 +165,17 @@ def test_a_change_is_called_by_the_options_that_differ(tmp_path: Path) -> None:
     }
 
 
+def test_an_option_that_older_runs_lack_is_no_other_recipe(tmp_path: Path) -> None:
+    folders = [_run(tmp_path / f"version_{seed}", "base", seed) for seed in (1, 2)]
+    (folders[0] / "config.yaml").write_text(
+        yaml.safe_dump({"name": "base", "seed_everything": 1, "model": {"dropout": 0.2}, "data": {"root": "x"}})
+    )
+    newer = {"dropout": 0.2, "feature_norm": False, "schedule": {"batchnorm": "train", "layer_decay": 1.0}}
+    _configure(folders[1], "base", 2, model=newer, data={"root": "x", "split_file": None})
+    tables = _tables(main([*map(str, folders), "--out", str(tmp_path / "RESULTS.md")]))
+    assert [(row["recipe"], row["runs"]) for row in tables["Scores of the test"]] == [("base", "2")]
+
+
 def test_what_is_written_by_hand_stays(runs: Path, tmp_path: Path) -> None:
     page = tmp_path / "RESULTS.md"
     words = [str(runs / "old"), "--out", str(page)]

@@ -1,11 +1,16 @@
 """Which runs belong together: those whose options differ in the seed alone."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
 from facecls.files import resolved
+from facecls.model.module import FaceModule
+from facecls.model.schedule import Schedule
 from facecls.report.sections.comparison import flat_options
 from facecls.run import CONFIG, Trial, read_trial
 
@@ -95,11 +100,29 @@ def changes(trials: Sequence[Trial], baseline: Trial) -> list[Contender]:
 
 
 def _options(trial: Trial) -> dict[str, str]:
+    """The options of a run by name; those that there were not yet have their defaults, which change nothing."""
     return {
         option: value
-        for option, value in flat_options(trial.config)
+        for option, value in (*_defaults(), *flat_options(trial.config))
         if option not in _NOT_COMPARED and not option.startswith("limits.")
     }
+
+
+@cache
+def _defaults() -> Sequence[tuple[str, str]]:
+    """All options of the model and of the data with their defaults."""
+    parts: tuple[tuple[str, type], ...] = (
+        ("model", FaceModule),
+        ("model.schedule", Schedule),
+        ("data", FacesDataModule),
+    )
+    options: dict[str, Any] = {
+        f"{part}.{name}": parameter.default
+        for part, kind in parts
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if isinstance(parameter.default, str | int | float | list | None)
+    }
+    return list(flat_options(options))
 
 
 def _said(options: Mapping[str, str], chosen: Sequence[str]) -> str:
