@@ -29,6 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trained_model import GLASSES as TASK
 from trained_model import save_checkpoint
 
+from convert import __main__ as convert
 from facecls import evaluate, fit
 from facecls.analysis.predictions import predictions_table
 from facecls.data.datamodule import FacesDataModule
@@ -81,7 +82,9 @@ def trunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for name in ("vggface2_resnet50", "tf_efficientnet_lite0"):
         save_trunk(folder / f"{name}.safetensors", create_trunk(name).net.state_dict(), {"architecture": name})
-    write_small_trunk(folder / "vggface2_mobilenet.safetensors")
+    one = write_small_trunk(folder / "vggface2_mobilenet.safetensors")
+    other = write_small_trunk(folder / "lite0_middle.safetensors", seed=1)
+    convert.main([str(one), str(other), str(folder / "best.safetensors")])
     return folder
 
 
