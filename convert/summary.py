@@ -9,6 +9,7 @@ from torch import nn
 from convert.finish import Map
 from convert.plain.network import Contract, Network
 from facecls.console import console
+from facecls.model.graph import GraphNet
 from facecls.model.graph_operators import Constant, ScaleAndShift
 from facecls.model.schedule import layer_of
 from facecls.model.trunk import Trunk
@@ -39,7 +40,7 @@ def print_summary(
             "model.trunk": trunk.name,
             "input": _describe_input(network.contract, trunk),
             "features": f"{trunk.features:,} numbers, output of {network.features}",
-            "map": f"{found_map.name}, {' x '.join(map(str, found_map.shape))}" if found_map else "none",
+            "map": _describe_map(found_map, trunk.net),
             "layers": f"{max(layer_of(trunk.net).values()) + 1} (model.schedule.frozen counts them)",
             "BatchNorms": _describe_norms(trunk.net),
             **_describe_constants(trunk.net),
@@ -68,6 +69,12 @@ def _describe_input(contract: Contract, trunk: Trunk) -> str:
     std = "" if set(contract.std) == {1.0} else f", divided by {', '.join(f'{value:g}' for value in contract.std)}"
     sizes = "and other sizes" if trunk.fixed_size is None else "only"
     return f"{contract.size} x {contract.size} {sizes}, {contract.channels.upper()} 0..255{mean}{std}"
+
+
+def _describe_map(found_map: Map | None, net: nn.Module) -> str:
+    if found_map:
+        return f"{found_map.name}, {' x '.join(map(str, found_map.shape))}"
+    return "one in each network" if isinstance(net, GraphNet) and net.joined else "none"
 
 
 def _describe_norms(net: nn.Module) -> str:

@@ -14,16 +14,21 @@ from narrow import narrow
 from onnx import helper, numpy_helper
 from plain_networks import network_of, small_network, write_small_trunk
 from torch import Tensor, nn
+from torch.nn import functional
 
 from convert.__main__ import main
 from convert.finish import finish, last_map
 from convert.graph_trunk import describe
 from convert.plain.shapes import rename
 from facecls import fit
+from facecls.analysis.gradcam import grad_cam
+from facecls.data.tasks import UTKFACE
 from facecls.export import __main__ as export
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.graph import GRAPH
 from facecls.model.graph_operators import ScaleAndShift
+from facecls.model.heads import HeadOptions
+from facecls.model.network import FaceModel
 from facecls.model.schedule import layer_of
 from facecls.model.trunk import VGGFACE2, Trunk, create_trunk, read_trunk, save_trunk
 
@@ -270,6 +275,28 @@ def test_a_joined_trunk_is_trained_tested_and_exported(
         assert torch.equal(before.get_buffer(name), after.get_buffer(name))
     export.main([str(best), "joined.onnx"])
     assert Path("joined.onnx").is_file()
+
+
+def test_a_joined_trunk_is_explained_by_the_last_maps_of_both(tmp_path: Path) -> None:
+    paths = [_write(GRAPH, tmp_path / "a.safetensors", 1), _write("test_resnet", tmp_path / "b.safetensors", 2)]
+    main([*map(str, paths), str(tmp_path / "joined.safetensors"), "--size", str(SIZE)])
+    torch.manual_seed(0)
+    model = FaceModel(_open(tmp_path / "joined.safetensors"), [UTKFACE["race"]], HeadOptions()).eval()
+    face, features, maps = _faces(SIZE)[0], list[Tensor](), list[Tensor]()
+    for path, layer in zip(paths, ("nodes.n9", "layer4"), strict=True):  # the same by hand, in the trunks themselves
+        trunk = _open(path, SIZE)
+        trunk.net.get_submodule(layer).register_forward_hook(lambda _, __, output: maps.append(output))
+        features.append(trunk(face[None]))
+    score = model.heads["race"](torch.cat(features, 1))[0, 3]
+    gradients = torch.autograd.grad(score, maps)
+    parts = [
+        (values * gradient.mean((2, 3), keepdim=True)).sum(1, keepdim=True)
+        for values, gradient in zip(maps, gradients, strict=True)
+    ]
+    assert all(part.any() for part in parts)
+    total = sum(functional.interpolate(part, (SIZE, SIZE), mode="bilinear") for part in parts)[0, 0].relu().detach()
+    found = grad_cam(model, face, UTKFACE["race"], 3)
+    np.testing.assert_allclose(found, (total / total.max()).numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
 from facecls.data.tasks import Classification, Task
+from facecls.model.graph import GraphNet
 from facecls.model.network import FaceModel
+from facecls.model.trunk import Trunk
 
 _COLOURS = "viridis"
 """Perceptually uniform, and without the hues of skin."""
@@ -23,8 +25,9 @@ def grad_cam(model: FaceModel, image: Tensor, task: Task, target: int | None = N
     """Maps how much each location of a face contributes to what a head predicts.
 
     Locations are those of the trunk's last feature map, as timm's ``forward_features`` returns it. For transformers
-    whose head reads only a class token, they are those of the last layer from which that token reads the patches. The
-    model is left unchanged, including training mode and frozen parameters.
+    whose head reads only a class token, they are those of the last layer from which that token reads the patches. For
+    networks that were joined, the map is the sum of those of each. The model is left unchanged, including training mode
+    and frozen parameters.
 
     Args:
         model: With a timm trunk whose last features are a single map or a single sequence of tokens.
@@ -44,10 +47,14 @@ def grad_cam(model: FaceModel, image: Tensor, task: Task, target: int | None = N
     size = (image.shape[1], image.shape[2])
     with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = image[None].to(model.trunk.mean.device, model.trunk.mean.dtype, copy=True).requires_grad_()
-        relevance = _relevance(_Score(model, task, target, size), images)
+        if layers := _last_maps(model.trunk, images):
+            scores = [_Score(model, task, target, size, layer) for layer in layers]
+            relevance = torch.stack([_resized(_relevance(score, images), size) for score in scores]).sum(0)
+        else:
+            relevance = _relevance(_Score(model, task, target, size), images)
         if not relevance.any() and (layer := _last_layer_read(_Score(model, task, target, size), images)) is not None:
             relevance = _relevance(_Score(model, task, target, size, layer), images)
-        cam = LayerAttribution.interpolate(relevance.relu(), size, "bilinear")[0, 0]  # (H, W)
+        cam = _resized(relevance.relu(), size)[0, 0]  # (H, W)
     scaled: npt.NDArray[np.float32] = (cam / cam.max().clamp(min=torch.finfo(cam.dtype).tiny)).cpu().numpy()
     return scaled
 
@@ -109,7 +116,7 @@ class _Places(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         shape = tuple(getattr(features, "shape", ()))
-        if len(shape) == 4 and shape[1] == self.channels:
+        if len(shape) == 4 and shape[1] == (self.channels or shape[1]):  # joined networks have several maps
             return self.maps(features)  # type: ignore[no-any-return]
         if len(shape) == 4 and shape[3] == self.channels:
             return self.maps(features.movedim(3, 1)).movedim(1, 3)  # type: ignore[no-any-return]
@@ -165,6 +172,33 @@ def _relevance(score: _Score, images: Tensor) -> Tensor:
     """Grad-CAM before the ReLU, (1, 1, h, w)."""
     relevance: Tensor = LayerGradCam(score, score.places.maps).attribute(images).detach()
     return relevance
+
+
+def _resized(relevance: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (1, 1, h, w) at the size of the images."""
+    resized: Tensor = LayerAttribution.interpolate(relevance, size, "bilinear")
+    return resized
+
+
+def _last_maps(trunk: Trunk, images: Tensor) -> list[nn.Module]:
+    """The layers of joined networks whose outputs are their last maps; none for a single network."""
+    net = trunk.net
+    if not isinstance(net, GraphNet) or not net.joined:
+        return []
+    outputs: dict[str, Tensor] = {}
+    layers = {name: getattr(net.nodes, name) for cuts in net.joined for name in cuts}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+        for name, layer in layers.items()
+    ]
+    with torch.no_grad():
+        trunk(images.detach())
+    for hook in hooks:
+        hook.remove()
+    maps = [
+        [name for name in cuts if outputs[name].ndim == 4 and outputs[name][0, 0].numel() > 1] for cuts in net.joined
+    ]
+    return [layers[names[-1]] for names in maps if names]
 
 
 def _last_layer_read(score: _Score, images: Tensor) -> nn.Module | None:

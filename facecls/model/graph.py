@@ -51,6 +51,8 @@ class GraphNet(nn.Module):
         fixed_size: The only side of its images in pixels; ``None`` if it takes any.
         num_features: Channels C of the map.
         num_prefix_tokens: Tokens of the map without a location.
+        joined: For each of several networks that only meet in the last node, the names of its nodes on whose output
+            alone all its later ones depend; empty for a single network.
         pretrained_cfg: ``mean`` and ``std`` in RGB, as shares of 255, and ``input_size``.
     """
 
@@ -83,6 +85,8 @@ class GraphNet(nn.Module):
             names = [name for name, _ in steps]
             self.map_end = names.index(last_map["name"]) + 1 if last_map else len(names)
             self.layers = _layers(nodes, steps)
+            branches = [[step for step in steps if step[0] in branch] for branch in _branches(steps)]
+            self.joined = [[own[cut][0] for cut in cut_points(own)] for own in branches if len(branches) > 1]
         except Exception as error:  # over what a file says, torch raises any kind
             raise UserError(
                 f"Expected the description of a graph, but it can't be understood ({error!r}); convert the network "
