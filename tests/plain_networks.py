@@ -78,10 +78,15 @@ def small_network(size: int = 64, seed: int = 0) -> onnx.ModelProto:
     return build(nodes, constants, size)
 
 
-def write_small_trunk(dest: Path, size: int = 64, seed: int = 0) -> Path:
-    """Writes ``small_network`` as a trunk file."""
-    network = network_of(small_network(size, seed), size)
+def write_trunk(dest: Path, model: onnx.ModelProto, size: int) -> Path:
+    """Writes a plain model as a trunk file."""
+    network = network_of(model, size)
     shapes = finish(network)
     description, state = describe(network.model, shapes, network.contract, last_map(network.model, shapes))
     save_trunk(dest, state, {"architecture": GRAPH, "input": description["input"], GRAPH: description})
     return dest
+
+
+def write_small_trunk(dest: Path, size: int = 64, seed: int = 0) -> Path:
+    """Writes ``small_network`` as a trunk file."""
+    return write_trunk(dest, small_network(size, seed), size)

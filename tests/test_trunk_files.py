@@ -12,13 +12,11 @@ import timm
 import torch
 from narrow import narrow
 from onnx import helper, numpy_helper
-from plain_networks import network_of, small_network, write_small_trunk
+from plain_networks import small_network, write_small_trunk, write_trunk
 from torch import Tensor, nn
 from torch.nn import functional
 
 from convert.__main__ import main
-from convert.finish import finish, last_map
-from convert.graph_trunk import describe
 from convert.plain.shapes import rename
 from facecls import fit
 from facecls.analysis.gradcam import grad_cam
@@ -75,15 +73,7 @@ def _write_folded(dest: Path) -> Path:
         if node.op_type == "BatchNormalization":
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("epsilon", 0.0))
-    return _write_graph(model, dest)
-
-
-def _write_graph(model: onnx.ModelProto, dest: Path) -> Path:
-    network = network_of(model, SIZE)
-    shapes = finish(network)
-    description, state = describe(network.model, shapes, network.contract, last_map(network.model, shapes))
-    save_trunk(dest, state, {"architecture": GRAPH, "input": description["input"], GRAPH: description})
-    return dest
+    return write_trunk(dest, model, SIZE)
 
 
 def _faces(size: int) -> Tensor:
@@ -194,7 +184,7 @@ def test_other_layers_are_those_of_its_modules(name: str, layers: tuple[str, ...
 def test_a_layer_is_taken_whatever_it_is_called(name: str, tmp_path: Path) -> None:
     model = small_network(SIZE)
     rename(model.graph, "n6", name)
-    source = _write_graph(model, tmp_path / "one.safetensors")
+    source = write_trunk(tmp_path / "one.safetensors", model, SIZE)
     main([str(source), str(tmp_path / "layer.safetensors"), "--output", name, "--also", "n2"])
     faces = _faces(SIZE)
     expected = _modules(_open(source), [name, "n2"], faces)

@@ -48,7 +48,7 @@ def remove_identities(graph: onnx.GraphProto, with_casts: bool = False) -> None:
         output.name = same.get(output.name, output.name)
 
 
-def say_types(model: onnx.ModelProto) -> None:
+def resolve_cast_likes(model: onnx.ModelProto) -> None:
     """Turns each ``CastLike`` to a ``Cast`` to the type that it means, in place.
 
     Args:

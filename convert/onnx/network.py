@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, version_converter
 
 from convert.onnx.editor import rewrite, set_nodes
 from convert.onnx.file import Runner, damaged, load, widen
-from convert.onnx.fold import fold, fold_constants, free_batch, remove_identities, say_types
+from convert.onnx.fold import fold, fold_constants, free_batch, remove_identities, resolve_cast_likes
 from convert.onnx.opsets import DOWN, OLD
 from convert.onnx.rewrite import PLAIN, set_squeezed_axes
 from convert.plain.features import Role, Step, choose_features, downstream
@@ -219,7 +219,7 @@ def _plain(
 ) -> onnx.ModelProto:
     """The part of a model that computes the features, in the form of a plain model."""
     try:
-        say_types(model)
+        resolve_cast_likes(model)
         if opset < OPSET:
             if opset < _HALF_PIXEL_SINCE:
                 rewrite(model.graph, OLD, {})

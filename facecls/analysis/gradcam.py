@@ -181,7 +181,7 @@ def _resized(relevance: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _last_maps(trunk: Trunk, images: Tensor) -> list[nn.Module]:
-    """The layers of joined networks whose outputs are their last maps; none for a single network."""
+    """The layers of joined networks whose outputs are their last maps; none if one has no map, or for a single one."""
     net = trunk.net
     if not isinstance(net, GraphNet) or not net.joined:
         return []
@@ -198,7 +198,7 @@ def _last_maps(trunk: Trunk, images: Tensor) -> list[nn.Module]:
     maps = [
         [name for name in cuts if outputs[name].ndim == 4 and outputs[name][0, 0].numel() > 1] for cuts in net.joined
     ]
-    return [layers[names[-1]] for names in maps if names]
+    return [layers[names[-1]] for names in maps] if all(maps) else []
 
 
 def _last_layer_read(score: _Score, images: Tensor) -> nn.Module | None:

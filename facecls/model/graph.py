@@ -84,8 +84,8 @@ class GraphNet(nn.Module):
                 self.nodes.add_module(node["name"], create_operator(node["op"], settings, node.get("tensors", {})))
             names = [name for name, _ in steps]
             self.map_end = names.index(last_map["name"]) + 1 if last_map else len(names)
-            self.layers = _layers(nodes, steps)
-            branches = [[step for step in steps if step[0] in branch] for branch in _branches(steps)]
+            branches = _branches(steps)
+            self.layers = _layers(nodes, branches)
             self.joined = [[own[cut][0] for cut in cut_points(own)] for own in branches if len(branches) > 1]
         except Exception as error:  # over what a file says, torch raises any kind
             raise UserError(
@@ -213,34 +213,34 @@ def _last_uses(steps: Sequence[tuple[str, Sequence[str]]]) -> list[list[str]]:
     return unused
 
 
-def _layers(nodes: Sequence[Mapping[str, Any]], steps: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int]:
+def _branches(steps: Sequence[tuple[str, Sequence[str]]]) -> list[Sequence[tuple[str, Sequence[str]]]]:
+    """The nodes of each network, where several meet in the last node only; all nodes otherwise."""
+    groups: dict[str, set[str]] = {}
+    for name, inputs in steps[:-1]:
+        group = {name}.union(*(groups[each] for each in inputs if each in groups))
+        groups.update(dict.fromkeys(group, group))
+    apart = {id(group): group for group in groups.values()}.values()
+    return [[step for step in steps if step[0] in group] for group in apart] if len(apart) > 1 else [steps]
+
+
+def _layers(
+    nodes: Sequence[Mapping[str, Any]], branches: Sequence[Sequence[tuple[str, Sequence[str]]]]
+) -> dict[str, int]:
     """The layer of each node, from 0 at the input; joined networks are counted side by side.
 
     A layer ends where everything after it depends on a single value, and has at least one convolution that mixes
     channels, or one linear layer: a residual block is one, and so is a depthwise convolution with the pointwise one
     after it.
     """
-    branches = _branches(steps)
-    if len(branches) < 2:
-        return _branch_layers(nodes, steps)
-    layers: dict[str, int] = {}
+    by_name = {node["name"]: node for node in nodes}
+    layers = dict.fromkeys(by_name, 0)  # constants and what joins networks have no parameters
     for branch in branches:
-        own_nodes = [node for node in nodes if node["name"] in branch]
-        layers |= _branch_layers(own_nodes, [step for step in steps if step[0] in branch])
-    return {node["name"]: layers.get(node["name"], 0) for node in nodes}  # constants and the joint have no parameters
-
-
-def _branches(steps: Sequence[tuple[str, Sequence[str]]]) -> list[set[str]]:
-    """The nodes in groups that meet in the last one only."""
-    groups: dict[str, set[str]] = {}
-    for name, inputs in steps[:-1]:
-        group = {name}.union(*(groups[each] for each in inputs if each in groups))
-        groups.update(dict.fromkeys(group, group))
-    return list({id(group): group for group in groups.values()}.values())
+        layers |= _branch_layers([by_name[name] for name, _ in branch], branch)
+    return layers
 
 
 def _branch_layers(nodes: Sequence[Mapping[str, Any]], steps: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int]:
-    """The layers of nodes that are no several networks."""
+    """The layers of a single network."""
     cuts = {steps[step][0] for step in cut_points(steps)}
     layers: dict[str, int] = {}
     layer, mixes, ends, since_cut = 0, False, False, list[str]()

@@ -111,14 +111,10 @@ def _options(trial: Trial) -> dict[str, str]:
 @cache
 def _defaults() -> Sequence[tuple[str, str]]:
     """All options of the model and of the data with their defaults."""
-    parts: tuple[tuple[str, type], ...] = (
-        ("model", FaceModule),
-        ("model.schedule", Schedule),
-        ("data", FacesDataModule),
-    )
-    options: dict[str, Any] = {
+    kinds: dict[str, type] = {"model": FaceModule, "model.schedule": Schedule, "data": FacesDataModule}
+    options: dict[str, Any] = {"heads": None} | {
         f"{part}.{name}": parameter.default
-        for part, kind in parts
+        for part, kind in kinds.items()
         for name, parameter in inspect.signature(kind).parameters.items()
         if isinstance(parameter.default, str | int | float | list | None)
     }
