@@ -27,7 +27,7 @@ from facecls.model.checkpoint import load_heads, read_checkpoint, write_checkpoi
 from facecls.model.module import FaceModule
 from facecls.run import LOCK, write_faces
 from facecls.training.callbacks import run_folder
-from facecls.training.checkpoint_options import check_resumed, keep_split, restoring
+from facecls.training.checkpoint_options import check_resumed, check_split, keep_split, restoring
 from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.collector import all_gather
 from facecls.training.framing import describe_frame, measure_frame
@@ -67,15 +67,18 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     out = console(quiet=not trainer.is_global_zero)
     out.print(cli.precision_note)
     out.print(describe(cli.model))
-    if cli.config.heads is not None and cli.ckpt_path is None:
-        taken = load_heads(cli.model.model, cli.config.heads)
-        out.print(f"heads of {', '.join(taken)} from {cli.config.heads}")
+    earlier = cli.ckpt_path or cli.config.heads  # what is tested, it must not have been trained on either
     if cli.ckpt_path is not None:
         check_resumed(cli.ckpt_path, read_checkpoint(cli.ckpt_path), cli.model, data)
         out.print(f"resuming from {cli.ckpt_path}")
+    elif earlier is not None:
+        trained = read_checkpoint(earlier)
+        taken = load_heads(cli.model.model, trained.module.model, earlier)
+        check_split(data, trained.data)
+        out.print(f"heads of {', '.join(taken)} from {earlier}")
     data.setup()
-    if cli.ckpt_path is not None:
-        out.print(keep_split(cli.ckpt_path, data), end="")
+    if earlier is not None:
+        out.print(keep_split(earlier, data), end="")
     out.print(data.describe())
     if labels := describe_labels(data):
         out.print(labels)

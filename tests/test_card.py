@@ -84,6 +84,12 @@ def test_terms_are_said_as_far_as_the_run_knows_them(tmp_path: Path, model: dict
     assert code == "- facecls itself: MIT."
 
 
+def test_heads_that_the_model_started_from_are_named(tmp_path: Path) -> None:
+    model = {"trunk": "graph", "weights": "w.safetensors"}
+    _, text = _card(_utkface_run(tmp_path / "run"), model=model, heads="probe/best.ckpt")
+    assert "- Weights it started from: w.safetensors, heads of probe/best.ckpt\n" in text
+
+
 def test_faces_of_unknown_terms_make_an_unknown_licence(tmp_path: Path) -> None:
     """Others than UTKFace's, and UTKFace's alone of a model that learnt who knows what."""
     card, text = _card(simulated_run(tmp_path / "others"))

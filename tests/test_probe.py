@@ -1,6 +1,7 @@
 """A frozen trunk is run once: its features are kept, never used when stale, and the result is an ordinary model."""
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def test_a_training_starts_from_the_heads_of_a_probe(
     tuned = [word for word in SMALL if not word.startswith(("--config", "--model.optimizer"))]
     tuned += [f"--data.root={faces}", "--model.weights=trunk.safetensors", "--name=tuned", f"--heads={BEST}"]
     tuned += ["--seed_everything=1", "--model.hidden=[512]", "--model.dropout=0.2", "--model.feature_norm=true"]
+    tuned += ["--data.split_seed=0"]
     still = ["--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0}}", "--ema=null"]
     fit.main([*tuned, *still, "--model.schedule.batchnorm=frozen"])
     assert f"heads of gender, race, age from {BEST}" in capsys.readouterr().out
@@ -135,6 +137,30 @@ def test_a_training_starts_from_the_heads_of_a_probe(
     ):
         with pytest.raises(UserError, match=said):
             fit.main([*tuned, *words])
+
+
+def test_what_the_heads_were_trained_on_is_not_tested(
+    results: dict[str, object], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in SMALL if not word.startswith(("--config", "--model.optimizer"))]
+    words += ["--model.weights=trunk.safetensors", "--name=kept", f"--heads={BEST}", "--seed_everything=1"]
+    words += [
+        "--model.hidden=[512]",
+        "--model.feature_norm=true",
+        "--trainer.limit_train_batches=1",
+        "--data.split_seed=7",
+    ]
+    with pytest.raises(UserError, match=r"Expected data\.split_seed 0 as in training.*but got data\.split_seed 7"):
+        fit.main([*words, f"--data.root={faces}"])
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(faces, elsewhere)
+    capsys.readouterr()
+    fit.main([*words, f"--data.root={elsewhere}"])
+    trained, now = (
+        pd.read_parquet(f"runs/{run}/version_0/faces.parquet").set_index("sha1")["split"].sort_index()
+        for run in ("probe", "kept")
+    )
+    pd.testing.assert_series_equal(trained, now)
 
 
 def test_features_are_computed_once(results: dict[str, object], faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:

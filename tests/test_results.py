@@ -56,6 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _run(folder / f"base/version_{seed}", "base", seed)
     _run(folder / "base/version_4", "base", 4, model={"dropout": 0.4}, ema=0.99)
     _run(folder / "old/probe/version_0", "probe", 5, probe=True)
+    _run(folder / "tuned/version_0", "tuned", 6, heads="probe/best.ckpt")
     return folder
 
 
@@ -132,7 +133,7 @@ def test_the_page_says_how_each_recipe_was_made(runs: Path, tmp_path: Path) -> N
         "faces (train, val, test)": "616 / 0 / 584",
         "split": "seed 1, seed 2, seed 3",
     }
-    assert rows[-1]["faces seen"] == "616 once"
+    assert [row["faces seen"] for row in rows[-2:]] == ["616 once", "79,840, from the heads of probe/best.ckpt"]
 
 
 def test_what_is_not_known_is_left_open(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_another_file_is_not_replaced(runs: Path, tmp_path: Path, content: bytes
         (["{runs}", "--changes", "{runs}"], "Expected --baseline and --changes together"),
         (
             ["--baseline", "{runs}", "--changes", "{runs}"],
-            "to have runs of one recipe, but got base .*, probe; name one",
+            "to have runs of one recipe, but got base .*, probe, tuned; name one",
         ),
     ],
 )

@@ -115,20 +115,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def load_heads(model: FaceModel, path: str | Path) -> list[str]:
+def load_heads(model: FaceModel, trained: FaceModel, path: str | Path) -> list[str]:
     """Starts heads from those that were trained on the same trunk, such as a probe's.
 
     Args:
         model: Its heads are changed, their temperatures are not.
-        path: A checkpoint that ``facecls.fit`` wrote.
+        trained: The model whose heads are taken.
+        path: Its checkpoint, for messages.
 
     Returns:
         The tasks whose heads were taken; heads of others stay as they are.
 
     Raises:
-        UserError: If it is no checkpoint, was trained on another trunk, or its heads are built in another way.
+        UserError: If it was trained on another trunk, or its heads are built in another way.
     """
-    trained = read_checkpoint(path).module.model
     own, theirs = model.trunk.state_dict(), trained.trunk.state_dict()
     if own.keys() != theirs.keys() or not all(torch.equal(tensor, theirs[name]) for name, tensor in own.items()):
         raise UserError(

@@ -104,7 +104,8 @@ def _model(run: Run) -> dict[str, str]:
         seen = "those of the training part once, since the trunk did not learn"
     return {
         "Trunk": str(options.get("trunk", _UNKNOWN)),
-        "Weights it started from": "random" if weights is None else str(weights),
+        "Weights it started from": ("random" if weights is None else str(weights))
+        + (f", heads of {heads}" if isinstance(heads := run.config.get("heads"), str) else ""),
         "Image size": f"{run.data['image_size']} pixels" if "image_size" in run.data else _UNKNOWN,
         "Faces seen in training": seen,
         "Device": str(metrics.get("device", _UNKNOWN)),

@@ -158,10 +158,13 @@ def _facts(contenders: Sequence[Contender]) -> str:
 
 
 def _seen(trial: Trial) -> str:
-    """Faces that the trunk was trained on; a probe's trunk passes over them once."""
+    """Faces that the trunk was trained on; a probe's trunk passes once, and others may start from its heads."""
     if trial.config.get("probe") is True:
         return f"{trial.metrics['faces/train']:,} once" if "faces/train" in trial.metrics else NONE
-    return f"{trial.metrics['faces_seen']:,}" if "faces_seen" in trial.metrics else NONE
+    if "faces_seen" not in trial.metrics:
+        return NONE
+    heads = trial.config.get("heads")
+    return f"{trial.metrics['faces_seen']:,}" + (f", from the heads of {heads}" if isinstance(heads, str) else "")
 
 
 def _minutes(trials: Sequence[Trial]) -> str:
