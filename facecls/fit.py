@@ -24,8 +24,10 @@ from facecls.errors import UserError, command, memory_for, status_of
 from facecls.files import make_folder, remove_parts
 from facecls.locks import locked
 from facecls.model.checkpoint import load_heads, read_checkpoint, write_checkpoint
+from facecls.model.graph import GraphNet
 from facecls.model.module import FaceModule
 from facecls.run import LOCK, write_faces
+from facecls.training.batchnorms import restore_batchnorms
 from facecls.training.callbacks import run_folder
 from facecls.training.checkpoint_options import check_resumed, check_split, keep_split, restoring
 from facecls.training.cli import FaceCLI, parse, without_noise
@@ -67,18 +69,12 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     out = console(quiet=not trainer.is_global_zero)
     out.print(cli.precision_note)
     out.print(describe(cli.model))
-    earlier = cli.ckpt_path or cli.config.heads  # what is tested, it must not have been trained on either
-    if cli.ckpt_path is not None:
-        check_resumed(cli.ckpt_path, read_checkpoint(cli.ckpt_path), cli.model, data)
-        out.print(f"resuming from {cli.ckpt_path}")
-    elif earlier is not None:
-        trained = read_checkpoint(earlier)
-        taken = load_heads(cli.model.model, trained.module.model, earlier)
-        check_split(data, trained.data)
-        out.print(f"heads of {', '.join(taken)} from {earlier}")
+    earlier = cli.ckpt_path or cli.config.heads
+    if earlier is not None:
+        out.print(_start_from(earlier, cli))
     data.setup()
     if earlier is not None:
-        out.print(keep_split(earlier, data), end="")
+        out.print(keep_split(earlier, data), end="")  # what is tested, it must not have been trained on either
     out.print(data.describe())
     if labels := describe_labels(data):
         out.print(labels)
@@ -95,6 +91,8 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     frame = measure_frame(data)
     out.print(describe_frame(frame))
     cli.model.hparams["face_frame"] = None if frame is None else frame.options()
+    if cli.config.restore_batchnorm and cli.ckpt_path is None:
+        out.print(restore_batchnorms(cli.model, data))
     try:
         with together(trainer), memory_for("--data.batch_size", data.batch_size):
             if cli.config.probe:
@@ -132,6 +130,30 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
         "git_commit": commit,
     }
     return save_outcome(folder, trainer, model, data, cli.collector, facts)
+
+
+def _start_from(earlier: str, cli: FaceCLI) -> str:
+    """Prepares the model for the state of a run that is resumed, or gives it the heads of another.
+
+    Args:
+        earlier: A checkpoint of that run.
+        cli: Its model may change.
+
+    Returns:
+        One line that says so.
+
+    Raises:
+        UserError: If the checkpoint does not fit the options.
+    """
+    trained = read_checkpoint(earlier)
+    if cli.ckpt_path is None:
+        taken = load_heads(cli.model.model, trained.module.model, earlier)
+        check_split(cli.datamodule, trained.data)
+        return f"heads of {', '.join(taken)} from {earlier}"
+    if cli.config.restore_batchnorm and isinstance(net := trained.module.model.trunk.net, GraphNet):
+        cli.model.take_graph(net)
+    check_resumed(earlier, trained, cli.model, cli.datamodule)
+    return f"resuming from {earlier}"
 
 
 def faces_seen(trainer: pl.Trainer, data: FacesDataModule) -> int:

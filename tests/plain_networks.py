@@ -90,3 +90,17 @@ def write_trunk(dest: Path, model: onnx.ModelProto, size: int) -> Path:
 def write_small_trunk(dest: Path, size: int = 64, seed: int = 0) -> Path:
     """Writes ``small_network`` as a trunk file."""
     return write_trunk(dest, small_network(size, seed), size)
+
+
+def write_folded_trunk(dest: Path, size: int = 64) -> Path:
+    """Writes ``small_network`` with BatchNorms that were folded into scale and shift as a trunk file."""
+    model = small_network(size)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("b0_m", "b2_m", "b0_v", "b2_v"):
+            value = np.full(tensor.dims, tensor.name.endswith("v"), np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("epsilon", 0.0))
+    return write_trunk(dest, model, size)

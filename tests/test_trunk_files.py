@@ -11,8 +11,7 @@ import pytest
 import timm
 import torch
 from narrow import narrow
-from onnx import helper, numpy_helper
-from plain_networks import small_network, write_small_trunk, write_trunk
+from plain_networks import small_network, write_folded_trunk, write_small_trunk, write_trunk
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,26 +53,12 @@ def _write(name: str, dest: Path, seed: int = 0) -> Path:
     if name == GRAPH:
         return write_small_trunk(dest, SIZE, seed)
     if name == "folded":
-        return _write_folded(dest)
+        return write_folded_trunk(dest, SIZE)
     torch.manual_seed(seed)
     trunk = create_trunk(name)
     _spread(trunk.net, seed)
     save_trunk(dest, trunk.net.state_dict(), {"architecture": name})
     return dest
-
-
-def _write_folded(dest: Path) -> Path:
-    """A graph whose BatchNorms were folded into scale and shift."""
-    model = small_network(SIZE)
-    for tensor in model.graph.initializer:
-        if tensor.name in ("b0_m", "b2_m", "b0_v", "b2_v"):
-            value = np.full(tensor.dims, tensor.name.endswith("v"), np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    for node in model.graph.node:
-        if node.op_type == "BatchNormalization":
-            del node.attribute[:]
-            node.attribute.append(helper.make_attribute("epsilon", 0.0))
-    return write_trunk(dest, model, SIZE)
 
 
 def _faces(size: int) -> Tensor:

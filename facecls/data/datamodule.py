@@ -329,7 +329,19 @@ class FacesDataModule(pl.LightningDataModule):
 
     def whole_dataloader(self) -> ResumableLoader:
         """All faces, in the order of the table, as evaluation sees them."""
-        return self._loader(np.arange(len(self.faces)), self.eval_transform)
+        return self.loader(np.arange(len(self.faces)))
+
+    def loader(self, rows: np.ndarray) -> ResumableLoader:
+        """Some faces, as evaluation sees them.
+
+        Args:
+            rows: (N,) row numbers in ``faces``.
+        """
+        return self._loader(rows, self.eval_transform)
+
+    def sample(self, count: int) -> np.ndarray:
+        """Up to ``count`` faces of the training, by ``seed``: (N,) row numbers in ``faces``, ascending."""
+        return np.sort(np.random.default_rng(self.seed).permutation(self._part("train"))[:count])
 
     def rows(self, part: str) -> np.ndarray:
         """The faces of a part of the split, after ``setup``.

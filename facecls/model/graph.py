@@ -18,7 +18,7 @@ the first ``prefix`` have no location; null if there is none.
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ GRAPH = "graph"
 INPUT = "images"
 """What nodes call the network's input."""
 _MAX_PARAMETERS = 2**29
+_EPSILON = 1e-5
+"""What BatchNorms add to a variance, torch's default."""
 _UNREAD = ("Conv", "BatchNormalization", "ScaleAndShift", "Gemm", "Add")
 """Operators whose backward pass does not read their output."""
 
@@ -165,6 +167,52 @@ def create_graph(description: Mapping[str, Any]) -> GraphNet:
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.detach().zero_()
     return net
+
+
+class Statistics(NamedTuple):
+    """Of the values that a BatchNorm takes.
+
+    Attributes:
+        mean: (C,) float, by channel.
+        variance: (C,) float, without Bessel's correction.
+        rank: Dimensions of the values.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    rank: int
+
+
+def with_batchnorms(net: GraphNet, statistics: Mapping[str, Statistics]) -> GraphNet:
+    """Makes BatchNorms of nodes that only scale and shift.
+
+    With the statistics that are given they compute what the nodes did, but for rounding.
+
+    Args:
+        net: The network, which is left as it is.
+        statistics: Of what such a node takes, by its name.
+
+    Returns:
+        A network with tensors of its own for these nodes, and those of ``net`` for all others.
+    """
+    nodes, state = [], net.state_dict()
+    for node in net.description["nodes"]:
+        if node["name"] in statistics:
+            mean, variance, rank = statistics[node["name"]]
+            weight, bias = (f"nodes.{node['name']}.{kind}" for kind in ("weight", "bias"))
+            scale, shift = state[weight].double(), state[bias].double()
+            own = {"weight": scale * (variance + _EPSILON).sqrt(), "bias": shift + scale * mean}
+            own |= {"running_mean": mean, "running_var": variance}
+            state |= {f"nodes.{node['name']}.{kind}": tensor.to(state[weight].dtype) for kind, tensor in own.items()}
+            state[f"nodes.{node['name']}.num_batches_tracked"] = torch.tensor(0)
+            shapes = {kind: [*tensor.shape] for kind, tensor in own.items()}
+            settings = {"epsilon": _EPSILON, "rank": rank}
+            node = {**node, "op": "BatchNormalization", "settings": settings, "tensors": shapes}
+        nodes.append(node)
+    with torch.device("meta"):
+        restored = GraphNet({**net.description, "nodes": nodes})
+    restored.load_state_dict(state, assign=True)
+    return restored
 
 
 def cut_points(steps: Sequence[tuple[str, Sequence[str]]]) -> list[int]:

@@ -129,6 +129,16 @@ class FaceModule(pl.LightningModule):
         self._frozen_norms: list[nn.Module] = []
         self._resumed_at, self._steps_made = (0, 0), 0
 
+    def take_graph(self, net: GraphNet) -> None:
+        """Takes another network for the trunk, in training mode, and its description for checkpoints.
+
+        Args:
+            net: With features as those of the network before.
+        """
+        self.model.trunk.net = net.to(memory_format=torch.channels_last)
+        self.model.trunk.train()
+        self.hparams["graph"] = net.description
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Estimates, as ``FaceModel.estimate`` gives them.
 

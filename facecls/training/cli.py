@@ -100,6 +100,13 @@ class FaceCLI(LightningCLI):
             "--heads", type=str | None, help="Checkpoint whose heads to start from, such as a probe's on this trunk."
         )
         parser.add_argument(
+            "--restore_batchnorm",
+            type=bool,
+            default=False,
+            help="Give BatchNorms that were folded into scale and shift statistics again, of 1,024 training faces: the "
+            "trunk then bears higher learning rates.",
+        )
+        parser.add_argument(
             "--ema", type=float | None, default=0.999, help="Decay of the average of the weights; null for none."
         )
         parser.add_argument(

@@ -1,7 +1,5 @@
 """How the faces of a training lie in their images, so that those of photos can be brought to lie so."""
 
-import numpy as np
-
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.parallel import in_order
 from facecls.finding.detector import usual_detector
@@ -17,8 +15,7 @@ def measure_frame(data: FacesDataModule) -> Frame | None:
     Returns:
         The frame, or ``None`` where too few faces are found.
     """
-    rows = np.flatnonzero(data.faces["split"].eq("train").fillna(False).to_numpy(bool))
-    rows = np.sort(np.random.default_rng(data.seed).permutation(rows)[:MEASURED])
+    rows = data.sample(MEASURED)
     detector = usual_detector()
     found = in_order(lambda row: detector.share_of_largest(data.picture(row)), iter(rows.tolist()), ahead=16)
     return measure(found, f"{len(rows):,} faces of the training")

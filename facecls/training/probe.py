@@ -59,6 +59,8 @@ def check_options(config: Any) -> None:
             f"Expected model.schedule.frozen {{0: {FREEZE_ALL}}} with probe, which trains the heads alone, but got "
             f"{frozen}."
         )
+    if config.restore_batchnorm:
+        raise UserError("Expected no restore_batchnorm with probe, whose trunk does not learn; leave one of them out.")
     if config.data.train_transform is not None:
         raise UserError(
             "Expected no data.train_transform with probe, which computes the features of each face once, without "
