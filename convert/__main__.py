@@ -3,31 +3,23 @@
 import argparse
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from facecls._version import __version__
+from convert.conversion import TRUNK, write_network
 from facecls.errors import CommandParser, UserError, command, program
-from facecls.files import check_no_input, make_folder, replacing
+from facecls.files import check_no_input, make_folder
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-    from torch import Tensor
-
-    from convert.plain.network import Asked, Network
+    from convert.plain.network import Asked
 
 _DESCRIPTION = """Converts a face network to a trunk file, and verifies it before writing anything: a model saved by
 Keras, any ONNX file, the image tower of a CLIP checkpoint such as FaRL's, or a trunk file, of which other layers are
-taken. Several trunk files are joined to one, whose features are those of all."""
-CONVERTER = f"facecls {__version__}"
-"""Named in the metadata of the trunk file."""
-_ONNX = (".onnx",)
+taken. Several trunk files are joined to one, whose features are those of all; several checkpoints to one, whose answers
+are the average of theirs."""
 _TORCH = (".pth", ".pt", ".bin")
-_TRUNK = (".safetensors",)
+_MODEL = (".ckpt",)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,9 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=Path,
         nargs="+",
         metavar="SOURCE",
-        help="the network: .h5 or .keras, .onnx, .pth (CLIP), or .safetensors, of which several are joined",
+        help="the network: .h5 or .keras, .onnx, .pth (CLIP), or .safetensors or .ckpt, of which several are joined",
     )
-    parser.add_argument("dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write")
+    parser.add_argument(
+        "dest", type=Path, metavar="DEST.safetensors", help="the trunk file to write, or the checkpoint (.ckpt)"
+    )
     parser.add_argument(
         "--output", metavar="NAME", help="layer whose output is the features; default: the last before a classifier"
     )
@@ -83,10 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    others = [source for source in options.sources if source.suffix.lower() not in _TRUNK]
+    kinds = _MODEL if _are_models(options.sources) else TRUNK
+    others = [source for source in options.sources if source.suffix.lower() not in kinds]
     if len(options.sources) > 1 and others:
         raise UserError(
-            f"Expected trunk files (.safetensors) to be joined, but got {others[0]}; convert it alone first."
+            f"Expected trunk files (.safetensors) to be joined, or checkpoints ({_MODEL[0]}), but got {others[0]}; "
+            "convert it alone first."
         )
     if options.size is not None and not 16 <= options.size <= 1024:
         raise UserError(f"Expected --size from 16 to 1024 pixels, but got {options.size}.")
@@ -96,6 +92,10 @@ def _check_options(options: argparse.Namespace) -> None:
         )
     if options.std is not None and min(options.std) <= 0:
         raise UserError(f"Expected --std above 0, but got {min(options.std):g}; 1 divides by nothing.")
+
+
+def _are_models(sources: Sequence[Path]) -> bool:
+    return sources[0].suffix.lower() in _MODEL
 
 
 def _three(text: str) -> tuple[float, ...]:
@@ -113,8 +113,8 @@ def convert(sources: Sequence[Path], dest: Path, onnx_dest: Path | None, asked: 
     """Converts a file, verifies the result, writes it and prints a summary.
 
     Args:
-        sources: A Keras file, an ONNX file, or a CLIP checkpoint of PyTorch; or trunk files.
-        dest: The trunk file to write.
+        sources: A Keras file, an ONNX file, or a CLIP checkpoint of PyTorch; or trunk files, or checkpoints of ours.
+        dest: The trunk file or the checkpoint to write.
         onnx_dest: Where to write the ONNX model as well; ``None`` for nowhere.
         asked: What the user says about the network.
 
@@ -125,54 +125,34 @@ def convert(sources: Sequence[Path], dest: Path, onnx_dest: Path | None, asked: 
     if onnx_dest is not None:
         check_no_input(onnx_dest, [*sources, dest])
     if len(sources) == 1 and sources[0].suffix.lower() in _TORCH:
-        _convert_clip(sources[0], dest, onnx_dest, asked)
+        _refuse_options(asked, onnx_dest, "a CLIP checkpoint, whose network is known")
+        _convert_clip(sources[0], dest)
         return
-    if sources[0].suffix.lower() in _TRUNK:
-        _check_dest(sources, dest)
-    # heavy libraries are imported late, so that neither --help nor a wrong file waits for them
-    network = _read(sources, asked)
-    from convert.finish import finish, last_map
-    from convert.graph_trunk import describe
+    if _are_models(sources):
+        _refuse_options(asked, onnx_dest, "checkpoints, whose networks are known")
+        _join_models(sources, dest)
+        return
+    written = write_network(sources, dest, onnx_dest, asked)
     from convert.summary import print_summary
-    from convert.verify import verify
-    from facecls.model.trunk import VGGFACE2
 
-    shapes = finish(network, asked.also)
-    network = replace(network, features=", ".join((network.features, *asked.also)))
-    found_map = last_map(network.model, shapes)
-    graph = None if network.layout == VGGFACE2 else describe(network.model, shapes, network.contract, found_map)
-    for place in filter(None, (dest, onnx_dest)):
-        make_folder(place.parent)
-    with replacing(onnx_dest) if onnx_dest else nullcontext() as onnx_part:
-        with _temporary_onnx(dest, network.model, onnx_part) as model:
-            network.model.Clear()  # it still holds all weights, even those that it has written
-            state, trunk, measured = verify(model, network, graph)
-        _save(dest, network, state, graph and graph[0], measured)
-        written = {dest: f"{len(state)} tensors"} | ({onnx_dest: "ONNX"} if onnx_dest else {})
-        print_summary(network, trunk, found_map, measured, written)
+    print_summary(*written)
 
 
-def _check_dest(sources: Sequence[Path], dest: Path) -> None:
-    """Refuses to write over a trunk of something else, as where the last source was meant to be joined."""
-    if not dest.is_file():
-        return
-    from facecls.model.trunk import read_trunk
-
-    names, made_of = " + ".join(source.name for source in sources), None
-    with suppress(UserError):  # no trunk file
-        made_of = read_trunk(dest)[1].get("source", "another")
-    if made_of not in (None, names):
-        raise UserError(
-            f"Expected a DEST that is new, or was made of {names}, but {dest} was made of {made_of}; if it is a "
-            "source, name a DEST after it, otherwise delete it first."
-        )
-
-
-def _convert_clip(source: Path, dest: Path, onnx_dest: Path | None, asked: "Asked") -> None:
+def _refuse_options(asked: "Asked", onnx_dest: Path | None, what: str) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value not in (None, False, ())]
     given += ["--onnx"] if onnx_dest else []
     if given:
-        raise UserError(f"Expected no {', '.join(given)} with a CLIP checkpoint, whose network is known; leave it out.")
+        raise UserError(f"Expected no {', '.join(given)} with {what}; leave it out.")
+
+
+def _join_models(sources: Sequence[Path], dest: Path) -> None:
+    from convert.ensemble import join_models
+    from convert.summary import print_sections
+
+    print_sections(join_models(sources, dest))
+
+
+def _convert_clip(source: Path, dest: Path) -> None:
     from convert.clip import read_clip
     from convert.summary import print_sections
     from facecls.model.trunk import save_trunk
@@ -189,83 +169,6 @@ def _convert_clip(source: Path, dest: Path, onnx_dest: Path | None, asked: "Aske
             "written": {f"{len(state)} tensors": str(dest)},
         }
     )
-
-
-def _read(sources: Sequence[Path], asked: "Asked") -> "Network":
-    suffix = sources[0].suffix.lower()
-    if len(sources) > 1 or suffix in _TRUNK:
-        from convert.trunk_files import read_trunks
-
-        return read_trunks(sources, asked)
-    if suffix in _ONNX:
-        from convert.onnx.network import read_onnx
-
-        return read_onnx(sources[0], asked)
-    from convert.keras.network import read_keras
-
-    return read_keras(sources[0], asked)
-
-
-@contextmanager
-def _temporary_onnx(dest: Path, model: "ModelProto", onnx_part: Path | None) -> Iterator[Path]:
-    """Writes the ONNX model to a temporary folder beside ``dest``, and to ``onnx_part`` if given; both are checked."""
-    import onnx
-
-    if onnx_part:
-        onnx_part.write_bytes(model.SerializeToString(deterministic=True))
-        onnx.checker.check_model(onnx_part, full_check=True)
-    try:
-        with TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}.") as folder:
-            path = Path(folder) / "model.onnx"
-            # weights in a file of their own, which readers map into memory or read only once
-            onnx.save_model(model, path, save_as_external_data=True, location="model.weights")
-            onnx.checker.check_model(path, full_check=True)
-            yield path
-    except OSError as error:
-        raise UserError(
-            f"Can't write beside {dest}: {error.strerror or error}; name a writable folder with room for two copies."
-        ) from None
-
-
-def _save(
-    dest: Path,
-    network: "Network",
-    state: "dict[str, Tensor]",
-    graph: Mapping[str, Any] | None,
-    measured: Mapping[str, float],
-) -> None:
-    from convert import parity
-    from facecls.model.graph import GRAPH
-    from facecls.model.trunk import VGGFACE2, save_trunk
-
-    contract = network.contract
-    # the first convolution of VGGFace2's ResNet-50 is turned to RGB, a graph keeps its own order
-    order = -1 if network.layout == VGGFACE2 else 1
-    metadata: dict[str, Any] = {
-        "architecture": network.layout,
-        "source": network.source.name,
-        "source_sha256": network.sha256,
-        "input": {
-            "size": contract.size,
-            "channels": "RGB" if network.layout == VGGFACE2 else contract.channels.upper(),
-            "range": [0, 255],
-            "mean": list(contract.mean[::order]),
-            "std": list(contract.std[::order]),
-        },
-        "classes": len(network.classifier[1]) if network.classifier else 0,
-        "features": network.features,
-        "parity": {
-            "reference": "onnxruntime",
-            "images": parity.IMAGES,
-            "seed": parity.SEED,
-            "limit": parity.LIMIT,
-            "at_most": {name: parity.bound(difference) for name, difference in measured.items()},
-        },
-        "converter": CONVERTER,
-    }
-    if graph:
-        metadata[GRAPH] = graph
-    save_trunk(dest, state, metadata)
 
 
 if __name__ == "__main__":
