@@ -15,6 +15,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from facecls.analysis.calibration import fit_temperature
 from facecls.compat import guard_restoring
@@ -24,12 +25,11 @@ from facecls.errors import UserError, command, memory_for, status_of
 from facecls.files import make_folder, remove_parts
 from facecls.locks import locked
 from facecls.model.checkpoint import load_heads, read_checkpoint, write_checkpoint
-from facecls.model.graph import GraphNet
 from facecls.model.module import FaceModule
 from facecls.run import LOCK, write_faces
-from facecls.training.batchnorms import restore_batchnorms
+from facecls.training.batchnorms import check_folded, restore_batchnorms
 from facecls.training.callbacks import run_folder
-from facecls.training.checkpoint_options import check_resumed, check_split, keep_split, restoring
+from facecls.training.checkpoint_options import check_resumed, keep_split, keep_split_of_heads, restoring, take_restored
 from facecls.training.cli import FaceCLI, parse, without_noise
 from facecls.training.collector import all_gather
 from facecls.training.framing import describe_frame, measure_frame
@@ -69,16 +69,27 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     out = console(quiet=not trainer.is_global_zero)
     out.print(cli.precision_note)
     out.print(describe(cli.model))
-    earlier = cli.ckpt_path or cli.config.heads
-    if earlier is not None:
-        out.print(_start_from(earlier, cli))
-    data.setup()
-    if earlier is not None:
-        out.print(keep_split(earlier, data), end="")  # what is tested, it must not have been trained on either
+    if cli.ckpt_path is not None:
+        trained = read_checkpoint(cli.ckpt_path)
+        take_restored(cli.ckpt_path, trained, cli.model, cli.config.restore_batchnorm)
+        check_resumed(cli.ckpt_path, trained, cli.model, data)
+        out.print(f"resuming from {cli.ckpt_path}")
+        data.setup()
+        out.print(keep_split(cli.ckpt_path, data), end="")
+    else:
+        if cli.config.restore_batchnorm:
+            check_folded(cli.model)
+        heads = None if cli.config.heads is None else read_checkpoint(cli.config.heads)
+        if heads is not None:
+            taken = load_heads(cli.model.model, heads.module.model, cli.config.heads)
+            out.print(f"heads of {', '.join(taken)} from {cli.config.heads}")
+        data.setup()
+        if heads is not None:
+            out.print(keep_split_of_heads(cli.config.heads, heads.data, data))
     out.print(data.describe())
     if labels := describe_labels(data):
         out.print(labels)
-    check_parts(trainer, data, least=2 if cli.model.hparams["feature_norm"] else 1)
+    check_parts(trainer, data, least=2 if _takes_means(cli) else 1)
     check_labels(data, cli.model.model.tasks.values(), has_validation=trainer.limit_val_batches != 0)
     if is_tested(trainer):
         check_some_labels(data, cli.model.model.tasks.values())
@@ -132,28 +143,10 @@ def _run(cli: FaceCLI, started: float, commit: str | None, held: ExitStack) -> d
     return save_outcome(folder, trainer, model, data, cli.collector, facts)
 
 
-def _start_from(earlier: str, cli: FaceCLI) -> str:
-    """Prepares the model for the state of a run that is resumed, or gives it the heads of another.
-
-    Args:
-        earlier: A checkpoint of that run.
-        cli: Its model may change.
-
-    Returns:
-        One line that says so.
-
-    Raises:
-        UserError: If the checkpoint does not fit the options.
-    """
-    trained = read_checkpoint(earlier)
-    if cli.ckpt_path is None:
-        taken = load_heads(cli.model.model, trained.module.model, earlier)
-        check_split(cli.datamodule, trained.data)
-        return f"heads of {', '.join(taken)} from {earlier}"
-    if cli.config.restore_batchnorm and isinstance(net := trained.module.model.trunk.net, GraphNet):
-        cli.model.take_graph(net)
-    check_resumed(earlier, trained, cli.model, cli.datamodule)
-    return f"resuming from {earlier}"
+def _takes_means(cli: FaceCLI) -> bool:
+    """Whether the training takes means over the faces of a batch alone, of which there must be two then."""
+    norms = (isinstance(each, nn.BatchNorm1d) for each in cli.model.modules())
+    return cli.config.restore_batchnorm or any(norms)
 
 
 def faces_seen(trainer: pl.Trainer, data: FacesDataModule) -> int:

@@ -201,6 +201,16 @@ def faces_of_training(checkpoint: str | Path) -> pd.DataFrame | None:
     return _read_table(file, ()) if file.is_file() else None
 
 
+def heads_of_run(checkpoint: str | Path) -> str | None:
+    """The checkpoint whose heads the run began with that a checkpoint lies in; ``None`` if it is not known.
+
+    Args:
+        checkpoint: Such as ``runs/faces/version_0/checkpoints/last.ckpt``.
+    """
+    heads = _read_mapping(resolved(checkpoint).parent.parent / CONFIG, plain_yaml.load).get("heads")
+    return heads if isinstance(heads, str) else None
+
+
 def write_results(folder: Path, results: Mapping[str, Any], predictions: pd.DataFrame, tasks: Tasks) -> dict[str, Any]:
     """Writes the results of a test.
 

@@ -19,6 +19,7 @@ from facecls.model.engine import open_predictor
 from facecls.model.graph import GRAPH
 from facecls.model.graph_operators import ScaleAndShift
 from facecls.model.module import FaceModule
+from facecls.model.trunk import read_trunk, save_trunk
 from facecls.training.batchnorms import restore_batchnorms
 
 SIZE = 64
@@ -101,6 +102,36 @@ def test_a_training_has_them_and_is_resumed(faces: Path, capsys: pytest.CaptureF
     assert max(differences(one, other, UTKFACE).values()) <= 1e-3
 
 
+def test_a_run_is_resumed_with_the_norms_it_began_with(faces: Path) -> None:
+    write_folded_trunk(Path("trunk.safetensors"))
+    _write_flat(Path("flat.safetensors"))
+    words = [*SMALL, f"--data.root={faces}", "--seed_everything=1", "--trainer.limit_train_batches=1"]
+    fit.main([*words, "--trainer.max_epochs=1", "--name=with"])
+    without = "--restore_batchnorm=false"
+    fit.main([*words, "--trainer.max_epochs=1", "--name=without", without])
+    last = "runs/{}/version_0/checkpoints/last.ckpt"
+    for name, more, said in (
+        ("with", [without], "Expected restore_batchnorm true as in the run of .* but got false"),
+        ("without", [], "Expected restore_batchnorm false as in the run of .* but got true"),
+        ("with", ["--model.weights=flat.safetensors"], "Expected the model of .* to resume it"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fit.main([*words, "--trainer.max_epochs=2", f"--name={name}", f"--ckpt_path={last.format(name)}", *more])
+
+
+def test_another_preparation_of_images_is_not_resumed_with(faces: Path) -> None:
+    path = write_folded_trunk(Path("trunk.safetensors"))
+    state, about = read_trunk(path)
+    about[GRAPH]["input"]["mean"] = [1.0, 2.0, 3.0]
+    save_trunk(Path("other.safetensors"), state, about)
+    words = [*SMALL, f"--data.root={faces}", "--trainer.limit_train_batches=1", "--name=prepared"]
+    words += ["--restore_batchnorm=false"]
+    fit.main([*words, "--trainer.max_epochs=1"])
+    resume = ["--trainer.max_epochs=2", "--ckpt_path=runs/prepared/version_0/checkpoints/last.ckpt"]
+    with pytest.raises(UserError, match=r"other\.safetensors subtracts and divides by other numbers"):
+        fit.main([*words, *resume, "--model.weights=other.safetensors"])
+
+
 def _steps(checkpoint: str) -> int:
     """How many steps the BatchNorms of a checkpoint saw."""
     trunk = read_checkpoint(checkpoint).module.model.trunk
@@ -112,7 +143,8 @@ def _steps(checkpoint: str) -> int:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model.trunk=test_resnet", "--model.weights=null"], "but test_resnet has none; leave it out"),
+        (["--model.trunk=test_resnet", "--model.weights=null"], "but test_resnet of None has none; leave it out"),
+        (["--data.batch_size=1"], r"data\.batch_size"),
         (["--probe=true", "--model.schedule.frozen={0: -1}"], "no restore_batchnorm with probe"),
     ],
 )
@@ -120,3 +152,4 @@ def test_what_has_no_folded_batchnorm_is_refused(words: list[str], said: str, fa
     write_folded_trunk(Path("trunk.safetensors"))
     with pytest.raises(UserError, match=said):
         fit.main([*SMALL, f"--data.root={faces}", *words])
+    assert not list(Path("runs").rglob("*.*"))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from plain_networks import write_small_trunk
 from run_folders import without_drawing
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from facecls import evaluate, fit
 from facecls.data.datamodule import FacesDataModule
+from facecls.data.synthetic import write_faces
 from facecls.data.transforms import EvalTransform
 from facecls.errors import UserError
 from facecls.model import engine, onnx_file
@@ -108,7 +110,6 @@ def test_a_training_starts_from_the_heads_of_a_probe(
     tuned = [word for word in SMALL if not word.startswith(("--config", "--model.optimizer"))]
     tuned += [f"--data.root={faces}", "--model.weights=trunk.safetensors", "--name=tuned", f"--heads={BEST}"]
     tuned += ["--seed_everything=1", "--model.hidden=[512]", "--model.dropout=0.2", "--model.feature_norm=true"]
-    tuned += ["--data.split_seed=0"]
     still = ["--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0}}", "--ema=null"]
     fit.main([*tuned, *still, "--model.schedule.batchnorm=frozen"])
     assert f"heads of gender, race, age from {BEST}" in capsys.readouterr().out
@@ -139,28 +140,80 @@ def test_a_training_starts_from_the_heads_of_a_probe(
             fit.main([*tuned, *words])
 
 
-def test_what_the_heads_were_trained_on_is_not_tested(
-    results: dict[str, object], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def from_heads(results: dict[str, object]) -> Callable[..., Path]:
+    """Begins a training from the heads of the probe, or of another checkpoint, and gives the folder of its run."""
     words = [word for word in SMALL if not word.startswith(("--config", "--model.optimizer"))]
-    words += ["--model.weights=trunk.safetensors", "--name=kept", f"--heads={BEST}", "--seed_everything=1"]
-    words += [
-        "--model.hidden=[512]",
-        "--model.feature_norm=true",
-        "--trainer.limit_train_batches=1",
-        "--data.split_seed=7",
-    ]
+    words += ["--model.weights=trunk.safetensors", "--seed_everything=1", "--data.split_seed=7"]
+    words += ["--model.hidden=[512]", "--model.feature_norm=true", "--trainer.limit_train_batches=1"]
+
+    def begin(root: Path, name: str, heads: str = BEST, *more: str) -> Path:
+        fit.main([*words, f"--data.root={root}", f"--name={name}", f"--heads={heads}", *more])
+        return Path("runs") / name / "version_0"
+
+    return begin
+
+
+def _parts(run: Path | str) -> "pd.Series[str]":
+    return pd.read_parquet(Path(run) / "faces.parquet").set_index("sha1")["split"].sort_index()
+
+
+@pytest.mark.parametrize("where", ["there", "elsewhere", "with a task"])
+def test_what_the_heads_were_trained_on_is_not_tested(
+    where: str,
+    from_heads: Callable[..., Path],
+    faces: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, more = faces, list[str]()
+    if where == "elsewhere":
+        root = tmp_path / "elsewhere"
+        shutil.copytree(faces, root)
+    if where == "with a task":
+        more = ["--data.tasks={glasses: {classes: [without, with]}}", "--model.tasks=[gender, race, age]"]
+    run = from_heads(root, f"kept {where}", BEST, *more)
+    assert "all faces keep the part that they had for the heads" in capsys.readouterr().out
+    pd.testing.assert_series_equal(_parts(run), _parts("runs/probe/version_0"))
+
+
+def test_other_faces_of_the_same_names_are_split_anew(
+    from_heads: Callable[..., Path], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = tmp_path / "others"
+    write_faces(others, 80, seed=8)
+    for other, face in zip(sorted(others.iterdir()), sorted(faces.iterdir()), strict=False):
+        other.rename(others / face.name)
+    run = from_heads(others, "others")
+    assert "0 faces of the run keep their part" in capsys.readouterr().out
+    data = FacesDataModule(str(others), split_seed=7, image_size=64, num_workers=0)
+    data.setup()
+    parts = _parts(run)
+    own = parts[parts.index.isin(data.faces["sha1"])]
+    pd.testing.assert_series_equal(own, data.faces.set_index("sha1")["split"].sort_index())
+    # what the heads were trained on stays on record
+    trained = _parts("runs/probe/version_0")
+    assert set(trained[trained == "train"].index) <= set(parts[parts == "train"].index)
+
+
+def test_where_the_faces_of_the_heads_are_lost_it_is_said(
+    from_heads: Callable[..., Path], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = tmp_path / "heads.ckpt"
+    shutil.copy(BEST, heads)
     with pytest.raises(UserError, match=r"Expected data\.split_seed 0 as in training.*but got data\.split_seed 7"):
-        fit.main([*words, f"--data.root={faces}"])
+        from_heads(faces, "lost", str(heads))
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(faces, elsewhere)
-    capsys.readouterr()
-    fit.main([*words, f"--data.root={elsewhere}"])
-    trained, now = (
-        pd.read_parquet(f"runs/{run}/version_0/faces.parquet").set_index("sha1")["split"].sort_index()
-        for run in ("probe", "kept")
-    )
-    pd.testing.assert_series_equal(trained, now)
+    from_heads(elsewhere, "lost", str(heads))
+    assert "whether its heads were trained on faces to test is not known" in capsys.readouterr().out
+
+
+def test_a_resumed_run_knows_the_heads_it_began_with(from_heads: Callable[..., Path], faces: Path) -> None:
+    run = from_heads(faces, "resumed")
+    more = [f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.max_epochs=3"]
+    from_heads(faces, "resumed", "gone.ckpt", *more)
+    assert yaml.safe_load((run / "config.yaml").read_text())["heads"] == BEST
 
 
 def test_features_are_computed_once(results: dict[str, object], faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:

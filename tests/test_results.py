@@ -154,6 +154,7 @@ def test_a_change_is_called_by_the_options_that_differ(tmp_path: Path) -> None:
         options = {"model": {"dropout": 0.2, "hidden": [512]}}
         _trial(tmp_path / f"trials/{seed}", seed, [2.0, 3.0, 1.5], [0.5, 0.6, accuracy + 0.015], **options)
     _trial(tmp_path / "trials/same", 3, [1.0], [0.1])
+    _configure(tmp_path / "trials/stopped", "trial", 1, model={"dropout": 0.9}, data={"root": "some/UTKFace.tar.gz"})
     _trial(tmp_path / "trials/other", 1, [1.0], [0.905], model={"dropout": 0.5}, data={"root": "some/UTKFace.tar.gz"})
     words = ["--baseline", str(tmp_path / "base"), "--changes", str(tmp_path / "trials")]
     tables = _tables(main([*words, "--out", str(tmp_path / "R.md")]))
@@ -175,6 +176,20 @@ def test_an_option_that_older_runs_lack_is_no_other_recipe(tmp_path: Path) -> No
     _configure(folders[1], "base", 2, model=newer, data={"root": "x", "split_file": None})
     tables = _tables(main([*map(str, folders), "--out", str(tmp_path / "RESULTS.md")]))
     assert [(row["recipe"], row["runs"]) for row in tables["Scores of the test"]] == [("base", "2")]
+
+
+def test_what_only_shows_or_tests_a_run_is_no_other_recipe(tmp_path: Path) -> None:
+    trainers = [
+        {"limit_test_batches": None, "enable_progress_bar": None, "log_every_n_steps": 25},
+        {"limit_test_batches": 0, "enable_progress_bar": False, "log_every_n_steps": 50},
+        {"limit_test_batches": 3, "enable_progress_bar": None, "log_every_n_steps": 25},
+    ]
+    folders = [_run(tmp_path / f"version_{seed}", "base", seed, trainer=each) for seed, each in enumerate(trainers)]
+    tables = _tables(main([*map(str, folders), "--out", str(tmp_path / "RESULTS.md")]))
+    assert [(row["recipe"], row["runs"]) for row in tables["Scores of the test"]] == [
+        ("base (without trainer.limit_test_batches)", "2"),
+        ("base (trainer.limit_test_batches 3)", "1"),
+    ]
 
 
 def test_what_is_written_by_hand_stays(runs: Path, tmp_path: Path) -> None:

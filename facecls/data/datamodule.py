@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,13 +196,14 @@ class FacesDataModule(pl.LightningDataModule):
             split[learned.index] = assign_split(learned, self.fractions[0], 0.0, self.split_seed, self.tasks)
         return split
 
-    def keep_split(self, earlier: pd.DataFrame) -> str | None:
+    def keep_split(self, earlier: pd.DataFrame, by: Sequence[str] = ("sha1", "path")) -> str | None:
         """Leaves each face of a run in the part where it was, and splits only those that are new.
 
         Otherwise a split of more or fewer faces would test faces that were trained on.
 
         Args:
             earlier: The faces of the run: ``path``, ``sha1`` and ``split``.
+            by: What a face is known by, as for ``earlier_parts``.
 
         Returns:
             One line about new faces and those that are gone; ``None`` if there are none.
@@ -209,7 +211,7 @@ class FacesDataModule(pl.LightningDataModule):
         Raises:
             UserError: If the split is given, and takes training faces of the run for something else.
         """
-        faces, was = self.faces, earlier_parts(self.faces, earlier)
+        faces, was = self.faces, earlier_parts(self.faces, earlier, by)
         new = was.isna() & faces["split"].notna()
         if self._is_split_given:
             if isinstance(self.split_file, dict) and "val" not in self.split_file:
@@ -226,7 +228,7 @@ class FacesDataModule(pl.LightningDataModule):
             if new.any():
                 was[new] = assign_split(faces[new], *self.fractions, self.split_seed, self.tasks)
             faces["split"] = was
-        is_gone = ~(earlier["sha1"].isin(faces["sha1"]) | earlier["path"].isin(faces["path"]))
+        is_gone = ~pd.concat([earlier[column].isin(faces[column]) for column in by], axis=1).any(axis=1)
         gone = earlier[is_gone & earlier["split"].notna()]
         self.gone = gone[gone["split"].eq("train")]
         if not new.any() and not len(gone):

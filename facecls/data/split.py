@@ -150,12 +150,13 @@ def split_seed_of(options: Mapping[str, Any], otherwise: int | None = None) -> i
     return options.get("seed", otherwise) if seed is None else seed
 
 
-def earlier_parts(faces: pd.DataFrame, earlier: pd.DataFrame) -> "pd.Series[str]":
+def earlier_parts(faces: pd.DataFrame, earlier: pd.DataFrame, by: Sequence[str] = ("sha1", "path")) -> "pd.Series[str]":
     """The parts that faces were in when a run was begun, by their image or else their path.
 
     Args:
         faces: With the columns ``path`` and ``sha1``.
         earlier: The faces of the run, with ``split`` as well.
+        by: What a face is known by; ``sha1`` alone where other faces may have the same paths.
 
     Returns:
         With the index of ``faces``: NA for a new face; ``train`` if an image was in several parts and one was this.
@@ -168,7 +169,7 @@ def earlier_parts(faces: pd.DataFrame, earlier: pd.DataFrame) -> "pd.Series[str]
     """
     placed = earlier[earlier["split"].notna()].sort_values("split", key=lambda split: split != "train", kind="stable")
     parts = pd.Series(pd.NA, faces.index, dtype="str")
-    for column in ("sha1", "path"):
+    for column in by:
         part_of = placed.drop_duplicates(column).set_index(column)["split"]
         parts = parts.fillna(faces[column].map(part_of).astype("str"))
     # copies of an image that is known by the path of one of them

@@ -34,7 +34,8 @@ INPUT = "images"
 _MAX_PARAMETERS = 2**29
 _EPSILON = 1e-5
 """What BatchNorms add to a variance, torch's default."""
-_UNREAD = ("Conv", "BatchNormalization", "ScaleAndShift", "Gemm", "Add")
+_NORMS = ("BatchNormalization", "ScaleAndShift")
+_UNREAD = ("Conv", *_NORMS, "Gemm", "Add")
 """Operators whose backward pass does not read their output."""
 
 
@@ -213,6 +214,18 @@ def with_batchnorms(net: GraphNet, statistics: Mapping[str, Statistics]) -> Grap
         restored = GraphNet({**net.description, "nodes": nodes})
     restored.load_state_dict(state, assign=True)
     return restored
+
+
+def is_restored(net: GraphNet, other: GraphNet) -> bool:
+    """Whether a network is another one with BatchNorms in place of nodes that only scale and shift."""
+
+    def described(node: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"name": node["name"], "inputs": list(node["inputs"])} if node["op"] in _NORMS else node
+
+    one, two = net.description, other.description
+    alike = [list(map(described, each["nodes"])) for each in (one, two)]
+    rest = [{key: value for key, value in each.items() if key != "nodes"} for each in (one, two)]
+    return one != two and alike[0] == alike[1] and rest[0] == rest[1]
 
 
 def cut_points(steps: Sequence[tuple[str, Sequence[str]]]) -> list[int]:

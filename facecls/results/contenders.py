@@ -15,8 +15,20 @@ from facecls.report.sections.comparison import flat_options
 from facecls.run import CONFIG, Trial, read_trial
 
 SEEDS = ("seed_everything", "data.seed")
-_NOT_COMPARED = (*SEEDS, "name", "ckpt_path", "data.num_workers", "trainer.default_root_dir", "trainer.precision")
+_NOT_COMPARED = (
+    *SEEDS,
+    "name",
+    "ckpt_path",
+    "data.num_workers",
+    "trainer.default_root_dir",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.precision",
+)
 """Options that do not change what is learned, or only by chance. A path of a checkpoint is what a run went on from."""
+_TESTED = ("trainer.limit_test_batches", ("None", "0"))
+"""An option that does not change it either, and its values for the whole test and for none; part of one is another."""
 
 
 class Contender(NamedTuple):
@@ -105,6 +117,7 @@ def _options(trial: Trial) -> dict[str, str]:
         option: value
         for option, value in (*_defaults(), *flat_options(trial.config))
         if option not in _NOT_COMPARED and not option.startswith("limits.")
+        if not (option == _TESTED[0] and value in _TESTED[1])
     }
 
 
@@ -112,7 +125,7 @@ def _options(trial: Trial) -> dict[str, str]:
 def _defaults() -> Sequence[tuple[str, str]]:
     """All options of the model and of the data with their defaults."""
     kinds: dict[str, type] = {"model": FaceModule, "model.schedule": Schedule, "data": FacesDataModule}
-    options: dict[str, Any] = {"heads": None} | {
+    options: dict[str, Any] = {"heads": None, "restore_batchnorm": False} | {
         f"{part}.{name}": parameter.default
         for part, kind in kinds.items()
         for name, parameter in inspect.signature(kind).parameters.items()

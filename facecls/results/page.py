@@ -203,12 +203,13 @@ def _changes(baseline: Contender, changed: Sequence[Contender]) -> str:
     titles: dict[Stage, str] = {"val": "Validation, at the epoch that is kept", "test": "Test"}
     for stage, title in titles.items():
         columns = _columns(contenders, stage)
-        if not columns:
+        known = [each for each in changed if any(_change(each, None, column) != NONE for column in columns)]
+        if not known:
             continue
         rows = [[baseline.name, str(len(baseline.trials)), *(_change(baseline, None, column) for column in columns)]]
         rows += [
             [each.name, str(len(each.trials)), *(_change(each, baseline, column) for column in columns)]
-            for each in changed
+            for each in known
         ]
         parts += [f"### {title}", _table(["change", "runs", *(heading for heading, _, _ in columns)], rows)]
     return "\n\n".join(parts)

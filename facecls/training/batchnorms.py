@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from facecls.data.datamodule import FacesDataModule
 from facecls.errors import UserError
-from facecls.model.graph import GraphNet, Statistics, with_batchnorms
+from facecls.model.graph import Statistics, with_batchnorms
 from facecls.model.graph_operators import ScaleAndShift
 from facecls.model.module import FaceModule
 
@@ -39,29 +39,40 @@ class _Moments:
         return Statistics(mean, (self._squares / self._count - mean.square()).clamp(min=0), self._rank)
 
 
+def check_folded(module: FaceModule) -> None:
+    """Refuses a trunk without BatchNorms to restore.
+
+    Args:
+        module: The model.
+
+    Raises:
+        UserError: If none was folded into scale and shift.
+    """
+    if not _folded(module):
+        raise UserError(
+            "Expected a trunk with BatchNorms that were folded into scale and shift with restore_batchnorm, but "
+            f"{module.model.trunk.name} of {module.hparams['weights']} has none; leave it out."
+        )
+
+
+def _folded(module: FaceModule) -> list[str]:
+    return [name for name, node in module.model.trunk.net.named_modules() if isinstance(node, ScaleAndShift)]
+
+
 def restore_batchnorms(module: FaceModule, data: FacesDataModule) -> str:
     """Makes BatchNorms, with statistics of training faces, of those that were folded into scale and shift.
 
     Until they train, the features are what they were, but for rounding.
 
     Args:
-        module: Its trunk is replaced.
+        module: Its trunk, which has some, is replaced.
         data: The faces, after ``setup``.
 
     Returns:
         One line that says what was done.
-
-    Raises:
-        UserError: If the trunk has none.
     """
-    trunk = module.model.trunk.eval()
+    trunk, folded = module.model.trunk.eval(), _folded(module)
     net: Any = trunk.net
-    folded = [name for name, node in net.named_modules() if isinstance(node, ScaleAndShift)]
-    if not folded or not isinstance(net, GraphNet):
-        raise UserError(
-            "Expected a trunk with BatchNorms that were folded into scale and shift with restore_batchnorm, but "
-            f"{trunk.name} has none; leave it out."
-        )
     moments = {name: _Moments() for name in folded}
     hooks = [net.get_submodule(name).register_forward_pre_hook(each.add) for name, each in moments.items()]
     rows = data.sample(_MEASURED)

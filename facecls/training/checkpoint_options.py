@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from facecls.data.datamodule import FacesDataModule
@@ -15,6 +16,7 @@ from facecls.data.split import split_seed_of
 from facecls.data.tasks import Task, Tasks, create_tasks
 from facecls.errors import UserError, is_out_of_memory
 from facecls.model.checkpoint import Checkpoint
+from facecls.model.graph import GraphNet, is_restored
 from facecls.model.module import FaceModule
 from facecls.run import FACES, LAST_CHECKPOINT, faces_of_training
 
@@ -112,6 +114,29 @@ def keep_split(path: str, data: FacesDataModule) -> str:
     return "" if line is None else f"{line}\n"
 
 
+def keep_split_of_heads(path: str, trained: Mapping[str, Any], data: FacesDataModule) -> str:
+    """Leaves each face in the part in which the training of heads had it, so that none is tested that they learnt.
+
+    Args:
+        path: Of their checkpoint.
+        trained: Options of the data in their training, as ``Checkpoint.data``.
+        data: The faces, after ``setup``.
+
+    Returns:
+        A line.
+
+    Raises:
+        UserError: If a split is given that tests faces that the heads were trained on; or, where the faces of their
+            training are not known, these faces would be split in another way.
+    """
+    earlier = faces_of_training(path)
+    if earlier is not None:
+        # by the image alone, since other faces may have the same paths
+        return data.keep_split(earlier, by=("sha1",)) or "all faces keep the part that they had for the heads"
+    check_split(data, trained)
+    return f"the run of {path} has no {FACES} any more: whether its heads were trained on faces to test is not known"
+
+
 def describe_trained(path: str, data: FacesDataModule) -> str:
     """Says how many of the faces to test the model was trained on, though they are not where its training faces were.
 
@@ -128,6 +153,31 @@ def describe_trained(path: str, data: FacesDataModule) -> str:
     tested = data.faces["sha1"].iloc[data.rows(data.split)]
     trained = int(tested.isin(earlier["sha1"][earlier["split"].eq("train")]).sum())
     return f"{trained:,} of {len(tested):,} faces to test are images that the model was trained on\n" if trained else ""
+
+
+def take_restored(path: str, trained: Checkpoint, module: FaceModule, is_asked: bool) -> None:
+    """Gives the model of a run that is resumed the BatchNorms that the run restored in its trunk.
+
+    Args:
+        path: The checkpoint, for messages.
+        trained: What it holds.
+        module: The model that is to continue; its trunk may change.
+        is_asked: Whether the options ask for restored BatchNorms.
+
+    Raises:
+        UserError: If the run has restored them and the options don't ask for it, or the reverse.
+    """
+    own, net = module.model.trunk.net, trained.module.model.trunk.net
+    if not (isinstance(own, GraphNet) and isinstance(net, GraphNet)):
+        return
+    was_restored = is_restored(net, own)
+    if was_restored and is_asked:
+        module.take_graph(net)
+    elif was_restored or (is_asked and net.description == own.description):
+        raise UserError(
+            f"Expected restore_batchnorm {str(was_restored).lower()} as in the run of {path}, but got "
+            f"{str(is_asked).lower()}; set it as it was."
+        )
 
 
 def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: FacesDataModule) -> None:
@@ -157,6 +207,7 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
         raise UserError(
             f"Expected the model of {path} to resume it ({before_text}), but got {now_text}; set it as it was."
         )
+    _check_preparation(path, trained.module, module)
     _check_optimizer(path, trained.optimizer, module.hparams["optimizer"])
     if (seed := trained.data.get("seed", data.seed)) != data.seed:
         raise UserError(
@@ -164,6 +215,16 @@ def check_resumed(path: str, trained: Checkpoint, module: FaceModule, data: Face
             "use the same."
         )
     check_split(data, trained.data)
+
+
+def _check_preparation(path: str, before: FaceModule, now: FaceModule) -> None:
+    """Refuses a trunk file whose network takes its images otherwise, which weights don't show."""
+    one, other = ([each.model.trunk.mean, each.model.trunk.std] for each in (before, now))
+    if not all(map(torch.equal, one, other)):
+        raise UserError(
+            f"Expected the trunk file that the run of {path} began with, but {now.hparams['weights']} subtracts and "
+            "divides by other numbers; set model.weights as it was."
+        )
 
 
 def check_state(content: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ from facecls.errors import UserError, program
 from facecls.files import resolved
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
-from facecls.run import BEST_CHECKPOINT
+from facecls.run import BEST_CHECKPOINT, heads_of_run
 from facecls.terminal import say
 from facecls.training import precision, probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
@@ -103,8 +103,8 @@ class FaceCLI(LightningCLI):
             "--restore_batchnorm",
             type=bool,
             default=False,
-            help="Give BatchNorms that were folded into scale and shift statistics again, of 1,024 training faces: the "
-            "trunk then bears higher learning rates.",
+            help="Measure the statistics of BatchNorms that were folded into scale and shift anew, on 1,024 training "
+            "faces; the trunk then bears higher learning rates.",
         )
         parser.add_argument(
             "--ema", type=float | None, default=0.999, help="Decay of the average of the weights; null for none."
@@ -144,6 +144,8 @@ class FaceCLI(LightningCLI):
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
         if self.ckpt_path is not None and not Path(self.ckpt_path).is_file():
             raise UserError(f"Expected a checkpoint to resume at {self.ckpt_path}, but there is none.")
+        if self.ckpt_path is not None:
+            config.heads = heads_of_run(self.ckpt_path)  # those that the run began with
         if config.trainer.overfit_batches:
             raise UserError(
                 "Expected no trainer.overfit_batches; use trainer.limit_train_batches to train on part of the batches."
