@@ -150,10 +150,12 @@ def _joined_trunk(modules: Sequence[FaceModule]) -> tuple[Trunk, list[_Place]]:
 
 
 def _are_equal(one: Trunk, other: Trunk) -> bool:
-    if one.name != other.name:
+    """Whether two trunks are the same network with the same weights, and take their images in the same way."""
+    graphs = [trunk.net.description if isinstance(trunk.net, GraphNet) else None for trunk in (one, other)]
+    if one.name != other.name or graphs[0] != graphs[1]:
         return False
     state, others = one.state_dict(), other.state_dict()
-    return state.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in state.items())
+    return all(torch.equal(tensor, others[name]) for name, tensor in state.items())
 
 
 def _create(trunk: Trunk, modules: Sequence[FaceModule], places: Sequence[_Place]) -> FaceModule:
@@ -178,7 +180,7 @@ def _create(trunk: Trunk, modules: Sequence[FaceModule], places: Sequence[_Place
 @torch.no_grad()
 def _fill(head: Head, members: Sequence[Head], places: Sequence[_Place]) -> None:
     """Gives a head the weights of several, so that its logits are the mean of theirs over their temperatures."""
-    rows = list(places)
+    rows = list(places)  # of each member, where what its next layer takes lies: at first the features of its trunk
     layers = [_linear_layers(member) for member in members]
     targets = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
     for depth, target in enumerate(targets):
@@ -187,10 +189,10 @@ def _fill(head: Head, members: Sequence[Head], places: Sequence[_Place]) -> None
         target.bias.zero_()
         for number, (member, own) in enumerate(zip(members, layers, strict=True)):
             weight, bias = own[depth]
-            if target is targets[-1]:
+            if target is targets[-1]:  # logits add up
                 share = 1 / (len(members) * member.temperature.double())
                 block = _Place(0, len(bias))
-            else:
+            else:  # hidden ones lie side by side
                 share = torch.ones((), dtype=torch.float64)
                 block = _Place(end, end + len(bias))
             target.weight[slice(*block), slice(*columns[number])] += (weight * share).float()
