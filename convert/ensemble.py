@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from convert.conversion import write_network
 from convert.plain.network import Asked
-from facecls._version import __version__
 from facecls.errors import UserError
 from facecls.files import make_folder, replacing
 from facecls.model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -240,7 +239,6 @@ def _content(module: FaceModule, first: Checkpoint) -> dict[str, Any]:
     options = {name: value for name, value in module.hparams.items() if name != "optimizer"}
     options["schedule"] = vars(module.schedule)
     return {
-        "facecls_version": __version__,
         "state_dict": module.state_dict(),
         "hyper_parameters": options | {"precision": first.precision},
         "datamodule_hyper_parameters": dict(first.data),
