@@ -178,7 +178,13 @@ def _create(trunk: Trunk, modules: Sequence[FaceModule], places: Sequence[_Place
 
 @torch.no_grad()
 def _fill(head: Head, members: Sequence[Head], places: Sequence[_Place]) -> None:
-    """Gives a head the weights of several, so that its logits are the mean of theirs over their temperatures."""
+    """Gives a head the weights of several, so that its logits are the average of theirs, and a temperature.
+
+    Each weighs as the inverse of its temperature, and the temperature is the harmonic mean of theirs. So the logits
+    over it are the mean of theirs over their own, as calibrated answers need; ages, which no temperature may move, come
+    from the logits alone.
+    """
+    head.temperature.copy_(1 / torch.stack([1 / member.temperature.double() for member in members]).mean())
     rows = list(places)  # of each member, where what its next layer takes lies: at first the features of its trunk
     layers = [_linear_layers(member) for member in members]
     targets = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
@@ -189,7 +195,7 @@ def _fill(head: Head, members: Sequence[Head], places: Sequence[_Place]) -> None
         for number, (member, own) in enumerate(zip(members, layers, strict=True)):
             weight, bias = own[depth]
             if target is targets[-1]:  # logits add up
-                share = 1 / (len(members) * member.temperature.double())
+                share = head.temperature.double() / (len(members) * member.temperature.double())
                 block = _Place(0, len(bias))
             else:  # hidden ones lie side by side
                 share = torch.ones((), dtype=torch.float64)
@@ -214,7 +220,7 @@ def _linear_layers(head: Head) -> list[tuple[Tensor, Tensor]]:
 
 
 def _verify(module: FaceModule, members: Sequence[FaceModule]) -> float:
-    """Compares the logits with the mean of the models' on random images; the difference, as a share of the largest."""
+    """Compares calibrated logits with the mean of the models' on random images; the difference, of the largest."""
     worst = 0.0
     size = module.hparams["image_size"]
     images = torch.randint(256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -224,7 +230,8 @@ def _verify(module: FaceModule, members: Sequence[FaceModule]) -> float:
     for name, values in logits.items():
         shares = [own[name] / member.model.heads[name].temperature for own, member in zip(each, members, strict=True)]
         expected = torch.stack(shares).mean(0)
-        difference = float((values - expected).abs().max() / expected.abs().max())
+        calibrated = values / module.model.heads[name].temperature
+        difference = float((calibrated - expected).abs().max() / expected.abs().max())
         if not difference <= _AGREEMENT:
             raise UserError(
                 f"Expected the joined model to answer {name} with the average of the models, but it is off by "

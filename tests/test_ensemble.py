@@ -100,9 +100,28 @@ def test_answers_are_the_normalised_geometric_mean(
         mean = np.exp(np.mean([np.log(member[name].astype(np.float64)) for member in members], axis=0))
         expected = mean / mean.sum(1, keepdims=True)
         assert np.abs(found[name] - expected).max() < 1e-4, name
-        if name == "age_distribution":
-            assert np.abs(found["age"] - expected @ np.arange(expected.shape[1])).max() < 5e-3
+        if name == "age_distribution":  # an age is the mean of the distribution without its temperature
+            temperatures = [float(read_checkpoint(_best(run)).module.model.heads["age"].temperature) for run in runs]
+            plain = expected ** (1 / np.mean([1 / each for each in temperatures]))
+            ages = plain @ np.arange(plain.shape[1]) / plain.sum(1)
+            assert np.abs(found["age"] - ages).max() < 5e-3
     assert _trunk(joined).features == sum(_trunk(_best(run)).features for run in different)
+
+
+def test_a_model_joined_with_itself_answers_the_same() -> None:
+    """Also with temperatures far from one, which must move no age."""
+    Path("runs/hot/version_0/checkpoints").mkdir(parents=True)
+    shutil.copy("runs/one/version_0/faces.parquet", "runs/hot/version_0/faces.parquet")
+    content = torch.load(_best("one"), weights_only=False)
+    for name in ("gender", "race", "age"):
+        content["state_dict"][f"model.heads.{name}.temperature"].fill_(1.7)
+    torch.save(content, _best("hot"))
+    joined = _best("twice")
+    main([_best("hot"), _best("hot"), joined])
+    found, own = _answers(joined), _answers(_best("hot"))
+    assert found.keys() == own.keys()
+    for name, values in own.items():
+        assert np.abs(found[name] - values).max() < (5e-3 if name == "age" else 1e-5), name
 
 
 def test_it_is_a_model_like_any_other(faces: Path) -> None:
