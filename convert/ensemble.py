@@ -220,7 +220,7 @@ def _linear_layers(head: Head) -> list[tuple[Tensor, Tensor]]:
 
 
 def _verify(module: FaceModule, members: Sequence[FaceModule]) -> float:
-    """Compares calibrated logits with the mean of the models' on random images; the difference, of the largest."""
+    """How far calibrated logits of random images are from the mean of the models', as a share of the largest."""
     worst = 0.0
     size = module.hparams["image_size"]
     images = torch.randint(256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -143,7 +143,7 @@ def _steps(checkpoint: str) -> int:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model.trunk=test_resnet", "--model.weights=null"], "but test_resnet of None has none; leave it out"),
+        (["--model.trunk=test_resnet", "--model.weights=null"], "but test_resnet has none; leave it out"),
         (["--data.batch_size=1"], r"data\.batch_size"),
         (["--probe=true", "--model.schedule.frozen={0: -1}"], "no restore_batchnorm with probe"),
     ],

@@ -52,11 +52,7 @@ def _runs(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         patch.chdir(tmp_path_factory.mktemp("ensemble"))
         without_drawing(patch)
         state, about = read_trunk(write_small_trunk(Path("trunk.safetensors")))
-        about[GRAPH_NAME]["input"]["mean"] = [
-            60.0,
-            60.0,
-            60.0,
-        ]  # the weights stay
+        about[GRAPH_NAME]["input"]["mean"] = [60.0, 60.0, 60.0]  # the weights stay
         save_trunk(Path("brighter.safetensors"), state, about)
         for name, words in RUNS.items():
             fit.main([*SMALL, f"--data.root={faces}", f"--name={name}", *words])

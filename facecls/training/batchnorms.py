@@ -51,7 +51,7 @@ def check_folded(module: FaceModule) -> None:
     if not _folded(module):
         raise UserError(
             "Expected a trunk with BatchNorms that were folded into scale and shift with restore_batchnorm, but "
-            f"{module.model.trunk.name} of {module.hparams['weights']} has none; leave it out."
+            f"{module.hparams['weights'] or module.model.trunk.name} has none; leave it out."
         )
 
 
