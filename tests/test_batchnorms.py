@@ -109,11 +109,14 @@ def test_a_run_is_resumed_with_the_norms_it_began_with(faces: Path) -> None:
     fit.main([*words, "--trainer.max_epochs=1", "--name=with"])
     without = "--restore_batchnorm=false"
     fit.main([*words, "--trainer.max_epochs=1", "--name=without", without])
+    other = ["--model.trunk=test_resnet", "--model.weights=null"]
+    fit.main([*words, "--trainer.max_epochs=1", "--name=other", without, *other])
     last = "runs/{}/version_0/checkpoints/last.ckpt"
     for name, more, said in (
         ("with", [without], "Expected restore_batchnorm true as in the run of .* but got false"),
         ("without", [], "Expected restore_batchnorm false as in the run of .* but got true"),
         ("with", ["--model.weights=flat.safetensors"], "Expected the model of .* to resume it"),
+        ("other", other, "restore_batchnorm, but test_resnet has none; leave it out"),
     ):
         with pytest.raises(UserError, match=said):
             fit.main([*words, "--trainer.max_epochs=2", f"--name={name}", f"--ckpt_path={last.format(name)}", *more])

@@ -74,9 +74,40 @@ def test_an_option_like_no_other() -> None:
         fit.main([*WORDS, "--qqqqqq=1"])
 
 
-def test_other_mistakes_are_told_as_they_were() -> None:
-    with pytest.raises(UserError, match=r"data\.batch_size"):
-        fit.main([*WORDS, "--data.batch_size=many"])
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("data.batch_size=many", "a whole number"),
+        ("data.val_fraction=half", "a number"),
+        ("model.hidden=[wide]", "a whole number"),
+        ("model.hidden=512", "a list such as [1, 2]"),
+        ("model.tasks=age", "a list such as [a, b] or null"),
+        ("model.class_weights=3", "names and values such as {a: 1}"),
+        ("model.task_weights=equal", "one of learned or names and numbers such as {a: 1}"),
+        ("model.tta=flp", "one of none, flip, zoom"),
+        ("probe=maybe", "true or false"),
+        ("ema=strong", "a number or null"),
+    ],
+)
+@pytest.mark.parametrize("is_in_file", [False, True])
+def test_a_value_of_another_kind(word: str, kind: str, is_in_file: bool, tmp_path: Path) -> None:
+    name, _, value = word.partition("=")
+    words, place = [*WORDS, f"--{word}"], f"--{name}"
+    if is_in_file:
+        file = tmp_path / "mine.yaml"
+        group, _, own = name.rpartition(".")
+        file.write_text(f"\n{group}: {{{own}: {value}}}\n" if group else f"\n{own}: {value}\n")
+        words, place = [*WORDS, f"--config={file}"], f"{name} in {file}, line 2"
+    with pytest.raises(UserError) as caught:
+        fit.main(words)
+    got = value if name != "model.hidden" else value.strip("[]")
+    assert str(caught.value) == f"Expected {kind} for {place}, but got {got}; correct it."
+
+
+@pytest.mark.parametrize("name", ["../up", "a/../../b", "/tmp/elsewhere"])
+def test_a_run_stays_in_the_folder_of_runs(name: str) -> None:
+    with pytest.raises(UserError, match=rf"Expected a name below runs, but got {name}; take another"):
+        fit.main([*WORDS, "--model.trunk=test_resnet", "--model.weights=null", f"--name={name}"])
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")

@@ -209,10 +209,16 @@ def test_where_the_faces_of_the_heads_are_lost_it_is_said(
     assert "whether its heads were trained on faces to test is not known" in capsys.readouterr().out
 
 
-def test_a_resumed_run_knows_the_heads_it_began_with(from_heads: Callable[..., Path], faces: Path) -> None:
+def test_a_resumed_run_knows_the_heads_it_began_with(
+    from_heads: Callable[..., Path], faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = from_heads(faces, "resumed")
     more = [f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.max_epochs=3"]
-    from_heads(faces, "resumed", "gone.ckpt", *more)
+    with pytest.raises(UserError, match=rf"Expected heads {BEST} as when the run of .* but got other.ckpt; leave it"):
+        from_heads(faces, "resumed", "other.ckpt", *more)
+    with monkeypatch.context() as patch:  # a resumed run has heads of its own
+        patch.setattr(fit, "load_heads", _refuse)
+        from_heads(faces, "resumed", BEST, *more)
     assert yaml.safe_load((run / "config.yaml").read_text())["heads"] == BEST
 
 

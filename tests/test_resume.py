@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -447,8 +448,17 @@ def test_a_finished_run_says_that_nothing_is_left_and_is_tested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(saved[2, 14].parent)  # where its best epoch is
-    assert not recorder.run([*FIRST, f"--ckpt_path={saved[2, 14]}"])
-    assert "nothing is left to train: 3 of 3 epochs are done" in capsys.readouterr().out.splitlines()
+    folder, nothing_left = Path("runs/tiny/version_0"), "nothing is left to train: 3 of 3 epochs are done"
+    metrics, earlier = folder / "metrics.json", folder / "earlier_metrics.json"
+    metrics.write_text("{}")  # of a test before
+    words = [*FIRST, f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"]
+    assert not recorder.run(words)
+    assert nothing_left in capsys.readouterr().out.splitlines()
+    assert metrics.read_text() == "{}"
+    assert not recorder.run([*words, "--trainer.limit_test_batches=1.0"])
+    assert nothing_left in capsys.readouterr().out.splitlines()
+    assert earlier.read_text() == "{}"
+    assert "test/loss" in metrics.read_text()
 
 
 @pytest.mark.slow
@@ -473,3 +483,39 @@ def test_gradients_that_were_being_accumulated_are_computed_again(recorder: Reco
     assert resumed["global_step"] == whole["global_step"]
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place",
+    [(FaceModule, "training_step"), (torch.optim.AdamW, "step"), (callbacks.ExponentialAverage, "__call__")],
+    ids=lambda place: ".".join([place[0].__name__, place[1]]),
+)
+def test_a_run_stopped_within_a_batch_ends_as_one_that_was_not(
+    place: tuple[type, str], recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BatchNorms take each batch once, weights each step, and their average each weight."""
+    words = ["--probe=false", "--model.schedule.frozen={0: 0}", "--data.batch_size=8", "--trainer.max_epochs=2"]
+    recorder.run(words)
+    whole = torch.load("runs/tiny/version_0/checkpoints/last.ckpt", weights_only=True)
+    plain, before = getattr(*place), signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        result = plain(*args, **options)
+        if len(recorder.steps) == 10:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, stopped)
+        with pytest.raises(SystemExit) as caught:
+            recorder.run(words)
+    signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+    assert caught.value.code == 130
+    assert len(recorder.steps) == 10
+    last = "runs/tiny/version_1/checkpoints/last.ckpt"
+    assert len(recorder.run([*words, f"--ckpt_path={last}"])) == 4
+    resumed = torch.load(last, weights_only=True)
+    for state in ("state_dict", "current_model_state"):
+        for name, tensor in whole[state].items():
+            assert torch.equal(resumed[state][name], tensor), name

@@ -285,9 +285,9 @@ def read_trunk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(
-            f"Expected a trunk file at {path}, but there is none; get one with `python -m facecls.download weights` "
-            f"(or vgg2_mobilenet, farl) and `python -m convert weights/resnet50face.h5 {path}`, or for ImageNet with "
-            "`python -m facecls.download imagenet`; or train without by --model.weights null."
+            f"Expected a trunk file at {path}, but there is none; make it by `python -m convert FILE {path}` of a file "
+            "such as `python -m facecls.download weights` gets (the ResNet-50; or vgg2_mobilenet, farl), get "
+            "ImageNet's by `python -m facecls.download imagenet`, or train without by --model.weights null."
         )
     try:
         with safe_open(path, framework="pt") as file:

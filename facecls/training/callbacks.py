@@ -1,6 +1,7 @@
 """Training callbacks: the last checkpoint, settings after a resume, the average of the weights."""
 
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from facecls.compat import create_checkpoint, set_place
 from facecls.console import console
-from facecls.errors import UserError
+from facecls.errors import UserError, uninterrupted
 from facecls.model.module import FaceModule
 from facecls.run import LAST_CHECKPOINT, set_results_aside
 from facecls.training.checkpoint_options import check_state
+from facecls.training.labels import is_tested
 from facecls.training.processes import is_lost
 
 SAVE_EVERY = timedelta(minutes=10)
@@ -42,6 +44,9 @@ class LastCheckpoint(Checkpoint):
     - It saves by ``Trainer.save_checkpoint``, for which all processes must meet. Their clocks differ, and after Ctrl-C
       the others do not answer. Here the first process saves alone.
 
+    Ctrl-C and SIGTERM wait for the end of a batch. Within one, BatchNorms may have seen faces that the step has not
+    counted yet, or weights have moved and their average not, and the resumed run would do that a second time.
+
     It is a ``Checkpoint`` because Lightning runs those after all other callbacks, in the order of their list: after the
     ``ModelCheckpoint`` of the best epoch, whose state is part of what is saved.
 
@@ -52,6 +57,7 @@ class LastCheckpoint(Checkpoint):
     def __init__(self) -> None:
         self.path: Path | None = None
         self._saved = time.monotonic()
+        self._batch = ExitStack()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Determines the path, which all processes must do together."""
@@ -65,13 +71,24 @@ class LastCheckpoint(Checkpoint):
         trainer.strategy.save_checkpoint(create_checkpoint(trainer), self.path)
         self._saved = time.monotonic()
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Lets interruptions wait."""
+        self._batch.enter_context(uninterrupted())
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves if ten minutes have passed or one batch is left."""
+        """Saves if ten minutes have passed or one batch is left.
+
+        Raises:
+            KeyboardInterrupt: If an interruption came during the batch.
+        """
         left = trainer.num_training_batches - 1 - batch_idx
         if left == 1 or (left > 1 and time.monotonic() - self._saved > SAVE_EVERY.total_seconds()):
             self._save(trainer)
+        self._batch.close()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the finished epoch."""
@@ -79,6 +96,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Saves if the run is stopped, or loses a process, after the first batch of an epoch and before its last."""
+        self._batch.close()
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         has_state = isinstance(exception, KeyboardInterrupt) or is_lost(exception)
         if has_state and trainer.training and not last:
@@ -106,7 +124,9 @@ class ResumeSettings(pl.Callback):
         check_state(checkpoint)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch, batch = data.resumed_at
-        self._check_end(trainer, epoch, checkpoint["global_step"])
+        nothing_left = self._check_end(trainer, epoch, checkpoint["global_step"])
+        if nothing_left and is_tested(trainer):  # the test's results will take the place of those that are there
+            self._set_results_aside(trainer)
         set_place(checkpoint, epoch, batch)
         assert isinstance(pl_module, FaceModule)
         pl_module.resume_at(epoch, batch, checkpoint["global_step"])
@@ -115,8 +135,9 @@ class ResumeSettings(pl.Callback):
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
     @staticmethod
-    def _check_end(trainer: pl.Trainer, epochs: int, steps: int) -> None:
-        """Refuses to resume beyond the end, and says so at the end."""
+    def _check_end(trainer: pl.Trainer, epochs: int, steps: int) -> bool:
+        """Refuses to resume beyond the end; says at the end that it is there, and returns whether."""
+        nothing_left = False
         for name, done, end in (("epochs", epochs, trainer.max_epochs), ("steps", steps, trainer.max_steps)):
             if end is None or end == -1 or done < end:
                 continue
@@ -128,6 +149,14 @@ class ResumeSettings(pl.Callback):
             console(quiet=not trainer.is_global_zero).print(
                 f"nothing is left to train: {done:,} of {end:,} {name} are done"
             )
+            nothing_left = True
+        return nothing_left
+
+    @staticmethod
+    def _set_results_aside(trainer: pl.Trainer) -> None:
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and not trainer.fast_dev_run and (aside := set_results_aside(folder)):  # type: ignore[attr-defined]
+            console().print(f"results of the run before it was resumed are now called {', '.join(aside)}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores the configured weight decay and so on of each parameter group, and the learning rate of this place.
@@ -136,10 +165,7 @@ class ResumeSettings(pl.Callback):
         """
         if trainer.ckpt_path is None:
             return
-        folder = run_folder(trainer)
-        # only now, since what was refused before leaves the run as it was
-        if trainer.is_global_zero and not trainer.fast_dev_run and (aside := set_results_aside(folder)):  # type: ignore[attr-defined]
-            console().print(f"results of the run before it was resumed are now called {', '.join(aside)}")
+        self._set_results_aside(trainer)  # only now, since what was refused before leaves the run as it was
         assert isinstance(pl_module, FaceModule)
         scheduler, settings = pl_module.lr_schedulers(), pl_module.configure_optimizers()
         assert isinstance(scheduler, LambdaLR), "FaceModule has one"

@@ -15,10 +15,12 @@ from facecls.data.sources import Root, is_drawn, is_manifest, roots_of
 from facecls.data.split import split_seed_of
 from facecls.data.tasks import Task, Tasks, create_tasks
 from facecls.errors import UserError, is_out_of_memory
+from facecls.files import resolved
 from facecls.model.checkpoint import Checkpoint
 from facecls.model.graph import GraphNet, is_restored
 from facecls.model.module import FaceModule
-from facecls.run import FACES, LAST_CHECKPOINT, faces_of_training
+from facecls.run import CONFIG, FACES, LAST_CHECKPOINT, faces_of_training, heads_of_run
+from facecls.training.batchnorms import check_folded
 
 _STRUCTURE = ("trunk", "hidden", "feature_norm", "age_head", "task_weights")
 """Options of ``FaceModule`` beside its tasks that decide which weights a model has."""
@@ -155,6 +157,29 @@ def describe_trained(path: str, data: FacesDataModule) -> str:
     return f"{trained:,} of {len(tested):,} faces to test are images that the model was trained on\n" if trained else ""
 
 
+def heads_of_resumed(path: str, given: str | None) -> str | None:
+    """The heads that a run began with which is resumed; they are its own since, and not read again.
+
+    Args:
+        path: The checkpoint to resume.
+        given: Those that the options name, if any.
+
+    Returns:
+        Their checkpoint; ``None`` if there was none or the run's options are gone.
+
+    Raises:
+        UserError: If the options name others than the run's did.
+    """
+    began = heads_of_run(path)
+    is_known = (resolved(path).parent.parent / CONFIG).is_file()
+    if is_known and given is not None and (began is None or resolved(given) != resolved(began)):
+        raise UserError(
+            f"Expected heads {'null' if began is None else began} as when the run of {path} began, since a resumed run "
+            f"goes on with its own, but got {given}; leave it out, or start a new run."
+        )
+    return began
+
+
 def take_restored(path: str, trained: Checkpoint, module: FaceModule, is_asked: bool) -> None:
     """Gives the model of a run that is resumed the BatchNorms that the run restored in its trunk.
 
@@ -165,10 +190,13 @@ def take_restored(path: str, trained: Checkpoint, module: FaceModule, is_asked: 
         is_asked: Whether the options ask for restored BatchNorms.
 
     Raises:
-        UserError: If the run has restored them and the options don't ask for it, or the reverse.
+        UserError: If the run has restored them and the options don't ask for it, or the reverse; or if the trunk has
+            none to restore.
     """
     own, net = module.model.trunk.net, trained.module.model.trunk.net
     if not (isinstance(own, GraphNet) and isinstance(net, GraphNet)):
+        if is_asked:
+            check_folded(module)
         return
     was_restored = is_restored(net, own)
     if was_restored and is_asked:

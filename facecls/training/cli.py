@@ -31,10 +31,11 @@ from facecls.errors import UserError, program
 from facecls.files import resolved
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
 from facecls.model.module import FaceModule
-from facecls.run import BEST_CHECKPOINT, heads_of_run
+from facecls.run import BEST_CHECKPOINT
 from facecls.terminal import say
 from facecls.training import precision, probe, renames
 from facecls.training.callbacks import ExponentialAverage, LastCheckpoint, ResumeSettings
+from facecls.training.checkpoint_options import heads_of_resumed
 from facecls.training.collector import PredictionCollector
 from facecls.training.option_parser import OptionParser
 from facecls.training.processes import check_launch
@@ -145,7 +146,7 @@ class FaceCLI(LightningCLI):
         if self.ckpt_path is not None and not Path(self.ckpt_path).is_file():
             raise UserError(f"Expected a checkpoint to resume at {self.ckpt_path}, but there is none.")
         if self.ckpt_path is not None:
-            config.heads = heads_of_run(self.ckpt_path)  # those that the run began with
+            config.heads = heads_of_resumed(self.ckpt_path, config.heads)
         if config.trainer.overfit_batches:
             raise UserError(
                 "Expected no trainer.overfit_batches; use trainer.limit_train_batches to train on part of the batches."
@@ -277,7 +278,13 @@ def _plain_trainer(config: Any) -> pl.Trainer:
 
 
 def create_logger(root: str, name: str, version: str | None = None) -> RunLogger:
-    """Creates the logger of a run, whose folder is ROOT/NAME/VERSION; without a version the next ``version_N``."""
+    """Creates the logger of a run, whose folder is ROOT/NAME/VERSION; without a version the next ``version_N``.
+
+    Raises:
+        UserError: If the name leads out of the root.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"Expected a name below {root}, but got {name}; take another.")
     keep_tensorboard_from_importing_tensorflow()
     return RunLogger(root, name, version)
 

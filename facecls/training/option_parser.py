@@ -24,6 +24,21 @@ _UNKNOWN = (
 )
 """How jsonargparse 4.49 speaks of an unknown option: on the command line, in a file, of a class, at the top."""
 _CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
+_VALUE = re.compile(r'Parser key "([\w.]+)":\s+Expected an? (.+)\. Got value: (.*)', re.DOTALL)
+_VALUE_OF_SOME = re.compile(r'Parser key "([\w.]+)":.* Subtypes: \[(.+?)\]\n.*Given value: (.*)', re.DOTALL)
+"""How jsonargparse 4.49 speaks of a value of another kind than an option's, or than the several that it takes."""
+_KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "text",
+    "<class 'list'>": "a list such as [1, 2]",
+    "list[str]": "a list such as [a, b]",
+    "<class 'dict'>": "names and values such as {a: 1}",
+    "dict[str, float]": "names and numbers such as {a: 1}",
+    "<class 'NoneType'>": "null",
+}
+_KIND = re.compile(r"typing\.Literal\[([^\]]*)\]|" + "|".join(map(re.escape, _KINDS)))
 set_loader("yaml", partial(plain_yaml.load, parse=get_loader("yaml")), exceptions=(yaml.YAMLError,))
 
 
@@ -34,13 +49,14 @@ class OptionParser(LightningArgumentParser):
         """As jsonargparse's.
 
         Raises:
-            UserError: For an option that is not known, with those that are and where it is written.
+            UserError: For an option that is not known, with those that are and where it is written; for a value of
+                another kind than its option takes.
             ArgumentError: For other mistakes.
         """
         try:
             return super().parse_args(args, **kwargs)
         except ArgumentError as error:
-            if (message := _explain(str(error), self, args or ())) is None:
+            if (message := _explain(str(error), self, args or ()) or _explain_value(str(error), args or ())) is None:
                 raise
             raise UserError(message) from None
 
@@ -64,6 +80,25 @@ def _explain(text: str, parser: LightningArgumentParser, words: Sequence[str]) -
     dashes = "" if place else "--"
     suggestion = near(f"{dashes}{name}", [f"{dashes}{each}" for each in known])
     return f"Expected an option that is known, but got {dashes}{name}{place}{suggestion}"
+
+
+def _explain_value(text: str, words: Sequence[str]) -> str | None:
+    """Says which values an option takes, without the names of Python's types; ``None`` for another error."""
+    match = _VALUE.fullmatch(text.strip()) or _VALUE_OF_SOME.fullmatch(text.strip())
+    if match is None or _KIND.sub("", match[2]).strip(" ,"):  # a kind that has no name here
+        return None
+    kinds = [_KINDS.get(kind[0]) or _choices(kind[1]) for kind in _KIND.finditer(match[2])]
+    is_in_file = not any(re.match(rf"--{re.escape(match[1])}\b", word) for word in words)
+    place = _place(match[1].split("."), words) if is_in_file else ""
+    return (
+        f"Expected {' or '.join(kinds)} for {'' if place else '--'}{match[1]}{place}, but got {match[3]}; correct it."
+    )
+
+
+def _choices(literal: str) -> str:
+    """The values of a ``Literal``, one of which may stand there as a number, too."""
+    values = dict.fromkeys(literal.replace("'", "").split(", "))
+    return f"one of {', '.join(values)}"
 
 
 def _place(keys: list[str], words: Sequence[str]) -> str:
