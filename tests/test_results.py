@@ -156,6 +156,7 @@ def test_a_change_is_called_by_the_options_that_differ(tmp_path: Path) -> None:
     _trial(tmp_path / "trials/same", 3, [1.0], [0.1])
     _configure(tmp_path / "trials/stopped", "trial", 1, model={"dropout": 0.9}, data={"root": "some/UTKFace.tar.gz"})
     _trial(tmp_path / "trials/other", 1, [1.0], [0.905], model={"dropout": 0.5}, data={"root": "some/UTKFace.tar.gz"})
+    _trial(tmp_path / "trials/running", 1, [2.0, 3.0], [0.8, 0.9], ema=None, trainer={"max_epochs": 4})
     words = ["--baseline", str(tmp_path / "base"), "--changes", str(tmp_path / "trials")]
     tables = _tables(main([*words, "--out", str(tmp_path / "R.md")]))
     assert tables == {
@@ -163,8 +164,38 @@ def test_a_change_is_called_by_the_options_that_differ(tmp_path: Path) -> None:
             {"change": "trial", "runs": "2", "Gender accuracy (%)": "91.0 ± 1.4"},
             {"change": "model.hidden [512]", "runs": "2", "Gender accuracy (%)": "92.5 ± 1.4, +1.5"},
             {"change": "model.dropout 0.5", "runs": "1", "Gender accuracy (%)": "90.5, -0.5"},
+            {
+                "change": "ema null, trainer.max_epochs 4",
+                "runs": "1, after 2 of 4 epochs",
+                "Gender accuracy (%)": "80.0, -11.0",
+            },
         ]
     }
+
+
+def test_an_object_that_others_lack_is_told_once(tmp_path: Path) -> None:
+    transform = {"class_path": "facecls.data.transforms.TrainTransform", "init_args": {"size": 224, "crop": 0.85}}
+    weights = {"age": 0.2}
+    with_object, without = (
+        {"data": {"root": "x", "train_transform": each}, "model": {"task_weights": one}}
+        for each, one in ((transform, weights), (None, "learned"))
+    )
+    for start, changed, said in (
+        (with_object, without, "data.train_transform null, model.task_weights learned"),
+        (
+            without,
+            with_object,
+            "data.train_transform.class_path facecls.data.transforms.TrainTransform, "
+            "data.train_transform.init_args.crop 0.85, data.train_transform.init_args.size 224, "
+            "model.task_weights.age 0.2",
+        ),
+    ):
+        folder = tmp_path / said[:30]
+        _trial(folder / "base", 1, [1.0], [0.9], **start)
+        _trial(folder / "trial", 1, [1.0], [0.9], **changed)
+        words = ["--baseline", str(folder / "base"), "--changes", str(folder / "trial"), "--out", str(folder / "R.md")]
+        (rows,) = _tables(main(words)).values()
+        assert [row["change"] for row in rows] == ["trial", said]
 
 
 def test_an_option_that_older_runs_lack_is_no_other_recipe(tmp_path: Path) -> None:

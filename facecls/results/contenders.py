@@ -27,7 +27,7 @@ _NOT_COMPARED = (
     "trainer.precision",
 )
 """Options that do not change what is learned, or only by chance. A path of a checkpoint is what a run went on from."""
-_TESTED = ("trainer.limit_test_batches", ("None", "0"))
+_TESTED = ("trainer.limit_test_batches", ("null", "0"))
 """An option that does not change it either, and its values for the whole test and for none; part of one is another."""
 
 
@@ -113,9 +113,11 @@ def changes(trials: Sequence[Trial], baseline: Trial) -> list[Contender]:
 
 def _options(trial: Trial) -> dict[str, str]:
     """The options of a run by name; those that there were not yet have their defaults, which change nothing."""
+    own = dict(flat_options(trial.config))
+    missing = {option: value for option, value in _defaults() if not any(each.startswith(f"{option}.") for each in own)}
     return {
         option: value
-        for option, value in (*_defaults(), *flat_options(trial.config))
+        for option, value in (missing | own).items()
         if option not in _NOT_COMPARED and not option.startswith("limits.")
         if not (option == _TESTED[0] and value in _TESTED[1])
     }
@@ -135,5 +137,15 @@ def _defaults() -> Sequence[tuple[str, str]]:
 
 
 def _said(options: Mapping[str, str], chosen: Sequence[str]) -> str:
-    """Such as ``ema None, model.dropout 0.4``; ``without`` where an option is one that others have."""
-    return ", ".join(f"{name} {options[name]}" if name in options else f"without {name}" for name in chosen)
+    """Such as ``ema null, model.dropout 0.4``; ``without`` where an option is one that others have.
+
+    Options that an object has in other runs go without a word where the run says itself what it has in its place.
+    """
+
+    def is_said(name: str) -> bool:
+        parts = name.split(".")
+        above = {".".join(parts[:count]) for count in range(1, len(parts))}
+        return name in options or not (above & {*options} or any(each.startswith(f"{name}.") for each in options))
+
+    said = filter(is_said, chosen)
+    return ", ".join(f"{name} {options[name]}" if name in options else f"without {name}" for name in said)

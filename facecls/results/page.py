@@ -208,11 +208,22 @@ def _changes(baseline: Contender, changed: Sequence[Contender]) -> str:
             continue
         rows = [[baseline.name, str(len(baseline.trials)), *(_change(baseline, None, column) for column in columns)]]
         rows += [
-            [each.name, str(len(each.trials)), *(_change(each, baseline, column) for column in columns)]
-            for each in known
+            [each.name, _finished(each), *(_change(each, baseline, column) for column in columns)] for each in known
         ]
         parts += [f"### {title}", _table(["change", "runs", *(heading for heading, _, _ in columns)], rows)]
     return "\n\n".join(parts)
+
+
+def _finished(contender: Contender) -> str:
+    """How many runs there are, and how far those came that were not tested and are, or were stopped, on the way."""
+    parts = [str(len(contender.trials))]
+    for trial in contender.trials:
+        trainer = trial.config.get("trainer")
+        end = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+        done = len(trial.scalars.get("val/loss", ()))
+        if isinstance(end, int) and 0 < done < end and not trial.metrics:
+            parts.append(f"after {done} of {end} epochs")
+    return ", ".join(parts)
 
 
 def _change(contender: Contender, baseline: Contender | None, column: _Column) -> str:

@@ -65,13 +65,16 @@ def summary(runs: Mapping[str, Run], comparison: Comparison, left_out: Mapping[s
     return Section("summary", "Summary", blocks)
 
 
+_WORDS = {None: "null", True: "true", False: "false"}
+
+
 def flat_options(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The options of a run by their dotted names, with their values as text."""
+    """The options of a run by their dotted names, with their values as texts, as they are written in YAML."""
     for name, value in options.items():
         if isinstance(value, dict):
             yield from flat_options(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", str(value)
+            yield f"{prefix}{name}", _WORDS.get(value, str(value)) if isinstance(value, bool | None) else str(value)
 
 
 def differences(comparison: Comparison, tasks: Tasks) -> Section:
