@@ -12,6 +12,7 @@ import yaml
 from facecls import evaluate, fit
 from facecls.compat import cpu_computes_bfloat16
 from facecls.data.tasks import UTKFACE
+from facecls.errors import UserError
 from facecls.model.checkpoint import read_checkpoint
 from facecls.model.heads import HeadOptions
 from facecls.model.network import FaceModel
@@ -85,6 +86,13 @@ def test_the_fastest_is_chosen(rates: tuple[float, float], wanted: str, said: st
 def test_nothing_is_tried_without_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_computes_bfloat16", lambda: False)
     assert choose_precision("cpu", _fails)[0] == "32-true"
+
+
+@pytest.mark.parametrize("root", ["nowhere", "[synthetic:20, nowhere]"])
+def test_nothing_is_tried_without_faces(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "choose_precision", _fails)
+    with pytest.raises(UserError, match="there is nothing at nowhere"):
+        fit.main(["--model.trunk=test_resnet", "--data.image_size=64", f"--data.root={root}"])
 
 
 def _model() -> FaceModel:

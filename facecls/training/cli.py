@@ -27,6 +27,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from facecls.compat import DEPRECATED, keep_tensorboard_from_importing_tensorflow
 from facecls.data.datamodule import FacesDataModule
 from facecls.data.limits import Limits, set_limits
+from facecls.data.sources import open_source, roots_of
 from facecls.errors import UserError, program
 from facecls.files import resolved
 from facecls.model.checkpoint import Checkpoint, read_checkpoint
@@ -163,6 +164,8 @@ class FaceCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Creates the trainer with logger, checkpoints, average and progress bar."""
         config = self.config.trainer
+        for root in roots_of(self.datamodule.root):
+            open_source(root)  # which refuses what is not there, before seconds go into timing precisions
         self._choose_precision()
         self.trainer_defaults["callbacks"] = self._create_callbacks()
         if config.logger is None or config.logger is True:
