@@ -508,9 +508,11 @@ def test_a_run_stopped_within_a_batch_ends_as_one_that_was_not(
 
     with monkeypatch.context() as patch:
         patch.setattr(*place, stopped)
-        with pytest.raises(SystemExit) as caught:
-            recorder.run(words)
-    signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+        try:
+            with pytest.raises(SystemExit) as caught:
+                recorder.run(words)
+        finally:
+            signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
     assert caught.value.code == 130
     assert len(recorder.steps) == 10
     last = "runs/tiny/version_1/checkpoints/last.ckpt"
@@ -519,3 +521,29 @@ def test_a_run_stopped_within_a_batch_ends_as_one_that_was_not(
     for state in ("state_dict", "current_model_state"):
         for name, tensor in whole[state].items():
             assert torch.equal(resumed[state][name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["Gloo connectFullMesh failed", "a fault"])
+def test_an_error_in_a_batch_in_which_a_signal_waits_is_told(
+    text: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another process is lost: the watcher's signal comes first, and the error of the connection after it."""
+    plain, before = FaceModule.training_step, signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def failing(*args: Any) -> torch.Tensor:
+        if len(recorder.steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+            raise RuntimeError(text)
+        return plain(*args)
+
+    monkeypatch.setattr(FaceModule, "training_step", failing)
+    monkeypatch.setattr(callbacks, "is_lost", lambda error: "Gloo" in str(error))
+    monkeypatch.setattr(callbacks, "SAVE_EVERY", timedelta(days=1))
+    try:
+        with pytest.raises(RuntimeError, match=text):
+            recorder.run(["--data.batch_size=8", "--trainer.max_epochs=1"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert Path("runs/tiny/version_0/checkpoints/last.ckpt").exists() == ("Gloo" in text)

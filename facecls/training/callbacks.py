@@ -1,7 +1,7 @@
 """Training callbacks: the last checkpoint, settings after a resume, the average of the weights."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class LastCheckpoint(Checkpoint):
       the others do not answer. Here the first process saves alone.
 
     Ctrl-C and SIGTERM wait for the end of a batch. Within one, BatchNorms may have seen faces that the step has not
-    counted yet, or weights have moved and their average not, and the resumed run would do that a second time.
+    counted yet, or weights have moved and their average not, and the resumed run would do that a second time. (Between
+    the batches of one step, with accumulated gradients, BatchNorms do see them twice.)
 
     It is a ``Checkpoint`` because Lightning runs those after all other callbacks, in the order of their list: after the
     ``ModelCheckpoint`` of the best epoch, whose state is part of what is saved.
@@ -96,11 +97,15 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Saves if the run is stopped, or loses a process, after the first batch of an epoch and before its last."""
-        self._batch.close()
+        batch = self._batch.pop_all()
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         has_state = isinstance(exception, KeyboardInterrupt) or is_lost(exception)
-        if has_state and trainer.training and not last:
-            self._save(trainer)
+        try:
+            if has_state and trainer.training and not last:
+                self._save(trainer)
+        finally:
+            with suppress(KeyboardInterrupt):  # the run is ending, by the exception, which is what is to be told
+                batch.close()
 
 
 class ResumeSettings(pl.Callback):

@@ -165,7 +165,7 @@ def heads_of_resumed(path: str, given: str | None) -> str | None:
         given: Those that the options name, if any.
 
     Returns:
-        Their checkpoint; ``None`` if there was none or the run's options are gone.
+        Their checkpoint; those that are given if the run's options are gone.
 
     Raises:
         UserError: If the options name others than the run's did.
@@ -177,7 +177,7 @@ def heads_of_resumed(path: str, given: str | None) -> str | None:
             f"Expected heads {'null' if began is None else began} as when the run of {path} began, since a resumed run "
             f"goes on with its own, but got {given}; leave it out, or start a new run."
         )
-    return began
+    return began if is_known else given
 
 
 def take_restored(path: str, trained: Checkpoint, module: FaceModule, is_asked: bool) -> None:
