@@ -80,7 +80,7 @@ def create_parser() -> OptionParser:
     parser.add_argument(
         "--ckpt_path", required=True, type=str, help="The trained model, such as checkpoints/best.ckpt."
     )
-    parser.add_argument("--name", default="evaluate", help="The results are saved in runs/NAME/version_N.")
+    parser.add_argument("--name", type=str, default="evaluate", help="The results are saved in runs/NAME/version_N.")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto for a GPU where there is one.")
     parser.add_argument(
         "--precision", type=str | None, default=AUTO, help="Such as 32-true; auto for that of the training."

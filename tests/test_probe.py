@@ -214,7 +214,7 @@ def test_a_resumed_run_knows_the_heads_it_began_with(
 ) -> None:
     run = from_heads(faces, "resumed")
     more = [f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.max_epochs=3"]
-    with pytest.raises(UserError, match=rf"Expected heads {BEST} as when the run of .* but got other.ckpt; leave it"):
+    with pytest.raises(UserError, match=rf"Expected heads {BEST} as when the run of .* but got other.ckpt; set it"):
         from_heads(faces, "resumed", "other.ckpt", *more)
     with monkeypatch.context() as patch:  # a resumed run has heads of its own
         patch.setattr(fit, "load_heads", _refuse)

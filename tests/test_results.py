@@ -39,12 +39,15 @@ def _configure(folder: Path, name: str, seed: int, **options: object) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config | options))
 
 
-def _trial(folder: Path, seed: int, losses: list[float], accuracies: list[float], **options: object) -> None:
-    """A run without a test: options and curves."""
+def _trial(
+    folder: Path, seed: int, losses: list[float], accuracies: list[float], every: int = 1, **options: object
+) -> None:
+    """A run without a test: options and curves, of a validation every so many epochs."""
     _configure(folder, "trial", seed, **options)
     logger = TensorBoardLogger(folder.parent, "", folder.name, default_hp_metric=False)
     for epoch, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
-        logger.log_metrics({"val/loss": loss, "val/gender/accuracy": accuracy}, epoch)
+        values = {"val/loss": loss, "val/gender/accuracy": accuracy, "epoch": epoch * every + every - 1}
+        logger.log_metrics(values, epoch)
     logger.finalize("success")
 
 
@@ -157,6 +160,10 @@ def test_a_change_is_called_by_the_options_that_differ(tmp_path: Path) -> None:
     _configure(tmp_path / "trials/stopped", "trial", 1, model={"dropout": 0.9}, data={"root": "some/UTKFace.tar.gz"})
     _trial(tmp_path / "trials/other", 1, [1.0], [0.905], model={"dropout": 0.5}, data={"root": "some/UTKFace.tar.gz"})
     _trial(tmp_path / "trials/running", 1, [2.0, 3.0], [0.8, 0.9], ema=None, trainer={"max_epochs": 4})
+    seldom = {"max_epochs": 5, "check_val_every_n_epoch": 2}
+    _trial(tmp_path / "trials/seldom", 1, [2.0, 1.0], [0.8, 0.9], every=2, trainer=seldom)
+    by_steps = {"max_epochs": 9, "max_steps": 2}
+    _trial(tmp_path / "trials/steps", 1, [1.0], [0.9], trainer=by_steps)
     words = ["--baseline", str(tmp_path / "base"), "--changes", str(tmp_path / "trials")]
     tables = _tables(main([*words, "--out", str(tmp_path / "R.md")]))
     assert tables == {
@@ -169,6 +176,12 @@ def test_a_change_is_called_by_the_options_that_differ(tmp_path: Path) -> None:
                 "runs": "1, after 2 of 4 epochs",
                 "Gender accuracy (%)": "80.0, -11.0",
             },
+            {
+                "change": "trainer.check_val_every_n_epoch 2, trainer.max_epochs 5",
+                "runs": "1",
+                "Gender accuracy (%)": "90.0, -1.0",
+            },
+            {"change": "trainer.max_epochs 9, trainer.max_steps 2", "runs": "1", "Gender accuracy (%)": "90.0, -1.0"},
         ]
     }
 

@@ -170,7 +170,7 @@ def test_loading_is_strict(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_foreign_file_says_how_to_get_one(tmp_path: Path) -> None:
-    advice = r"there is none; make it by `python -m convert FILE .*`python -m facecls\.download weights`"
+    advice = r"there is none; convert a network with `python -m convert FILE .*`python -m facecls\.download weights`"
     with pytest.raises(UserError, match=advice):
         create_trunk(VGGFACE2, tmp_path / "none.safetensors")
     (tmp_path / "text").write_text("not safetensors")

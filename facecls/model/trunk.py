@@ -285,9 +285,9 @@ def read_trunk(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(
-            f"Expected a trunk file at {path}, but there is none; make it by `python -m convert FILE {path}` of a file "
-            "such as `python -m facecls.download weights` gets (the ResNet-50; or vgg2_mobilenet, farl), get "
-            "ImageNet's by `python -m facecls.download imagenet`, or train without by --model.weights null."
+            f"Expected a trunk file at {path}, but there is none; convert a network with `python -m convert FILE "
+            f"{path}` (for FILE see `python -m facecls.download weights`, vgg2_mobilenet or farl), get ImageNet's with "
+            "`python -m facecls.download imagenet`, or set --model.weights null for random weights."
         )
     try:
         with safe_open(path, framework="pt") as file:

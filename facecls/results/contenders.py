@@ -139,7 +139,7 @@ def _defaults() -> Sequence[tuple[str, str]]:
 def _said(options: Mapping[str, str], chosen: Sequence[str]) -> str:
     """Such as ``ema null, model.dropout 0.4``; ``without`` where an option is one that others have.
 
-    Options that an object has in other runs go without a word where the run says itself what it has in its place.
+    Options of an object that other runs have are left out where the run's own value in its place is named.
     """
 
     def is_said(name: str) -> bool:

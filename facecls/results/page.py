@@ -206,7 +206,7 @@ def _changes(baseline: Contender, changed: Sequence[Contender]) -> str:
         known = [each for each in changed if any(_change(each, None, column) != NONE for column in columns)]
         if not known:
             continue
-        rows = [[baseline.name, str(len(baseline.trials)), *(_change(baseline, None, column) for column in columns)]]
+        rows = [[baseline.name, _finished(baseline), *(_change(baseline, None, column) for column in columns)]]
         rows += [
             [each.name, _finished(each), *(_change(each, baseline, column) for column in columns)] for each in known
         ]
@@ -215,13 +215,16 @@ def _changes(baseline: Contender, changed: Sequence[Contender]) -> str:
 
 
 def _finished(contender: Contender) -> str:
-    """How many runs there are, and how far those came that were not tested and are, or were stopped, on the way."""
+    """How many runs there are, and how many epochs are done of each untested run that is unfinished."""
     parts = [str(len(contender.trials))]
     for trial in contender.trials:
-        trainer = trial.config.get("trainer")
-        end = trainer.get("max_epochs") if isinstance(trainer, dict) else None
-        done = len(trial.scalars.get("val/loss", ()))
-        if isinstance(end, int) and 0 < done < end and not trial.metrics:
+        losses, epochs, options = trial.scalars.get("val/loss"), trial.scalars.get("epoch"), trial.config.get("trainer")
+        if trial.metrics or losses is None or epochs is None or not isinstance(options, dict):
+            continue
+        done, end = int(epochs.get(losses.index[-1], -1)) + 1, options.get("max_epochs")
+        every, steps = options.get("check_val_every_n_epoch"), options.get("max_steps")
+        to_come = every if isinstance(every, int) else 1  # epochs up to the next validation
+        if isinstance(end, int) and steps in (None, -1) and done + to_come <= end:
             parts.append(f"after {done} of {end} epochs")
     return ", ".join(parts)
 

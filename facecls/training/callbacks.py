@@ -19,7 +19,6 @@ from facecls.errors import UserError, uninterrupted
 from facecls.model.module import FaceModule
 from facecls.run import LAST_CHECKPOINT, set_results_aside
 from facecls.training.checkpoint_options import check_state
-from facecls.training.labels import is_tested
 from facecls.training.processes import is_lost
 
 SAVE_EVERY = timedelta(minutes=10)
@@ -129,9 +128,7 @@ class ResumeSettings(pl.Callback):
         check_state(checkpoint)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         epoch, batch = data.resumed_at
-        nothing_left = self._check_end(trainer, epoch, checkpoint["global_step"])
-        if nothing_left and is_tested(trainer):  # the test's results will take the place of those that are there
-            self._set_results_aside(trainer)
+        self._check_end(trainer, epoch, checkpoint["global_step"])
         set_place(checkpoint, epoch, batch)
         assert isinstance(pl_module, FaceModule)
         pl_module.resume_at(epoch, batch, checkpoint["global_step"])
@@ -140,9 +137,8 @@ class ResumeSettings(pl.Callback):
             pl_module.load_state_dict(checkpoint["current_model_state"])
 
     @staticmethod
-    def _check_end(trainer: pl.Trainer, epochs: int, steps: int) -> bool:
-        """Refuses to resume beyond the end; says at the end that it is there, and returns whether."""
-        nothing_left = False
+    def _check_end(trainer: pl.Trainer, epochs: int, steps: int) -> None:
+        """Refuses to resume beyond the end, and says so at the end."""
         for name, done, end in (("epochs", epochs, trainer.max_epochs), ("steps", steps, trainer.max_steps)):
             if end is None or end == -1 or done < end:
                 continue
@@ -154,14 +150,16 @@ class ResumeSettings(pl.Callback):
             console(quiet=not trainer.is_global_zero).print(
                 f"nothing is left to train: {done:,} of {end:,} {name} are done"
             )
-            nothing_left = True
-        return nothing_left
 
     @staticmethod
     def _set_results_aside(trainer: pl.Trainer) -> None:
         folder = run_folder(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run and (aside := set_results_aside(folder)):  # type: ignore[attr-defined]
             console().print(f"results of the run before it was resumed are now called {', '.join(aside)}")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets results aside that the test's would replace: of a finished run in which nothing was left to train."""
+        self._set_results_aside(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restores the configured weight decay and so on of each parameter group, and the learning rate of this place.

@@ -158,7 +158,7 @@ def describe_trained(path: str, data: FacesDataModule) -> str:
 
 
 def heads_of_resumed(path: str, given: str | None) -> str | None:
-    """The heads that a run began with which is resumed; they are its own since, and not read again.
+    """The checkpoint whose heads a resumed run began with; it has had its own since, so the file is not read again.
 
     Args:
         path: The checkpoint to resume.
@@ -175,7 +175,7 @@ def heads_of_resumed(path: str, given: str | None) -> str | None:
     if is_known and given is not None and (began is None or resolved(given) != resolved(began)):
         raise UserError(
             f"Expected heads {'null' if began is None else began} as when the run of {path} began, since a resumed run "
-            f"goes on with its own, but got {given}; leave it out, or start a new run."
+            f"goes on with its own, but got {given}; set it so or to null, or start a new run."
         )
     return began if is_known else given
 

@@ -96,7 +96,7 @@ class FaceCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options that belong neither to the model nor to the data nor to the trainer."""
-        parser.add_argument("--name", default="faces", help="The run is saved in runs/NAME/version_N.")
+        parser.add_argument("--name", type=str, default="faces", help="The run is saved in runs/NAME/version_N.")
         parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to resume, such as checkpoints/last.ckpt.")
         parser.add_argument(
             "--heads", type=str | None, help="Checkpoint whose heads to start from, such as a probe's on this trunk."
@@ -164,14 +164,14 @@ class FaceCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Creates the trainer with logger, checkpoints, average and progress bar."""
         config = self.config.trainer
-        for root in roots_of(self.datamodule.root):
-            open_source(root)  # which refuses what is not there, before seconds go into timing precisions
-        self._choose_precision()
         self.trainer_defaults["callbacks"] = self._create_callbacks()
         if config.logger is None or config.logger is True:
             root = config.default_root_dir or RUNS
             version = resumed_version(self.ckpt_path, root, self.config.name)
             kwargs["logger"] = create_logger(root, self.config.name, version)
+        for root in roots_of(self.datamodule.root):
+            open_source(root)  # which refuses what is not there
+        self._choose_precision()  # takes seconds, so it comes after what may be refused
         kwargs["precision"] = config.precision
         if any(self.model.schedule.frozen.values()) and _uses_ddp(config):
             # DDP would wait for the gradients of parameters that are frozen in this epoch
@@ -287,7 +287,7 @@ def create_logger(root: str, name: str, version: str | None = None) -> RunLogger
         UserError: If the name leads out of the root.
     """
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"Expected a name below {root}, but got {name}; take another.")
+        raise UserError(f"Expected a name that stays within {root}, but got {name}; take another.")
     keep_tensorboard_from_importing_tensorflow()
     return RunLogger(root, name, version)
 

@@ -34,8 +34,8 @@ _KINDS = {
     "<class 'str'>": "text",
     "<class 'list'>": "a list such as [1, 2]",
     "list[str]": "a list such as [a, b]",
-    "<class 'dict'>": "names and values such as {a: 1}",
-    "dict[str, float]": "names and numbers such as {a: 1}",
+    "<class 'dict'>": "names and values such as {name: value}",
+    "dict[str, float]": "names and numbers such as {name: 1}",
     "<class 'NoneType'>": "null",
 }
 _KIND = re.compile(r"typing\.Literal\[([^\]]*)\]|" + "|".join(map(re.escape, _KINDS)))
@@ -88,15 +88,14 @@ def _explain_value(text: str, words: Sequence[str]) -> str | None:
     if match is None or _KIND.sub("", match[2]).strip(" ,"):  # a kind that has no name here
         return None
     kinds = [_KINDS.get(kind[0]) or _choices(kind[1]) for kind in _KIND.finditer(match[2])]
-    is_in_file = not any(re.match(rf"--{re.escape(match[1])}\b", word) for word in words)
-    place = _place(match[1].split("."), words) if is_in_file else ""
-    return (
-        f"Expected {' or '.join(kinds)} for {'' if place else '--'}{match[1]}{place}, but got {match[3]}; correct it."
-    )
+    given = {"None": "null", "True": "true", "False": "false"}.get(match[3], match[3])
+    written = [f"{word} {after}" for word, after in pairwise([*words, ""]) if word.startswith(f"--{match[1]}")]
+    place = "" if any(given in text for text in written) else _place(match[1].split("."), words)
+    return f"Expected {' or '.join(kinds)} for {'' if place else '--'}{match[1]}{place}, but got {given}; correct it."
 
 
 def _choices(literal: str) -> str:
-    """The values of a ``Literal``, one of which may stand there as a number, too."""
+    """The values of a ``Literal``, each once, though it may be listed as a text and as a number."""
     values = dict.fromkeys(literal.replace("'", "").split(", "))
     return f"one of {', '.join(values)}"
 

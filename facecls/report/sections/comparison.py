@@ -66,6 +66,7 @@ def summary(runs: Mapping[str, Run], comparison: Comparison, left_out: Mapping[s
 
 
 _WORDS = {None: "null", True: "true", False: "false"}
+"""Of YAML."""
 
 
 def flat_options(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
